@@ -1,1 +1,1 @@
-"""peakline."""
+"""Memory: event streams, and the allocators that serve them."""

@@ -1,0 +1,1 @@
+"""Placing buffers with lifetimes in one arena."""
