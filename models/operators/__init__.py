@@ -1,1 +1,27 @@
-"""peakline."""
+"""Operator types by family; importing this package registers all of them."""
+
+from peakline.models.operators import (
+    attention,
+    copies,
+    dropout,
+    elementwise,
+    embedding,
+    loss,
+    matmul,
+    normalization,
+    optimizer,
+    softmax,
+)
+from peakline.models.operators.registry import (
+    GradientContext,
+    Node,
+    OperatorType,
+    operator_type,
+    operator_types,
+    register,
+)
+
+__all__ = [
+    "GradientContext", "Node", "OperatorType", "attention", "copies", "dropout", "elementwise", "embedding", "loss",
+    "matmul", "normalization", "operator_type", "operator_types", "optimizer", "register", "softmax",
+]  # fmt: skip

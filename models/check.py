@@ -1,0 +1,97 @@
+"""Consistency of a graph: every fault a builder, an importer or a hand-written file can make, named."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from peakline.models.graph import ALL, PHASES, RESIDENT_ROLES, ROLES, Graph, GraphError, base_name
+
+__all__ = ["check_graph"]
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise `GraphError` listing all faults of the graph at once; see `Graph.check`."""
+    faults = [*_tensor_faults(graph), *_block_faults(graph), *_order_faults(graph)]
+    if faults:
+        more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise GraphError(f"graph {graph.name!r} is not well formed:\n  " + "\n  ".join(faults[:20]) + more)
+
+
+def _tensor_faults(graph: Graph) -> list[str]:
+    faults = []
+    for name, tensor in graph.tensors.items():
+        if name != tensor.name:
+            faults.append(f"tensor {tensor.name!r} is filed under the name {name!r}")
+        if tensor.role not in ROLES:
+            faults.append(f"tensor {name!r} has role {tensor.role!r}; accepted: {', '.join(ROLES)}")
+        if any(np.any(np.less(d, 0)) for d in tensor.shape):
+            faults.append(f"tensor {name!r} has a negative dimension: {tensor.shape}")
+        if tensor.family and not name.startswith(tensor.family + "."):
+            faults.append(f"tensor {name!r} of family {tensor.family!r} must have a name that starts with it")
+        if tensor.storage is not None and tensor.storage not in graph.tensors:
+            faults.append(f"tensor {name!r} shares the storage of {tensor.storage!r}, which does not exist")
+    return faults
+
+
+def _block_faults(graph: Graph) -> list[str]:
+    faults = []
+    repeats: dict[str, int] = {}
+    for block in graph.blocks:
+        if block.repeat < 1 or block.times < 1:
+            faults.append(f"block {block.name!r} must repeat at least once")
+        if block.family is None:
+            if block.repeat != 1:
+                faults.append(f"block {block.name!r} repeats {block.repeat} times and so needs a family")
+        elif repeats.setdefault(block.family, block.repeat) != block.repeat:
+            faults.append(f"blocks of family {block.family!r} repeat {repeats[block.family]} and {block.repeat} times")
+        for name, carry in block.carries.items():
+            faults += [
+                f"carry {name!r} of block {block.name!r} refers to {ref!r}, which does not exist"
+                for ref in (carry.initial, carry.following)
+                if ref not in graph.tensors and not any(ref in b.carries for b in graph.blocks)
+            ]
+    faults += [f"block name {n!r} is used twice" for n in _twice([b.name for b in graph.blocks])]
+    faults += [
+        f"tensor {t.name!r} belongs to family {t.family!r}, which no block walks over"
+        for t in graph.tensors.values()
+        if t.family and t.family not in repeats
+    ]
+    return faults
+
+
+def _order_faults(graph: Graph) -> list[str]:
+    faults = []
+    carried = {name for b in graph.blocks for name in b.carries}
+    known = set(graph.tensors) | carried
+    made: set[str] = set()
+    produced = {base_name(o) for _, op in graph.operators() for o in op.outputs}
+    available = {n for n, t in graph.tensors.items() if t.role in RESIDENT_ROLES or n not in produced}
+    for block in graph.blocks:
+        faults += [
+            f"operator {n!r} appears twice in block {block.name!r}" for n in _twice([o.name for o in block.operators])
+        ]
+        for operator in block.operators:
+            where = f"operator {operator.name!r} in block {block.name!r}"
+            if operator.phase not in PHASES:
+                faults.append(f"{where} has phase {operator.phase!r}; accepted: {', '.join(PHASES)}")
+            for reference in operator.inputs:
+                name = base_name(reference)
+                if name not in known:
+                    faults.append(f"{where} reads {name!r}, which does not exist")
+                elif name not in available and name not in made and name not in carried:
+                    faults.append(f"{where} reads {name!r} before any operator makes it")
+            for reference in operator.outputs:
+                name = base_name(reference)
+                if name not in graph.tensors:
+                    faults.append(f"{where} makes {name!r}, which is not declared")
+                elif name in made:
+                    faults.append(f"{where} makes {name!r} a second time")
+                made.add(name)
+                if reference.endswith(ALL) and graph.tensors.get(name) and not graph.tensors[name].family:
+                    faults.append(f"{where} makes {reference!r}, but {name!r} has no family")
+    return faults
+
+
+def _twice(names: list[str]) -> list[str]:
+    seen: set[str] = set()
+    return [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]

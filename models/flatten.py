@@ -1,0 +1,143 @@
+"""Unroll repeated blocks: resolve every reference to one layer's instance of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from peakline.models.graph import ALL, Block, Graph, Operator, Tensor, base_name
+
+__all__ = ["Resolver", "flatten", "instance_name", "to_networkx"]
+
+
+class Resolver:
+    """Turns a reference made inside a block, at a layer, into (tensor name, layer index) pairs.
+
+    The rules are those of `peakline.models.graph`. Layer index is 0 for tensors without a family.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._tensors = graph.tensors
+        self._repeat = graph.families
+        self._carries = {name: (block, carry) for block in graph.blocks for name, carry in block.carries.items()}
+        self._last: dict[str, int] = {}
+        for block in graph.blocks:
+            final = 0 if block.reverse else block.repeat - 1
+            for operator in block.operators:
+                for output in operator.outputs:
+                    self._last[base_name(output)] = final
+
+    def __call__(self, reference: str, block: Block, index: int) -> tuple[tuple[str, int], ...]:
+        """All instances that `reference` names when used by `block` in layer `index`."""
+        if reference.endswith(ALL):
+            name = reference[:-3]
+            family = self._tensors[name].family
+            return tuple((name, i) for i in range(self._repeat[family])) if family else ((name, 0),)
+        return (self.one(reference, block, index),)
+
+    def one(self, name: str, block: Block, index: int) -> tuple[str, int]:
+        """The single instance that `name` (without `[*]`) stands for."""
+        if name in self._carries:
+            owner, carry = self._carries[name]
+            first = owner.repeat - 1 if owner.reverse else 0
+            if block.family != owner.family:  # seen from outside: the layer executed last
+                index = 0 if owner.reverse else owner.repeat - 1
+            if index == first:
+                return self.one(carry.initial, _OUTSIDE, 0)
+            return self.one(carry.following, owner, index + 1 if owner.reverse else index - 1)
+        family = self._tensors[name].family
+        if family is None:
+            return name, 0
+        if family == block.family:
+            return name, index
+        return name, self._last.get(name, self._repeat[family] - 1)
+
+
+_OUTSIDE = Block("", ())
+
+
+def instance_name(name: str, family: str | None, index: int) -> str:
+    """`model.layers.mlp.out` of layer 3 is `model.layers.3.mlp.out`."""
+    return f"{family}.{index}{name[len(family) :]}" if family else name
+
+
+def flatten(graph: Graph) -> Graph:
+    """Unroll every block; later microbatches (`Block.times`) become copies with `#k` behind their tensors' names."""
+    resolve = Resolver(graph)
+    tensors: dict[str, Tensor] = {}
+    operators: list[Operator] = []
+
+    def declare(name: str, index: int, copy: int) -> str:
+        tensor = graph.tensors[name]
+        flat = instance_name(name, tensor.family, index) + (f"#{copy}" if copy and name in looped else "")
+        if flat not in tensors:
+            storage = None
+            if tensor.storage is not None:
+                at = index if graph.tensors[tensor.storage].family == tensor.family else 0
+                storage = declare(tensor.storage, at, copy)
+            tensors[flat] = replace(tensor, name=flat, family=None, storage=storage)
+        return flat
+
+    looped: set[str] = set()
+    carried = {name for block in graph.blocks for name in block.carries}
+    for tensor in graph.tensors.values():  # resident ones first, in order of declaration
+        if tensor.name not in carried and not _produced(graph, tensor.name):
+            for i in range(graph.layers(tensor.name)):
+                declare(tensor.name, i, 0)
+    for times, group in groupby(graph.blocks, key=lambda b: b.times):
+        blocks = list(group)
+        looped = {base_name(o) for b in blocks for op in b.operators for o in op.outputs}
+        for copy in range(times):
+            for block, index, operator in _execution(blocks):
+                suffix = f"#{copy}" if copy else ""
+                name = instance_name(operator.name, block.family, index) if block.family else operator.name
+                operators.append(
+                    replace(
+                        operator,
+                        name=name + suffix,
+                        module=_layer_module(operator.module, block.family, index),
+                        inputs=tuple(declare(*r, copy) for ref in operator.inputs for r in resolve(ref, block, index)),
+                        outputs=tuple(
+                            declare(*r, copy) for ref in operator.outputs for r in resolve(ref, block, index)
+                        ),
+                    )
+                )
+    return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),))
+
+
+def _produced(graph: Graph, name: str) -> bool:
+    return any(base_name(o) == name for _, op in graph.operators() for o in op.outputs)
+
+
+def _execution(blocks: list[Block]) -> Iterator[tuple[Block, int, Operator]]:
+    for block in blocks:
+        for index in block.indices():
+            for operator in block.operators:
+                yield block, index, operator
+
+
+def _layer_module(module: str, family: str | None, index: int) -> str:
+    inside = family is not None and (module == family or module.startswith(family + "."))
+    return instance_name(module, family, index) if inside else module
+
+
+def to_networkx(graph: Graph) -> Any:
+    """Operators as nodes (with their `Operator`), an edge from producer to reader with the tensor names between."""
+    import networkx as nx
+
+    flat = flatten(graph)
+    result = nx.DiGraph(name=graph.name)
+    producer: dict[str, str] = {}
+    for operator in flat.blocks[0].operators:
+        result.add_node(operator.name, operator=operator, type=operator.type, phase=operator.phase)
+        for name in operator.inputs:
+            source = producer.get(name)
+            if source is not None and source != operator.name:
+                if result.has_edge(source, operator.name):
+                    result.edges[source, operator.name]["tensors"].append(name)
+                else:
+                    result.add_edge(source, operator.name, tensors=[name])
+        producer.update(dict.fromkeys(operator.outputs, operator.name))
+    return result

@@ -1,0 +1,318 @@
+"""Scaled dot-product attention: flash, memory-efficient and math, causal or windowed, grouped heads, KV cache.
+
+Layout: q [B, S, heads·d], k and v [B, T, kv_heads·d] (a projection's output is read in place through strides).
+
+* flash and cuDNN keep q, k, v, out and a float32 log-sum-exp per query; backward allocates a float32 accumulator for
+  dq and, with grouped heads, expanded dk and dv (FlashAttention-2 `mha_bwd`: `dq_accum`, `softmax_d`, `dk_expanded`).
+* memory-efficient is the same with queries padded to a multiple of 32 in the log-sum-exp.
+* math writes the scores: a matrix product, a softmax and a product, each an operator of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from peakline.models.builder import GraphBuilder
+from peakline.models.dims import Dim, Shape, is_array, maximum, minimum, prod, round_up
+from peakline.models.dtypes import DType, dtype
+from peakline.models.graph import Tensor
+from peakline.models.kernels import Attention, Gemm, Kernel, Stream
+from peakline.models.operators.dropout import dropout
+from peakline.models.operators.elementwise import add, cast, scale, unary
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.softmax import softmax
+
+__all__ = ["Backend", "attention", "masked_pairs", "write_cache"]
+
+Backend: TypeAlias = Literal["flash", "efficient", "math", "eager"]
+_FP32 = dtype("fp32")
+
+
+def masked_pairs(queries: Dim, keys: Dim, causal: bool, window: Dim | None) -> Dim:
+    """(query, key) pairs the mask leaves.
+
+    Causal: query i (of the last `queries` of `keys` positions) sees keys − queries + i + 1 keys; a sliding window of
+    w limits each to w. Closed form of Σᵢ min(w, keys − queries + i + 1).
+    """
+    if not causal:
+        return queries * keys if window is None else queries * minimum(keys, window)
+    first, last = keys - queries + 1, keys
+    if window is None:
+        return queries * (first + last) // 2
+    ramp_end = minimum(last, window)
+    ramp = maximum(ramp_end - first + 1, 0)  # queries that see fewer keys than the window, up to and including w
+    return ramp * (first + ramp_end) // 2 + (queries - ramp) * minimum(window, keys)
+
+
+def _kernel(node: Node, backward: bool) -> Attention:
+    """The attention kernel of a node whose last three inputs are q, k, v."""
+    q, k, v = node.inputs[-3:]
+    a = node.attributes
+    heads, kv_heads = a["heads"], a["kv_heads"]
+    return Attention(
+        batch=q.shape[0],
+        heads=heads,
+        kv_heads=kv_heads,
+        queries=q.shape[1],
+        keys=k.shape[1],
+        pairs=masked_pairs(q.shape[1], k.shape[1], a["causal"], a.get("window")),
+        qk_dim=q.shape[2] // heads,
+        v_dim=v.shape[2] // kv_heads,
+        kind=q.dtype,
+        kv_kind=k.dtype,
+        backward=backward,
+    )
+
+
+@dataclass(frozen=True)
+class FusedAttention(OperatorType):
+    """Attention without the score matrix in memory; attributes heads, kv_heads, causal, window, backend."""
+
+    name: str = "attention"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """One attention kernel."""
+        return (_kernel(node, backward=False),)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dq, dk, dv from q, k, v, out and the log-sum-exp."""
+        q, k, v = node.inputs
+        out, lse = node.outputs
+        dout = context.grad(out)
+        if dout is None or not any(context.needs(t) for t in (q, k, v)):
+            return
+        outputs = {f"{n}_grad": (t.shape, t.dtype) for n, t in zip("qkv", (q, k, v))}
+        made = context.emit("attention_backward", [dout, out, lse, q, k, v], outputs, attributes=node.attributes)
+        for target, gradient in zip((q, k, v), made):
+            if context.needs(target):
+                context.give(target, gradient)
+
+
+@dataclass(frozen=True)
+class FusedAttentionBackward(OperatorType):
+    """Gradients of a fused attention kernel."""
+
+    name: str = "attention_backward"
+    launches: int = 3
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """One kernel of five products to the forward's two."""
+        return (_kernel(node, backward=True),)
+
+    def workspace(self, node: Node) -> tuple[Dim, ...]:
+        """float32 dq accumulator and row sums; expanded dk and dv under grouped heads.
+
+        Source: FlashAttention-2 `mha_bwd`: seqlen rounded to 128, head dim to 32 (64 above 32·k: rounded to 32).
+        """
+        q, k, v = node.inputs[-3:]
+        heads, kv_heads = node.attributes["heads"], node.attributes["kv_heads"]
+        d = round_up(q.shape[2] // heads, 32)
+        rows = q.shape[0] * heads * round_up(q.shape[1], 128)
+        sizes: list[Dim] = [rows * 4]
+        if q.dtype.bits < 32:
+            sizes.append(rows * d * 4)
+        if heads != kv_heads:
+            sizes += [t.bytes * (heads // kv_heads) for t in (k, v)]
+        return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class CacheWrite(OperatorType):
+    """Writes new keys or values into a cache that exists already; reads and writes only the new rows."""
+
+    name: str = "cache_write"
+
+    def reads(self, node: Node) -> Dim:
+        """The new rows."""
+        return node.inputs[0].bytes
+
+    def writes(self, node: Node) -> Dim:
+        """The new rows, in the cache's format."""
+        from peakline.models.dtypes import nbytes
+
+        return nbytes(node.inputs[0].elements, node.inputs[1].dtype)
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """A copy."""
+        return (Stream(node.inputs[0].elements, node.inputs[0].dtype),)
+
+
+@dataclass(frozen=True)
+class Scores(OperatorType):
+    """scores[B, heads, S, T] = q·kᵀ; writes the whole square."""
+
+    name: str = "attention_scores"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """B·heads products of S × T × d."""
+        q, k = node.inputs
+        heads = node.attributes["heads"]
+        return (Gemm(q.shape[0] * heads, q.shape[1], k.shape[1], q.shape[2] // heads, q.dtype, k.dtype, q.dtype),)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dq = ds·k, dk = dsᵀ·q."""
+        q, k = node.inputs
+        ds = context.grad(node.outputs[0])
+        if ds is None:
+            return
+        for target, other in ((q, k), (k, q)):
+            if context.needs(target):
+                outputs = {"grad": (target.shape, target.dtype)}
+                (grad,) = context.emit("attention_values", [ds, other], outputs, attributes=node.attributes)
+                context.give(target, grad)
+
+
+@dataclass(frozen=True)
+class Values(OperatorType):
+    """out[B, S, heads·d] = probabilities[B, heads, S, T]·v, or its transpose (a gradient's product)."""
+
+    name: str = "attention_values"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """B·heads products over the score matrix."""
+        p, v = node.inputs
+        heads = node.attributes["heads"]
+        y = node.outputs[0]
+        d = v.shape[2] // heads
+        k = p.shape[3] if not is_array(p.shape[2], p.shape[3], y.shape[1]) and p.shape[2] == y.shape[1] else p.shape[2]
+        return (Gemm(p.shape[0] * heads, y.shape[1], d, k, p.dtype, v.dtype, y.dtype),)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dp = dout·vᵀ, dv = pᵀ·dout."""
+        p, v = node.inputs
+        dout = context.grad(node.outputs[0])
+        if dout is None:
+            return
+        if context.needs(p):
+            (dp,) = context.emit(
+                "attention_scores", [dout, v], {"p_grad": (p.shape, p.dtype)}, attributes=node.attributes
+            )
+            context.give(p, dp)
+        if context.needs(v):
+            outputs = {"v_grad": (v.shape, v.dtype)}
+            (dv,) = context.emit("attention_values", [p, dout], outputs, attributes=node.attributes)
+            context.give(v, dv)
+
+
+for _type in (FusedAttention(), FusedAttentionBackward(), CacheWrite(), Scores(), Values()):
+    register(_type)
+
+
+def repeat_heads(b: GraphBuilder, x: Tensor, times: int, name: str) -> Tensor:
+    """Copy each KV head `times` times (`repeat_kv`), as implementations without grouped-head kernels do."""
+    if times == 1:
+        return x
+    return b.add("repeat", (x,), {"out": ((*x.shape[:-1], x.shape[-1] * times), x.dtype)}, name=name)[0]
+
+
+@dataclass(frozen=True)
+class Repeat(OperatorType):
+    """Copies along a dimension; the gradient is summed back."""
+
+    name: str = "repeat"
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """Sum over the copies."""
+        x, dy = node.inputs[0], context.grad(node.outputs[0])
+        if dy is not None and context.needs(x):
+            (dx,) = context.emit("reduce", [dy], {"dx": (x.shape, x.dtype)})
+            context.give(x, dx)
+
+
+register(Repeat())
+
+
+def write_cache(b: GraphBuilder, x: Tensor, cache: Tensor, *, name: str) -> Tensor:
+    """Append x [B, S, w] to a cache [B, T, w] in place; the result is the cache."""
+    return b.add("cache_write", (x, cache), {"out": (cache.shape, cache.dtype)}, name=name, in_place={"out": cache})[0]
+
+
+def attention(
+    b: GraphBuilder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    causal: bool,
+    window: Dim | None = None,
+    backend: Backend = "flash",
+    p_dropout: float = 0.0,
+    mask: Tensor | None = None,
+    softcap: bool = False,
+    bias: Tensor | None = None,
+    name: str = "attention",
+) -> Tensor:
+    """softmax(q·kᵀ/√d)·v for q [B, S, heads·dq], k [B, T, kv_heads·dq], v [B, T, kv_heads·dv] → [B, S, heads·dv].
+
+    Args:
+        backend: `flash` or `efficient` (fused kernels), `math` (SDPA's fallback), `eager` (written out in Python with
+            a float32 softmax, as transformers' `eager_attention_forward`).
+        window: keys each query sees at most (sliding window); needs `causal`.
+        mask: additive mask that the unfused forms add.
+        softcap: tanh soft-capping of the scores (Gemma-2); only the unfused forms.
+        bias: additive position bias [1, heads, S, T] with a gradient (T5).
+    """
+    # autocast runs attention products in its own format
+    if b.autocast is not None:
+        q, k, v = (cast(b, t, b.autocast) for t in (q, k, v))
+    dv = v.shape[2] // kv_heads
+    out: Shape = (q.shape[0], q.shape[1], heads * dv)
+    if backend in ("flash", "efficient"):
+        queries = round_up(q.shape[1], 32) if backend == "efficient" else q.shape[1]
+        outputs = {"out": (out, q.dtype), "lse": ((q.shape[0], heads, queries), _FP32)}
+        attributes: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "causal": causal, "backend": backend}
+        if window is not None:
+            attributes["window"] = window
+        with b.scope(name):
+            return b.add("attention", (q, k, v), outputs, name=backend, attributes=attributes)[0]
+    with b.scope(name):
+        return _unfused(b, q, k, v, heads, kv_heads, backend, p_dropout, mask, softcap, bias, out)
+
+
+def _unfused(
+    b: GraphBuilder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    kv_heads: int,
+    backend: Backend,
+    p_dropout: float,
+    mask: Tensor | None,
+    softcap: bool,
+    bias: Tensor | None,
+    out: Shape,
+) -> Tensor:
+    """The score matrix written out; every operator inside carries the scope `attention` (selective recomputation)."""
+    k = repeat_heads(b, k, heads // kv_heads, "repeat_k")
+    v = repeat_heads(b, v, heads // kv_heads, "repeat_v")
+    if backend == "math":  # SDPA's math path scales q and k by d^(-1/4) each
+        q, k = scale(b, q, name="scale_q"), scale(b, k, name="scale_k")
+    shape = (q.shape[0], heads, q.shape[1], k.shape[1])
+    (scores,) = b.add("attention_scores", (q, k), {"out": (shape, q.dtype)}, name="scores", attributes={"heads": heads})
+    if backend == "eager":
+        scores = scale(b, scores, name="scaling")
+    if softcap:
+        scores = scale(b, unary(b, "tanh", scale(b, scores, name="cap_divide")), name="cap_multiply")
+    if bias is not None:
+        scores = add(b, scores, bias, name="add_bias")
+    if mask is not None:
+        scores = add(b, scores, mask, name="add_mask")
+    if backend == "eager":
+        probabilities = cast(b, softmax(b, scores, "fp32"), q.dtype)
+    else:
+        probabilities = softmax(b, scores)
+    probabilities = dropout(b, probabilities, p_dropout)
+    probabilities = cast(b, probabilities, v.dtype)
+    attributes = {"heads": heads}
+    return b.add("attention_values", (probabilities, v), {"out": (out, q.dtype)}, name="values", attributes=attributes)[
+        0
+    ]
+
+
+def kv_bytes(batch: Dim, tokens: Dim, kv_heads: int, head_dim: int, layers: int, kind: DType) -> Dim:
+    """Bytes of keys and values of a decoder: 2·layers·batch·tokens·kv_heads·head_dim elements of `kind`."""
+    return prod((2, layers, batch, tokens, kv_heads, head_dim)) * kind.bits // 8

@@ -1,0 +1,273 @@
+"""Elementwise arithmetic and activations, with what PyTorch's eager kernels save for backward.
+
+Saved, per `tools/autograd/derivatives.yaml`: `relu`, `sigmoid`, `tanh`, `exp`, `rsqrt` keep their output; `gelu`,
+`silu`, `pow` their input; `mul` each operand that the other's gradient needs; `add`, `neg`, casts nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peakline.models.builder import GraphBuilder
+from peakline.models.dims import Dim, is_array
+from peakline.models.dtypes import DType, dtype
+from peakline.models.graph import Tensor
+from peakline.models.kernels import Kernel, Stream
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+
+__all__ = ["activation", "add", "cast", "elementwise_backward", "mul", "reduce_to", "scale", "unary"]
+
+_PROMOTION = ("bool", "uint8", "int8", "int16", "int32", "int64", "fp8", "bf16", "fp16", "fp32", "fp64")
+
+
+def promote(a: DType, b: DType) -> DType:
+    """PyTorch's type promotion of two tensors: the wider float; bf16 with fp16 gives fp32."""
+    if {a.name, b.name} == {"bf16", "fp16"}:
+        return dtype("fp32")
+    rank = {n: i for i, n in enumerate(_PROMOTION)}
+    return a if rank.get(a.name, 0) >= rank.get(b.name, 0) else b
+
+
+def same_size(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape (no broadcasting between them)."""
+    if len(a.shape) != len(b.shape):
+        return False
+    return all(bool((x == y).all()) if is_array(x, y) else x == y for x, y in zip(a.shape, b.shape))
+
+
+# ---- unary functions --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Unary(OperatorType):
+    """y = f(x). `saves` says which of x and y the derivative reads; None: the gradient passes through a scalar."""
+
+    name: str
+    work: int
+    saves: str | None
+    launches: int = 1
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """`work` scalar operations per element."""
+        return (Stream(self.work * node.outputs[0].elements, node.outputs[0].dtype),)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dx = dy·f'(x), one kernel."""
+        x, y = node.inputs[0], node.outputs[0]
+        dy = context.grad(y)
+        if dy is None or not context.needs(x):
+            return
+        saved = {"input": (x,), "output": (y,), None: ()}[self.saves]
+        (dx,) = context.emit("elementwise_backward", [dy, *saved], {"dx": (x.shape, x.dtype)})
+        context.give(x, dx)
+
+
+@dataclass(frozen=True)
+class ElementwiseBackward(OperatorType):
+    """Gradient of an elementwise function: reads its inputs, writes its outputs."""
+
+    name: str = "elementwise_backward"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """About four scalar operations per element of the gradient."""
+        return (Stream(4 * node.outputs[0].elements, node.outputs[0].dtype),)
+
+
+elementwise_backward = register(ElementwiseBackward())
+for _name, _work, _saves in [
+    ("relu", 1, "output"), ("relu6", 2, "input"), ("sigmoid", 4, "output"), ("tanh", 6, "output"),
+    ("exp", 4, "output"), ("rsqrt", 2, "output"), ("gelu", 10, "input"), ("gelu_tanh", 12, "input"),
+    ("silu", 5, "input"), ("hardswish", 4, "input"), ("hardsigmoid", 3, "input"), ("softplus", 6, "input"),
+    ("pow", 2, "input"), ("sin", 4, "input"), ("cos", 4, "input"), ("neg", 1, None), ("scale", 1, None),
+    ("leaky_relu", 2, "input"), ("relu_squared", 2, "input"),
+]:  # fmt: skip
+    register(Unary(_name, _work, _saves))
+
+
+def unary(b: GraphBuilder, function: str, x: Tensor, *, in_place: bool = False, name: str | None = None) -> Tensor:
+    """Apply a registered unary function; `in_place` overwrites x (as `nn.ReLU(inplace=True)` does)."""
+    (y,) = b.add(function, (x,), {"out": (x.shape, x.dtype)}, name=name, in_place={"out": x} if in_place else None)
+    return y
+
+
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "gelu_tanh",
+    "swish": "silu", "relu2": "relu_squared",
+}  # fmt: skip
+
+
+def activation(b: GraphBuilder, function: str, x: Tensor, *, in_place: bool = False, name: str = "act_fn") -> Tensor:
+    """An activation by its Hugging Face name (`gelu_new`, `silu`, `relu`, …).
+
+    `gelu_new` in eager transformers is a chain of elementwise kernels; it is written out as such.
+
+    Raises:
+        ValueError: unknown activation.
+    """
+    if function == "gelu_new" and b.eager:
+        return _gelu_new(b, x, name)
+    return unary(b, _ACTIVATIONS.get(function, function), x, in_place=in_place, name=name)
+
+
+def _gelu_new(b: GraphBuilder, x: Tensor, name: str) -> Tensor:
+    """0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))), kernel by kernel as `transformers.NewGELUActivation` runs it."""
+    with b.scope(name):
+        half = scale(b, x)
+        cubed = unary(b, "pow", x)
+        inner = scale(b, add(b, x, scale(b, cubed)))
+        return mul(b, half, unary(b, "scale", unary(b, "tanh", inner), name="plus_one"))
+
+
+def scale(b: GraphBuilder, x: Tensor, *, name: str = "scale") -> Tensor:
+    """x times (or plus) a constant: a kernel that saves nothing."""
+    return unary(b, "scale", x, name=name)
+
+
+# ---- casts ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Cast(OperatorType):
+    """A copy into another format; its backward casts the gradient back."""
+
+    name: str = "cast"
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dx = dy cast to x's format."""
+        x, dy = node.inputs[0], context.grad(node.outputs[0])
+        if dy is not None and context.needs(x):
+            (dx,) = context.emit("cast", [dy], {"dx": (x.shape, x.dtype)})
+            context.give(x, dx)
+
+
+register(Cast())
+
+
+def cast(b: GraphBuilder, x: Tensor, kind: DType | str, *, name: str = "to") -> Tensor:
+    """x in another format; x itself when it has that format already."""
+    if x.dtype.name == dtype(kind).name:
+        return x
+    return b.add("cast", (x,), {"out": (x.shape, dtype(kind))}, name=name)[0]
+
+
+# ---- binary -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Reduce(OperatorType):
+    """Sum over the dimensions that were broadcast (or over rows, for a bias)."""
+
+    name: str = "reduce"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """One addition per element read."""
+        return (Stream(node.inputs[0].elements, node.inputs[0].dtype),)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """The gradient is broadcast: a view."""
+        x, dy = node.inputs[0], context.grad(node.outputs[0])
+        if dy is not None and context.needs(x):
+            (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
+            context.give(x, dx)
+
+
+register(Reduce())
+
+
+@dataclass(frozen=True)
+class View(OperatorType):
+    """Another shape or an expanded look at the same storage: no work, no bytes."""
+
+    name: str = "view"
+    launches: int = 0
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """None."""
+        return ()
+
+    def reads(self, node: Node) -> Dim:
+        """None."""
+        return 0
+
+    def writes(self, node: Node) -> Dim:
+        """None."""
+        return 0
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """The gradient is viewed back."""
+        x, dy = node.inputs[0], context.grad(node.outputs[0])
+        if dy is not None and context.needs(x):
+            (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
+            context.give(x, dx)
+
+
+register(View())
+
+
+def view(b: GraphBuilder, x: Tensor, shape: tuple[Dim, ...], *, name: str = "view") -> Tensor:
+    """x's storage under another shape."""
+    return b.add("view", (x,), {"out": (shape, x.dtype)}, name=name, in_place={"out": x})[0]
+
+
+def reduce_to(context: GradientContext, gradient: Tensor, like: Tensor) -> Tensor:
+    """Sum a gradient down to the shape and format of a broadcast operand; itself when nothing was broadcast."""
+    if not same_size(gradient, like):
+        (gradient,) = context.emit("reduce", [gradient], {"sum": (like.shape, gradient.dtype)})
+    if gradient.dtype.name != like.dtype.name:
+        (gradient,) = context.emit("cast", [gradient], {"cast": (like.shape, like.dtype)})
+    return gradient
+
+
+@dataclass(frozen=True)
+class Add(OperatorType):
+    """a + b with broadcasting; saves nothing, and both operands receive the same gradient."""
+
+    name: str = "add"
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """The gradient itself, reduced where an operand was broadcast."""
+        dy = context.grad(node.outputs[0])
+        if dy is None:
+            return
+        for operand in node.inputs:
+            if context.needs(operand):
+                context.give(operand, reduce_to(context, dy, operand))
+
+
+@dataclass(frozen=True)
+class Mul(OperatorType):
+    """a · b with broadcasting; each operand is kept if the other needs a gradient."""
+
+    name: str = "mul"
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """da = dy·b, db = dy·a."""
+        dy = context.grad(node.outputs[0])
+        if dy is None:
+            return
+        a, b = node.inputs
+        for operand, other in ((a, b), (b, a)):
+            if context.needs(operand):
+                (product,) = context.emit("elementwise_backward", [dy, other], {"product": (dy.shape, dy.dtype)})
+                context.give(operand, reduce_to(context, product, operand))
+
+
+register(Add())
+register(Mul())
+
+
+def _broadcast(a: Tensor, b: Tensor) -> tuple[Dim, ...]:
+    n = max(len(a.shape), len(b.shape))
+    left = (1,) * (n - len(a.shape)) + a.shape
+    right = (1,) * (n - len(b.shape)) + b.shape
+    return tuple(y if not is_array(x) and x == 1 else x for x, y in zip(left, right))
+
+
+def _binary(b: GraphBuilder, kind: str, x: Tensor, y: Tensor, in_place: bool, name: str | None) -> Tensor:
+    out = promote(x.dtype, y.dtype)
+    overwrite = {"out": x} if in_place else None
+    return b.add(kind, (x, y), {"out": (_broadcast(x, y), out)}, name=name, in_place=overwrite)[0]
+
+
+def add(b: GraphBuilder, x: Tensor, y: Tensor, *, in_place: bool = False, name: str | None = None) -> Tensor:
+    """x + y, broadcast and promoted as PyTorch does; `in_place` writes into x."""
+    return _binary(b, "add", x, y, in_place, name)
+
+
+def mul(b: GraphBuilder, x: Tensor, y: Tensor, *, in_place: bool = False, name: str | None = None) -> Tensor:
+    """x · y, broadcast and promoted as PyTorch does; `in_place` writes into x."""
+    return _binary(b, "mul", x, y, in_place, name)

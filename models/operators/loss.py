@@ -1,0 +1,139 @@
+"""Losses. Cross-entropy as eager PyTorch runs it (log-softmax kept, two gradients of its size in backward), and the
+chunked or fused forms that never hold the whole logits (Liger, Cut Cross-Entropy, torchtune's chunked loss).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peakline.models.builder import GraphBuilder
+from peakline.models.dims import Dim, ceil_div
+from peakline.models.dtypes import dtype
+from peakline.models.graph import Tensor
+from peakline.models.kernels import Gemm, Kernel, Stream
+from peakline.models.operators.elementwise import cast
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+
+__all__ = ["cross_entropy", "linear_cross_entropy", "mse_loss"]
+
+
+@dataclass(frozen=True)
+class NllLoss(OperatorType):
+    """Mean negative log-likelihood of the labels; keeps log-probabilities and labels (and a scalar weight)."""
+
+    name: str = "nll_loss"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """One gather and addition per label."""
+        return (Stream(2 * node.inputs[1].elements, node.inputs[0].dtype),)
+
+    def reads(self, node: Node) -> Dim:
+        """The labels and one log-probability each."""
+        log_probs, labels = node.inputs
+        return labels.bytes + labels.elements * (log_probs.dtype.bits // 8)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """A zero-filled tensor of the log-probabilities' size with −1/n at the labels (`nll_loss_backward`)."""
+        log_probs, labels = node.inputs
+        dy = context.grad(node.outputs[0])
+        if dy is not None and context.needs(log_probs):
+            (dx,) = context.emit("fill_backward", [dy, labels], {"dx": (log_probs.shape, log_probs.dtype)})
+            context.give(log_probs, dx)
+
+
+@dataclass(frozen=True)
+class FillBackward(OperatorType):
+    """Writes a gradient tensor that hardly reads anything (zero fill and scatter)."""
+
+    name: str = "fill_backward"
+    launches: int = 2
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """No arithmetic to speak of: one operation per element written."""
+        return (Stream(node.outputs[0].elements, node.outputs[0].dtype, 2),)
+
+
+@dataclass(frozen=True)
+class MseLoss(OperatorType):
+    """Mean squared error; keeps prediction and target."""
+
+    name: str = "mse_loss"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """Subtract, square, add."""
+        return (Stream(3 * node.inputs[0].elements, node.inputs[0].dtype),)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dx = 2(x − target)/n."""
+        x, target = node.inputs
+        dy = context.grad(node.outputs[0])
+        if dy is not None and context.needs(x):
+            (dx,) = context.emit("elementwise_backward", [dy, x, target], {"dx": (x.shape, x.dtype)})
+            context.give(x, dx)
+
+
+@dataclass(frozen=True)
+class LinearCrossEntropy(OperatorType):
+    """Head projection and cross-entropy together, `chunks` slices of the rows at a time.
+
+    Inputs x[rows, h], weight[v, h], labels; outputs the scalar loss and the gradients of x and weight, which the
+    forward pass already computes (Liger's FusedLinearCrossEntropy, arXiv:2410.10989 §3.2).
+    """
+
+    name: str = "linear_cross_entropy"
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """Logits, dx and dW: three products, and a softmax over the logits."""
+        x, w = node.inputs[:2]
+        rows, (v, h) = x.elements // x.shape[-1], w.shape
+        kind = x.dtype
+        return (
+            Gemm(1, rows, v, h, kind, w.dtype, kind),
+            Stream(8 * rows * v, dtype("fp32"), 2),
+            Gemm(1, rows, h, v, kind, w.dtype, kind),
+            Gemm(1, v, h, rows, kind, kind, w.dtype),
+        )
+
+    def workspace(self, node: Node) -> tuple[Dim, ...]:
+        """One chunk of logits in the input's format and one in float32."""
+        x, w = node.inputs[:2]
+        rows = ceil_div(x.elements // x.shape[-1], node.attributes["chunks"])
+        return (rows * w.shape[0] * (x.dtype.bits // 8), rows * w.shape[0] * 4)
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """Hands on the gradients that the forward pass computed."""
+        x, w = node.inputs[:2]
+        if context.grad(node.outputs[0]) is None:
+            return
+        for target, gradient in zip((x, w), node.outputs[1:]):
+            if context.needs(target):
+                outputs = {"grad": (target.shape, target.dtype)}
+                context.give(target, context.emit("view", [gradient], outputs, in_place={"grad": gradient})[0])
+
+
+for _type in (NllLoss(), FillBackward(), MseLoss(), LinearCrossEntropy()):
+    register(_type)
+
+
+def cross_entropy(b: GraphBuilder, logits: Tensor, labels: Tensor, *, upcast: bool = True) -> Tensor:
+    """`F.cross_entropy` over the last dimension; `upcast` converts the logits to float32 first, as transformers does."""
+    with b.scope("loss"):
+        if upcast or b.autocast is not None:
+            logits = cast(b, logits, "fp32", name="upcast")
+        (log_probs,) = b.add("log_softmax", (logits,), {"out": (logits.shape, logits.dtype)}, name="log_softmax")
+        return b.add("nll_loss", (log_probs, labels), {"out": ((), logits.dtype)}, name="nll_loss")[0]
+
+
+def linear_cross_entropy(b: GraphBuilder, x: Tensor, weight: Tensor, labels: Tensor, *, chunks: Dim) -> Tensor:
+    """The fused head and loss, in `chunks` slices of the rows."""
+    outputs = {"out": ((), dtype("fp32")), "dx": (x.shape, x.dtype), "dweight": (weight.shape, weight.dtype)}
+    with b.scope("loss"):
+        return b.add("linear_cross_entropy", (x, weight, labels), outputs, name="fused", attributes={"chunks": chunks})[
+            0
+        ]
+
+
+def mse_loss(b: GraphBuilder, prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error, a scalar."""
+    with b.scope("loss"):
+        return b.add("mse_loss", (prediction, target), {"out": ((), prediction.dtype)}, name="mse")[0]

@@ -1,0 +1,169 @@
+"""Operator types: what one operator costs, what its backward needs, and how its gradient is computed.
+
+Each family's module (`matmul`, `attention`, `normalization`, …) registers its types here and offers the functions
+that model code calls. What autograd *saves* is not declared: it is whatever forward tensors the backward operators
+read, so that memory and gradients cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from peakline.models.dims import Dim, Shape
+from peakline.models.dtypes import DType
+from peakline.models.graph import ALL, Graph, Operator, Role, Tensor, base_name
+from peakline.models.kernels import Kernel, Stream
+
+__all__ = ["GradientContext", "Node", "OperatorType", "operator_type", "operator_types", "register"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An operator together with its tensors.
+
+    `count(reference)` instances are meant by a `[*]` reference; everything else is one tensor.
+    """
+
+    operator: Operator
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    instances: tuple[int, ...]
+
+    @staticmethod
+    def of(graph: Graph, operator: Operator, families: Mapping[str, int] | None = None) -> Node:
+        """Look the operator's tensors up in its graph (`families`: the graph's, if at hand)."""
+        layers = graph.families if families is None else families
+        tensors = graph.tensors
+        references = operator.inputs + operator.outputs
+        found = tuple([tensors[base_name(r)] for r in references])
+        counts = tuple([layers[t.family] if t.family and r.endswith(ALL) else 1 for r, t in zip(references, found)])
+        n = len(operator.inputs)
+        return Node(operator, found[:n], found[n:], counts)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The operator's attributes."""
+        return self.operator.attributes
+
+    @property
+    def input_bytes(self) -> Dim:
+        """Bytes of the distinct inputs."""
+        return _distinct_bytes(self.inputs, self.instances[: len(self.inputs)])
+
+    @property
+    def output_bytes(self) -> Dim:
+        """Bytes of the outputs."""
+        return _distinct_bytes(self.outputs, self.instances[len(self.inputs) :])
+
+
+def _distinct_bytes(tensors: Sequence[Tensor], counts: Sequence[int]) -> Dim:
+    seen: set[str] = set()
+    total: Dim = 0
+    for tensor, count in zip(tensors, counts):
+        if tensor.name not in seen:
+            seen.add(tensor.name)
+            total = total + tensor.bytes * count
+    return total
+
+
+class GradientContext(Protocol):
+    """What an operator's `backward` may ask and do; the training-step transform implements it."""
+
+    def grad(self, output: Tensor) -> Tensor | None:
+        """Gradient that has arrived for an output of the forward operator, or None."""
+
+    def needs(self, tensor: Tensor) -> bool:
+        """Whether a gradient for this input is wanted."""
+
+    def emit(
+        self,
+        type: str,
+        inputs: Sequence[Tensor],
+        outputs: Mapping[str, tuple[Shape, DType]],
+        *,
+        attributes: Mapping[str, Any] | None = None,
+        in_place: Mapping[str, Tensor] | None = None,
+        roles: Mapping[str, Role] | None = None,
+    ) -> list[Tensor]:
+        """Append a backward operator named after the forward one; its outputs are temporaries or gradients."""
+
+    def give(self, tensor: Tensor, gradient: Tensor) -> None:
+        """Pass a gradient on to an input: the first one is kept, later ones are added."""
+
+
+class OperatorType:
+    """One type of operator. Subclass it in the family's module and `register` an instance.
+
+    Attributes:
+        name: the type's key.
+        launches: kernels it starts on a device (0 for views).
+    """
+
+    name: str
+    launches: int = 1
+
+    def kernels(self, node: Node) -> tuple[Kernel, ...]:
+        """The work, in plain numbers; by default elementwise work over the largest tensor."""
+        return (Stream(node.outputs[0].elements, node.outputs[0].dtype, self.launches),)
+
+    def reads(self, node: Node) -> Dim:
+        """Compulsory bytes read: every distinct input once."""
+        return node.input_bytes
+
+    def writes(self, node: Node) -> Dim:
+        """Compulsory bytes written: every output once."""
+        return node.output_bytes
+
+    def workspace(self, node: Node) -> tuple[Dim, ...]:
+        """Sizes of the blocks the implementation allocates and frees inside the operator."""
+        return ()
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """Emit the operators that compute the inputs' gradients.
+
+        Raises:
+            NotImplementedError: the type has no gradient.
+        """
+        raise NotImplementedError(f"operator type {self.name!r} has no backward")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients flow through it."""
+        return type(self).backward is not OperatorType.backward
+
+
+_TYPES: dict[str, OperatorType] = {}
+
+
+def register(kind: OperatorType) -> OperatorType:
+    """Add a type to the registry.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if kind.name in _TYPES:
+        raise ValueError(f"operator type {kind.name!r} is registered twice")
+    _TYPES[kind.name] = kind
+    return kind
+
+
+def operator_type(name: str) -> OperatorType:
+    """Look a type up.
+
+    Raises:
+        ValueError: unknown; the message names the nearest known types.
+    """
+    found = _TYPES.get(name)
+    if found is None:
+        import difflib
+
+        near = difflib.get_close_matches(name, _TYPES, 3) or sorted(_TYPES)
+        raise ValueError(f"operator type {name!r} is unknown; nearest: {', '.join(near)}")
+    return found
+
+
+def operator_types() -> dict[str, OperatorType]:
+    """All registered types by name."""
+    return dict(_TYPES)

@@ -1,0 +1,95 @@
+"""Activation recomputation: forward operators run again in the backward pass instead of keeping their outputs.
+
+A *region* is a run of forward operators recomputed together (a layer under full checkpointing, the score matrix under
+selective). Only its inputs stay saved. When backward first needs a tensor of the region, the operators that lead to
+any tensor backward needs are run again, and no others: `torch.utils.checkpoint(use_reentrant=False)` stops as soon
+as the last needed tensor exists. Sources: arXiv:1604.06174; selective: arXiv:2205.05198 §4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Literal, TypeAlias
+
+from peakline.models.graph import Block, Graph, Operator, Tensor
+
+__all__ = ["POLICIES", "Policy", "recompute", "regions"]
+
+Policy: TypeAlias = Literal["none", "full", "selective"]
+POLICIES = ("none", "full", "selective")
+
+_SELECTIVE = frozenset(
+    {"attention_scores", "scale", "softmax", "dropout", "add", "cast", "tanh", "attention_values", "repeat"}
+)
+
+
+def regions(block: Block, policy: Policy, has_families: bool) -> list[list[Operator]]:
+    """The runs of operators of a forward block that the policy recomputes.
+
+    `full`: each layer of a repeated block; in a graph without repeated blocks, each module two levels deep
+    (`layer1.0`, `features.3`). `selective`: the operators between q, k, v and the attention's output.
+    """
+    if policy == "none":
+        return []
+    if policy == "selective":
+        runs = groupby(block.operators, key=lambda o: o.type in _SELECTIVE and "attention" in o.module.split("."))
+        return [list(run) for inside, run in runs if inside]
+    if block.family is not None:
+        return [list(block.operators)]
+    if has_families:
+        return []
+    runs_by_module = groupby(block.operators, key=lambda o: ".".join(o.module.split(".")[:2]))
+    return [list(run) for module, run in runs_by_module if "." in module]
+
+
+def recompute(
+    forward: Graph, backward: Sequence[Block], tensors: dict[str, Tensor], policy: Policy, suffix: str = ""
+) -> list[Block]:
+    """Rewrite backward blocks so that they read recomputed tensors; declares the new tensors in `tensors`."""
+    has_families = bool(forward.families)
+    groups = [(block.family, region) for block in forward.blocks for region in regions(block, policy, has_families)]
+    result = []
+    for block in backward:
+        for family, region in groups:
+            if family == block.family:
+                block = _recompute_region(block, region, tensors, suffix)
+        result.append(block)
+    return result
+
+
+def _recompute_region(block: Block, region: list[Operator], tensors: dict[str, Tensor], suffix: str) -> Block:
+    made = {o for operator in region for o in operator.outputs}
+    readers = [i for i, operator in enumerate(block.operators) if not made.isdisjoint(operator.inputs)]
+    if not readers:
+        return block
+    needed = {name for i in readers for name in block.operators[i].inputs if name in made}
+    needed |= {tensors[n].storage or n for n in needed} & made
+    again: list[Operator] = []
+    for operator in reversed(region):
+        if not needed.isdisjoint(operator.outputs):
+            again.insert(0, operator)
+            needed.update(n for n in operator.inputs if n in made)
+    renamed = {o: f"{o}.recomputed{suffix}" for operator in again for o in operator.outputs}
+    for old, new in renamed.items():
+        tensor = tensors[old]
+        storage = renamed.get(tensor.storage, tensor.storage) if tensor.storage else None
+        tensors[new] = replace(tensor, name=new, storage=storage)
+
+    def rename(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(renamed.get(n, n) for n in names)
+
+    clones = tuple(
+        replace(
+            operator,
+            name=f"{operator.name}.recomputed{suffix}",
+            inputs=rename(operator.inputs),
+            outputs=rename(operator.outputs),
+            phase="recompute",
+        )
+        for operator in again
+    )
+    first = readers[0]
+    rest = tuple(replace(operator, inputs=rename(operator.inputs)) for operator in block.operators[first:])
+    return replace(block, operators=block.operators[:first] + clones + rest)
