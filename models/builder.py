@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from peakline.models.dims import Shape
+from peakline.models.dims import Shape, same_shape
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Block, Carry, Graph, Operator, Role, Tensor
 
@@ -212,7 +212,7 @@ class GraphBuilder:
                 yield layer
             finally:
                 self._family = None
-        if layer.x.shape != port.shape and not _same_shape(layer.x.shape, port.shape):
+        if not same_shape(layer.x.shape, port.shape):
             raise ValueError(f"{path}: a layer turns shape {port.shape} into {layer.x.shape}; it must keep it")
         carries = {port.name: Carry(carry.name, layer.x.name)}
         self._close(family, repeat=count, family=family, carries=MappingProxyType(carries))
@@ -224,9 +224,3 @@ class GraphBuilder:
         graph = Graph(self.name, dict(self.tensors), tuple(self.blocks), workload, tuple(self.notes))
         graph.check()
         return graph
-
-
-def _same_shape(a: Shape, b: Shape) -> bool:
-    return len(a) == len(b) and all(
-        bool((x == y) if isinstance(x == y, bool) else (x == y).all()) for x, y in zip(a, b)
-    )

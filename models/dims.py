@@ -99,6 +99,11 @@ def flops(*factors: Dim) -> Flops:
     return np.asarray(result, dtype=np.float64)
 
 
-def to_flops(value: Dim | Flops) -> Flops:
+def to_flops(value: Dim) -> Flops:
     """Mark an integer count as FLOPs: arrays become float64, scalars stay int."""
     return value.astype(np.float64) if isinstance(value, np.ndarray) else value
+
+
+def same_shape(a: Shape, b: Shape) -> bool:
+    """Whether two shapes are equal, in every configuration."""
+    return len(a) == len(b) and all(bool(np.all(x == y)) for x, y in zip(a, b))

@@ -75,8 +75,9 @@ def flatten(graph: Graph) -> Graph:
         if flat not in tensors:
             storage = None
             if tensor.storage is not None:
-                at = index if graph.tensors[tensor.storage].family == tensor.family else 0
-                storage = declare(tensor.storage, at, copy)
+                walker = Block("", (), family=tensor.family)
+                storage = declare(*resolve.one(tensor.storage, walker, index), copy)
+                storage = tensors[storage].storage or storage
             tensors[flat] = replace(tensor, name=flat, family=None, storage=storage)
         return flat
 
@@ -92,16 +93,16 @@ def flatten(graph: Graph) -> Graph:
         for copy in range(times):
             for block, index, operator in _execution(blocks):
                 suffix = f"#{copy}" if copy else ""
+                inputs = [r for reference in operator.inputs for r in resolve(reference, block, index)]
+                outputs = [r for reference in operator.outputs for r in resolve(reference, block, index)]
                 name = instance_name(operator.name, block.family, index) if block.family else operator.name
                 operators.append(
                     replace(
                         operator,
                         name=name + suffix,
                         module=_layer_module(operator.module, block.family, index),
-                        inputs=tuple(declare(*r, copy) for ref in operator.inputs for r in resolve(ref, block, index)),
-                        outputs=tuple(
-                            declare(*r, copy) for ref in operator.outputs for r in resolve(ref, block, index)
-                        ),
+                        inputs=tuple([declare(*r, copy) for r in inputs]),
+                        outputs=tuple([declare(*r, copy) for r in outputs]),
                     )
                 )
     return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),))
@@ -128,7 +129,7 @@ def to_networkx(graph: Graph) -> Any:
     import networkx as nx
 
     flat = flatten(graph)
-    result = nx.DiGraph(name=graph.name)
+    result: Any = nx.DiGraph(name=graph.name)
     producer: dict[str, str] = {}
     for operator in flat.blocks[0].operators:
         result.add_node(operator.name, operator=operator, type=operator.type, phase=operator.phase)

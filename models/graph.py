@@ -120,7 +120,7 @@ class Block:
         reverse: walks from the last layer to the first (a backward pass).
         carries: names that tie a layer to the one executed before it.
         times: executions of the whole block in a row that leave no tensor behind (later microbatches of gradient
-            accumulation): costs count `times` times, memory once. Consecutive blocks of equal `times` > 1 form the loop.
+            accumulation): costs count `times` times, memory once. Consecutive blocks of equal `times` form the loop.
     """
 
     name: str

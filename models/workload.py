@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim
-from peakline.models.dtypes import DType, dtype
+from peakline.models.dtypes import DTYPES, DType
 from peakline.models.graph import Tensor
 from peakline.models.operators.attention import Backend
 
@@ -55,7 +55,7 @@ class Workload:
     seq: Dim | None = None
     context: Dim | None = None
     image: Dim | None = None
-    kind: DType = dtype("bf16")
+    kind: DType = DTYPES["bf16"]
     autocast: DType | None = None
     kv_kind: DType | None = None
     weight_kind: DType | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim, is_array
+from peakline.models.dims import Dim, is_array, same_shape
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
@@ -28,14 +28,7 @@ def promote(a: DType, b: DType) -> DType:
     return a if rank.get(a.name, 0) >= rank.get(b.name, 0) else b
 
 
-def same_size(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same shape (no broadcasting between them)."""
-    if len(a.shape) != len(b.shape):
-        return False
-    return all(bool((x == y).all()) if is_array(x, y) else x == y for x, y in zip(a.shape, b.shape))
-
-
-# ---- unary functions --------------------------------------------------------------------------------------------------
+# ---- unary functions -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Unary(OperatorType):
     """y = f(x). `saves` says which of x and y the derivative reads; None: the gradient passes through a scalar."""
@@ -121,7 +114,7 @@ def scale(b: GraphBuilder, x: Tensor, *, name: str = "scale") -> Tensor:
     return unary(b, "scale", x, name=name)
 
 
-# ---- casts ------------------------------------------------------------------------------------------------------------
+# ---- casts -----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Cast(OperatorType):
     """A copy into another format; its backward casts the gradient back."""
@@ -146,7 +139,7 @@ def cast(b: GraphBuilder, x: Tensor, kind: DType | str, *, name: str = "to") -> 
     return b.add("cast", (x,), {"out": (x.shape, dtype(kind))}, name=name)[0]
 
 
-# ---- binary -----------------------------------------------------------------------------------------------------------
+# ---- binary ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Reduce(OperatorType):
     """Sum over the dimensions that were broadcast (or over rows, for a bias)."""
@@ -205,7 +198,7 @@ def view(b: GraphBuilder, x: Tensor, shape: tuple[Dim, ...], *, name: str = "vie
 
 def reduce_to(context: GradientContext, gradient: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient down to the shape and format of a broadcast operand; itself when nothing was broadcast."""
-    if not same_size(gradient, like):
+    if not same_shape(gradient.shape, like.shape):
         (gradient,) = context.emit("reduce", [gradient], {"sum": (like.shape, gradient.dtype)})
     if gradient.dtype.name != like.dtype.name:
         (gradient,) = context.emit("cast", [gradient], {"cast": (like.shape, like.dtype)})

@@ -116,7 +116,7 @@ for _type in (NllLoss(), FillBackward(), MseLoss(), LinearCrossEntropy()):
 
 
 def cross_entropy(b: GraphBuilder, logits: Tensor, labels: Tensor, *, upcast: bool = True) -> Tensor:
-    """`F.cross_entropy` over the last dimension; `upcast` converts the logits to float32 first, as transformers does."""
+    """`F.cross_entropy` over the last dimension; `upcast` makes float32 logits first, as transformers does."""
     with b.scope("loss"):
         if upcast or b.autocast is not None:
             logits = cast(b, logits, "fp32", name="upcast")

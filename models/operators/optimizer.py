@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peakline.models.dims import Dim, ceil_div, is_array
+from peakline.models.dims import Dim, ceil_div
+from peakline.models.graph import Tensor
 from peakline.models.kernels import Gemm, Kernel, Stream
 from peakline.models.operators.registry import Node, OperatorType, register
 
-__all__ = ["elements"]
+__all__ = ["CHUNK"]
 
 CHUNK = 65536 * 320
 """Elements one multi-tensor kernel covers: 320 blocks of 65,536 (aten/src/ATen/native/cuda/MultiTensorApply.cuh)."""
-
-
-def elements(node: Node) -> Dim:
-    """Elements of the longest list among inputs and outputs."""
-    first: Dim = 0
-    for tensor, count in zip((*node.inputs[:1], *node.outputs[:1]), (*node.instances[:1], *node.instances[-1:])):
-        size = tensor.elements * count
-        first = size if is_array(size, first) or size > first else first
-    return first
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,10 @@ class UpdatePass(OperatorType):
         kind = (node.inputs or node.outputs)[0].dtype
         return (Stream(total * int(node.attributes.get("work", 2)), kind, launches),)
 
-    def _list(self, node: Node) -> list[tuple[object, int]]:
+    def _list(self, node: Node) -> list[tuple[Tensor, int]]:
         parameters = int(node.attributes["tensors"])
         pairs = list(zip((*node.inputs, *node.outputs), node.instances))
-        return pairs[:parameters]  # type: ignore[return-value]
+        return pairs[:parameters]
 
     def writes(self, node: Node) -> Dim:
         """The overwritten inputs and the outputs."""
@@ -58,7 +50,7 @@ class UpdatePass(OperatorType):
         """`workspace` copies of each tensor of the list in `workspace_bytes` per element, freed within the pass."""
         copies = int(node.attributes.get("workspace", 0))
         width = int(node.attributes.get("workspace_bytes", 4))
-        return tuple(t.elements * width for t, _ in self._list(node) for _ in range(copies))  # type: ignore[attr-defined]
+        return tuple(t.elements * width for t, _ in self._list(node) for _ in range(copies))
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from peakline.models.dims import Dim
+from peakline.models.dims import Shape
 from peakline.models.dtypes import DType, dtype
-from peakline.models.graph import Block, Operator, Tensor
+from peakline.models.graph import Block, Operator, Role, Tensor
 
 __all__ = ["IMPLEMENTATIONS", "OPTIMIZERS", "add_optimizer", "parse_optimizer"]
 
@@ -34,21 +34,18 @@ class Step:
     layers: Mapping[str, int]
     operators: list[Operator] = field(default_factory=list)
 
-    def state(
-        self, suffix: str, kind: DType | None = None, shape: Callable[[Tensor], tuple[Dim, ...]] | None = None
-    ) -> list[Tensor]:
+    def state(self, suffix: str, kind: DType | None = None) -> list[Tensor]:
         """One state per parameter, in the parameter's format unless said otherwise."""
         return [
-            self._declare(f"{p.name}.{suffix}", shape(p) if shape else p.shape, kind or p.dtype, p, "optimizer_state")
-            for p in self.parameters
+            self._declare(f"{p.name}.{suffix}", p.shape, kind or p.dtype, p, "optimizer_state") for p in self.parameters
         ]
 
     def temporary(self, suffix: str, like: list[Tensor], kind: DType | None = None) -> list[Tensor]:
         """One temporary per tensor of a list; the next pass must make it."""
         return [self._declare(f"{t.name}.{suffix}", t.shape, kind or t.dtype, t, "workspace") for t in like]
 
-    def _declare(self, name: str, shape: tuple[Dim, ...], kind: DType, like: Tensor, role: str) -> Tensor:
-        tensor = Tensor(name, shape, kind, role, like.family)  # type: ignore[arg-type]
+    def _declare(self, name: str, shape: Shape, kind: DType, like: Tensor, role: Role) -> Tensor:
+        tensor = Tensor(name, shape, kind, role, like.family)
         self.tensors[name] = tensor
         return tensor
 
@@ -92,7 +89,7 @@ def _every(tensor: Tensor) -> str:
     return f"{tensor.name}[*]" if tensor.family else tensor.name
 
 
-# ---- the algorithms ---------------------------------------------------------------------------------------------------
+# ---- the algorithms --------------------------------------------------------------------------------------------------
 def sgd(step: Step) -> None:
     """p ← p − lr·g: in place, no state."""
     step.update("step", writes=[step.parameters], reads=[step.gradients])
@@ -198,7 +195,7 @@ def adafactor(step: Step) -> None:
 
 
 def muon(step: Step) -> None:
-    """Momentum for every parameter; matrices are orthogonalised by five Newton–Schulz steps in bf16, others use Adam."""
+    """Layer matrices: momentum orthogonalised by five Newton–Schulz steps in bf16; everything else uses Adam."""
     inside = [(p, g) for p, g in zip(step.parameters, step.gradients) if len(p.shape) == 2 and p.family]
     outside = [(p, g) for p, g in zip(step.parameters, step.gradients) if not (len(p.shape) == 2 and p.family)]
     everything = step.parameters, step.gradients

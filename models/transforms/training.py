@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from peakline.models.dtypes import dtype
-from peakline.models.graph import Block, Graph, Operator, Tensor
+from peakline.models.graph import Block, Carry, Graph, Operator, Tensor
 from peakline.models.transforms.gradients import differentiate
 from peakline.models.transforms.optimizer import add_optimizer
 from peakline.models.transforms.recompute import POLICIES, Policy, recompute
@@ -58,8 +58,7 @@ def train(
     blocks = [*forward.blocks, *recompute(forward, first.blocks, tensors, recomputation)]
     if accumulation > 1:
         later = _renamed(replace(base, tensors=tensors), "+")
-        buffers = {p: g for p, g in first.of.items()}
-        second = differentiate(later, loss + "+", into=buffers, suffix="+", seed=seed)
+        second = differentiate(later, loss + "+", into=first.of, suffix="+", seed=seed)
         tensors = second.tensors
         again = [*later.blocks, *recompute(later, second.blocks, tensors, recomputation, "+")]
         blocks += [replace(block, times=accumulation - 1) for block in again]
@@ -120,8 +119,7 @@ def _renamed(graph: Graph, suffix: str) -> Graph:
             for o in block.operators
         )
         carries = {
-            rename(p): replace(c, initial=rename(c.initial), following=rename(c.following))
-            for p, c in block.carries.items()
+            rename(port): Carry(rename(carry.initial), rename(carry.following)) for port, carry in block.carries.items()
         }
         blocks.append(replace(block, name=block.name + suffix, operators=operators, carries=carries))
     return replace(graph, tensors=tensors, blocks=tuple(blocks))
