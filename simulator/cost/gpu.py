@@ -1,0 +1,125 @@
+"""What all GPU kernels share: starting a kernel, the reach of L2, and the few physical constants of the GPU model.
+
+One set of constants serves every generation; a device enters through its public figures alone (units, clock, peaks,
+bandwidth, L2 and shared memory sizes, TDP, compute capability). The constants marked *fitted* were chosen on the bf16
+rows of the A100-SXM and H100-SXM tables of aiconfigurator 0.12 (Apache-2.0); no other GPU was used, so the errors
+printed for other GPUs in `docs/cost.md` are held-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from peakline.cost.machine import Machine
+from peakline.cost.numeric import Ops, Real
+
+__all__ = ["GPU", "GpuConstants", "Tiled", "async_copy", "l2_rate", "launch_seconds", "main_rate", "miss_fraction"]
+
+
+class Tiled(NamedTuple):
+    """What a tiled kernel takes: seconds (launch included), its launch, bytes and seconds per resource."""
+
+    seconds: Real
+    launch: Real
+    traffic: dict[str, Real]
+    limits: dict[str, Real]
+
+
+@dataclass(frozen=True)
+class GpuConstants:
+    """Constants of mechanism, the same for every GPU.
+
+    Attributes:
+        launch_fixed, launch_cycles: seconds and SM cycles between dependent kernels in a CUDA graph (front-end
+            fetch, block scheduling, drain). *Fitted*; NVIDIA reports about 1.5 µs plus the kernel ("Constant-time
+            launch for straight-line CUDA graphs", 2024).
+        load_cycles: cycles from asking for a tile until it lies in shared memory. *Fitted*; pointer chasing
+            finds 470-660 cycles to DRAM and 200-280 to L2 (Luo et al., arXiv:2402.13499, H100, A100), to which the
+            asynchronous copy and its barrier add.
+        fill_cycles: cycles from the start of a thread block until its first product. *Fitted*, about one DRAM load.
+        drain_cycles: cycles from the last product until the block's result is stored. *Fitted*.
+        main_share: attainable share of the peak bandwidth of main memory. *Fitted*; DRAM refresh and read-write
+            turnaround leave 0.91-0.94 (BabelStream; Luo et al.).
+        l2_bytes_per_cycle: attainable bytes per cycle and SM out of L2. *Fitted*, of a port 64 wide.
+        port_bytes_per_cycle: the SM's port to L2, and
+        shared_bytes_per_cycle: shared memory's width: 32 banks of 4 B (CUDA C++ Programming Guide).
+        exposed_async, exposed_sync: share of the shorter of compute and memory time that does not hide behind the
+            longer, with and without a hardware copy engine (TMA, capability 9.0 and 10.0). *Fitted*.
+        reuse_distance: between two uses of an operand, this many times the operator's bytes pass through L2.
+            Five in the measured replays (five rotating copies of the weights; aiconfigurator's collector).
+        resident: share of L2 that the operands of one kernel can hold on to.
+        stages: most tiles in flight per thread block; CUTLASS pipelines 3-8 deep.
+        max_splits: most slices of the k loop; *fitted*. cuBLAS stops at 16-32.
+        split_steps: fewest k steps worth a slice.
+    """
+
+    launch_fixed: float = 1.25e-6
+    launch_cycles: float = 1800.0
+    load_cycles: float = 800.0
+    fill_cycles: float = 650.0
+    drain_cycles: float = 300.0
+    main_share: float = 0.94
+    l2_bytes_per_cycle: float = 40.0
+    port_bytes_per_cycle: float = 64.0
+    shared_bytes_per_cycle: float = 128.0
+    exposed_async: float = 0.30
+    exposed_sync: float = 0.42
+    reuse_distance: float = 5.0
+    resident: float = 0.6
+    stages: float = 8.0
+    max_splits: float = 16.0
+    split_steps: float = 2.0
+
+
+GPU = GpuConstants()
+
+
+def launch_seconds(machine: Machine, cuda_graph: bool, const: GpuConstants = GPU) -> float:
+    """Seconds that starting one kernel adds: `launch_fixed` + `launch_cycles`/clock inside a CUDA graph.
+
+    Outside a graph it is at least the time between consecutive empty kernels on a stream, where the device states one.
+    """
+    replayed = const.launch_fixed + const.launch_cycles / machine.clock
+    return replayed if cuda_graph or machine.launch is None else max(machine.launch, replayed)
+
+
+def async_copy(machine: Machine) -> bool:
+    """Whether tiles are copied and multiplied by asynchronous engines (TMA with wgmma or tcgen05).
+
+    Compute capability 9.x and 10.x. Consumer Blackwell (12.x) multiplies with warp-synchronous `mma`, as Ampere does.
+    """
+    return machine.capability[0] in (9, 10)
+
+
+def main_rate(machine: Machine, const: GpuConstants = GPU) -> float:
+    """Attainable bytes/s of main memory; a calibrated device's own share where there is one."""
+    return machine.bandwidth * machine.attainable.get("hbm", const.main_share)
+
+
+def l2_rate(machine: Machine, const: GpuConstants = GPU) -> float:
+    """Attainable bytes/s from L2 to all SMs: the fitted width per SM, at most the published bandwidth."""
+    width = const.l2_bytes_per_cycle * machine.units * machine.clock
+    cache = machine.cache
+    return width if cache is None or cache.bandwidth is None else min(width, cache.bandwidth)
+
+
+def l2_reach(machine: Machine) -> float:
+    """Bytes of distinct data that L2 can serve to every SM.
+
+    The big datacentre dies have two L2 partitions, each caching what its own half of the SMs reads (A100
+    whitepaper, "L2 cache"; H100 and B200 alike), so data read by all SMs is held twice.
+    """
+    cache = machine.cache
+    size = (cache.capacity or 0.0) if cache else 0.0
+    return size / 2.0 if machine.capability in ((8, 0), (9, 0), (10, 0), (10, 3)) else size
+
+
+def miss_fraction(ops: Ops, footprint: Real, machine: Machine, reuse: float) -> Real:
+    """Share of an operator's bytes that main memory must supply when it runs again and again.
+
+    Nothing misses while `reuse`·footprint stays within L2's reach; replacement that is not quite LRU lets the hits
+    fade out over the next quarter instead of at once.
+    """
+    over = ops.maximum(reuse * footprint / max(l2_reach(machine), 1.0), 1e-9)
+    return ops.minimum(ops.maximum((1.0 - 1.0 / over) / 0.2, 0.0), 1.0)

@@ -1,0 +1,213 @@
+"""Matrix products on a GPU as a good library runs them: tiles, waves, split-K, pipelines, L2 reuse.
+
+A thread block computes one rows × columns tile of C, walking k in steps of 128 bytes. A step takes the longest of
+
+    multiply   2·rows·cols·step / (peak·sustained/units), or the shared-memory traffic that feeds it;
+    fetch      the step's operands through L2, shared by all SMs, and through the SM's own port;
+    latency    one load's latency over the tiles in flight,
+
+and an SM works through ⌈blocks/units⌉ blocks. Main memory works beside it on compulsory bytes plus what L2 cannot
+hold between waves. The library's choice of tile and of split-K is the fastest of a menu.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from peakline.cost.gpu import (
+    GPU,
+    GpuConstants,
+    Tiled,
+    async_copy,
+    l2_rate,
+    launch_seconds,
+    main_rate,
+    miss_fraction,
+)
+from peakline.cost.machine import Machine
+from peakline.cost.numeric import Ops, Real, ops_for
+from peakline.models.dtypes import DType
+
+__all__ = ["TILES", "gemm_tiled"]
+
+TILES = ((64, 16), (64, 64), (128, 64), (64, 128), (128, 128), (128, 256))
+"""Block tiles (rows, columns) in every library's menu: CUTLASS's default profiler set and cuBLAS kernel names
+(`..._64x64_...`, `..._128x256_...`); 64×16 stands for the thin kernels of decoding."""
+
+STEP_BYTES = 128
+"""Bytes of one row of an operand tile per k step: the 128-byte swizzle of TMA and of `ldmatrix` layouts."""
+
+
+class Tile(NamedTuple):
+    """One entry of the menu on one machine and for one set of formats. Times in seconds, sizes in bytes."""
+
+    rows: float
+    cols: float
+    resident: float
+    multiply: float
+    latency: float
+    row_bytes: float
+    col_bytes: float
+    epilogue: float
+    block_rows: float
+    block_cols: float
+
+
+@lru_cache(maxsize=512)
+def _tiles(machine: Machine, a: DType, b: DType, c: DType, const: GpuConstants) -> tuple[float, tuple[Tile, ...]]:
+    """Elements of k in a step, and the menu's costs on this machine."""
+    peak, name, matrix = machine.rate(a if a.bits >= b.bits else b)
+    wide = max(a.bits, b.bits) / 8.0
+    step = STEP_BYTES / wide
+    rate = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0) / machine.units
+    return step, tuple(_tile(machine, rows, cols, step, rate, a, b, c, const) for rows, cols in TILES)
+
+
+def _tile(
+    machine: Machine, rows: int, cols: int, step: float, rate: float, a: DType, b: DType, c: DType, const: GpuConstants
+) -> Tile:
+    row_bytes, col_bytes = rows * step * a.bits / 8.0, cols * step * b.bits / 8.0
+    stage = row_bytes + col_bytes
+    depth = max(machine.shared, 64 * 1024.0) / stage
+    resident = min(max(depth // 4, 1.0), 4.0)
+    stages = max(min(depth // resident, const.stages), 1.0)
+    fed_rows, fed_cols = _fed(machine, rows, cols)
+    shared_bytes = stage + (rows / fed_rows) * col_bytes + (cols / fed_cols) * row_bytes
+    busy = machine.clock * const.shared_bytes_per_cycle
+    blocks = machine.units * resident
+    across = (blocks * cols / rows) ** 0.5
+    return Tile(
+        float(rows),
+        float(cols),
+        resident,
+        max(2.0 * rows * cols * step / rate, shared_bytes / busy),
+        const.load_cycles / machine.clock / stages,
+        row_bytes,
+        col_bytes,
+        rows * cols * c.bits / 8.0 / (const.port_bytes_per_cycle * machine.clock),
+        across,
+        blocks,
+    )
+
+
+def _fed(machine: Machine, rows: int, cols: int) -> tuple[float, float]:
+    """Rows and columns of C that one read of shared memory serves: the shape of the MMA instruction or warp tile.
+
+    wgmma multiplies 64 rows by up to 256 columns straight from shared memory; tcgen05 pairs two SMs for 256 rows, each
+    reading its own half; earlier cores load a warp's tile into registers, 64×64 in the large kernels.
+    """
+    if machine.capability[0] == 9:
+        return 64.0, float(min(cols, 256))
+    if machine.capability[0] == 10:
+        return 2.0 * min(rows, 128), float(cols)
+    side = min(64.0, (rows * cols / 4.0) ** 0.5)
+    return side, side
+
+
+def _fetched(ops: Ops, machine: Machine, tile: Tile, down: Real, across: Real) -> Real:
+    """Bytes that one block's k step draws from L2, after multicast within a cluster of blocks.
+
+    Hopper pairs two blocks, which share the operand they have in common; Blackwell's SM pairs in clusters share both
+    ways (CUDA Programming Guide, "Thread block clusters"; CUTLASS sm90 2×1 and sm100 4-block cluster kernels).
+    """
+    major = machine.capability[0]
+    if major == 9:
+        pair = ops.where(across >= 2, tile.row_bytes / 2.0 + tile.col_bytes, tile.row_bytes + tile.col_bytes)
+        return ops.where(down >= 2, tile.row_bytes + tile.col_bytes / 2.0, pair)
+    if major == 10:
+        cols = ops.where(down >= 2, tile.col_bytes / 2.0, tile.col_bytes)
+        return cols + ops.where(across >= 2, tile.row_bytes / 2.0, tile.row_bytes)
+    return tile.row_bytes + tile.col_bytes
+
+
+def gemm_tiled(
+    machine: Machine,
+    batch: Real,
+    m: Real,
+    n: Real,
+    k: Real,
+    formats: tuple[DType, DType, DType],
+    reads: Real,
+    writes: Real,
+    *,
+    cuda_graph: bool = False,
+    unrolled: Real = 1.0,
+    const: GpuConstants = GPU,
+) -> Tiled:
+    """Seconds and traffic of `batch` products C[m,n] = A[m,k]·B[k,n].
+
+    Args:
+        formats: of A, B and C in memory.
+        reads, writes: compulsory bytes of the operator.
+        cuda_graph: the kernel is replayed in a graph.
+        unrolled: how often an input stands in A (taps of an implicit GEMM), 1 for a plain product.
+
+    Returns:
+        Seconds with launch, launch seconds, bytes by level (`machine.main`, `l2`), seconds by resource.
+    """
+    ops = ops_for(batch, m, n, k, reads, writes)
+    a, b, c = formats
+    step, menu = _tiles(machine, a, b, c, const)
+    launch = launch_seconds(machine, cuda_graph, const)
+    memory, l2 = main_rate(machine, const), l2_rate(machine, const)
+    asynchronous = async_copy(machine)
+    exposed = const.exposed_async if asynchronous else const.exposed_sync
+    units, port = float(machine.units), const.port_bytes_per_cycle * machine.clock
+    fill, drain = const.fill_cycles / machine.clock, const.drain_cycles / machine.clock
+    cache = machine.cache
+    holds = const.resident * ((cache.capacity or 0.0) if cache else 0.0)
+
+    steps = ops.maximum(ops.ceil(k / step), 1.0)
+    a_bytes, b_bytes = batch * m * k * (a.bits / 8.0) / unrolled, batch * n * k * (b.bits / 8.0)
+    spills = a_bytes + b_bytes > holds
+    compulsory = reads + writes
+    missed = compulsory * miss_fraction(ops, compulsory, machine, const.reuse_distance)
+    stored = writes / ops.maximum(compulsory, 1.0) * missed / memory
+    partial_sums = 8.0 * batch * m * n / l2  # written and read again, 4 bytes each, per slice
+
+    best: Real = float("inf")
+    main_bytes: Real = 0.0
+    l2_bytes: Real = 0.0
+    for tile in menu:
+        down, across = ops.maximum(ops.ceil(m / tile.rows), 1.0), ops.maximum(ops.ceil(n / tile.cols), 1.0)
+        tiles = batch * down * across
+        fetched = _fetched(ops, machine, tile, down, across)
+        # a wave of blocks covers `rows_at_once` × `cols_at_once` tiles of C and reads each operand once
+        cols_at_once = ops.minimum(across, tile.block_cols / ops.minimum(down, tile.block_rows))
+        rows_at_once = ops.minimum(down, tile.block_cols / cols_at_once)
+        again = a_bytes * (across / cols_at_once - 1.0) + b_bytes * (down / rows_at_once - 1.0)
+        moved = missed + ops.where(spills, ops.maximum(again, 0.0), 0.0)
+        streaming = moved / memory
+        slices = ops.minimum(ops.floor(units / tiles), ops.floor(steps / const.split_steps))
+        slices = ops.minimum(ops.maximum(slices, 1.0), const.max_splits)
+        for split in (1.0, slices):
+            blocks = tiles * split
+            mine = ops.ceil(blocks / units)
+            together = ops.minimum(mine, tile.resident)
+            active = ops.minimum(blocks, units * tile.resident)
+            fetch = fetched * ops.maximum(active / l2, together / port)
+            slice_steps = ops.ceil(steps / split)
+            beat = ops.maximum(ops.maximum(tile.multiply * together, tile.latency), fetch)
+            working = mine / together * slice_steps * beat + fill
+            if asynchronous:  # stores overlap the next tile's products
+                working = working + (tile.epilogue * together + drain)
+            else:
+                waves = ops.ceil(mine / tile.resident)
+                working = working + ((tile.epilogue * together + drain) * waves + stored / together)
+            total = ops.maximum(working, streaming) + exposed * ops.minimum(working, streaming)
+            if split is slices:
+                total = total + ops.where(split > 1.0, split * partial_sums + launch, 0.0)
+            better = total < best
+            main_bytes = ops.where(better, moved, main_bytes)
+            l2_bytes = ops.where(better, blocks * slice_steps * fetched, l2_bytes)
+            best = ops.where(better, total, best)
+
+    peak, _, matrix = machine.rate(a if a.bits >= b.bits else b)
+    sustained = machine.sustained if matrix else 1.0
+    limits = {
+        "compute": 2.0 * batch * m * n * k / (peak * sustained),
+        machine.main.name: main_bytes / memory,
+        "l2": l2_bytes / l2,
+    }
+    return Tiled(best + launch, launch, {machine.main.name: main_bytes, "l2": l2_bytes}, limits)

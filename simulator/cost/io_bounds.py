@@ -1,0 +1,84 @@
+"""Traffic that no schedule can beat: lower bounds on bytes moved into a fast memory of given size.
+
+All hold for the classical algorithms (every product of the definition is formed; Strassen is outside) and for
+any order of operations, with recomputation allowed. The argument is Hong and Kung's: cut a run into segments that each
+move R bytes; a segment sees at most S + R bytes of operands, which caps the products it can form; so so many segments
+are needed.
+
+References:
+    [1] J.-W. Hong, H. T. Kung, "I/O complexity: the red-blue pebble game", STOC 1981.
+    [2] D. Irony, S. Toledo, A. Tiskin, "Communication lower bounds for distributed-memory matrix multiplication",
+        JPDC 64 (2004): the Loomis-Whitney step, and many processors with private memories.
+    [3] T. M. Smith, B. Lowery, J. Langou, R. A. van de Geijn, "A tight I/O lower bound for matrix multiplication",
+        arXiv:1702.02017: the constant 2mnk/√S - 2S, attained to leading order.
+    [4] B. Saha, C. Ye, "The I/O complexity of attention, or how optimal is FlashAttention?", arXiv:2402.07443:
+        Θ(N²d²/S) for S ≥ d², Θ(N²d/√S) below.
+    [5] J. Demmel, G. Dinh, "Communication-optimal convolutional neural nets", arXiv:1802.06905.
+"""
+
+from __future__ import annotations
+
+from peakline.cost.numeric import Real, ops_for
+
+__all__ = ["attention_traffic", "convolution_traffic", "matmul_traffic"]
+
+
+def matmul_traffic(products: Real, capacity: float, a: float, b: float, c: float, copies: int = 1) -> Real:
+    """Least bytes read and written by a matrix product (or several independent ones).
+
+        Q ≥ 2·products·√(a·b·c)/√S - 2·copies·S
+
+    A segment that moves 2S bytes sees at most 3S bytes of A, B and C, so by Loomis-Whitney at most
+    √(S/a · S/b · S/c) products; each such segment costs 2S. With a = b = c = 1 this is [3], eq. 2mnk/√S - 2S. It
+    holds for C := AB as well: adding the m·n reads of C += AB to a run of C := AB and dropping its m·n
+    writes turns one into the other. Independent products only lower what a segment can form (x^1.5 is superadditive).
+
+    Args:
+        products: scalar multiplications, Σ m·n·k.
+        capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
+        a, b, c: bytes of one element of A, B, C. Partial sums kept wider than `c` only raise the traffic.
+        copies: private memories among which the products are divided ([2]): the bound then is the sum over units.
+
+    Returns:
+        Bytes, 0 where the bound says nothing (the problem fits).
+    """
+    if capacity <= 0:
+        return 0.0 * products
+    ops = ops_for(products)
+    return ops.maximum(2.0 * ((a * b * c) / capacity) ** 0.5 * products - 2.0 * copies * capacity, 0.0)
+
+
+def convolution_traffic(
+    products: Real, taps: Real, capacity: float, a: float, b: float, c: float, copies: int = 1
+) -> Real:
+    """Least bytes of a direct convolution: the matmul bound with the reuse of inputs among `taps` discounted.
+
+    One input element stands for at most `taps` entries of the unrolled (im2col) matrix, so S + R bytes of input are worth
+    `taps` times as many entries and a segment forms at most √taps times as many products ([5], §3 for the sharper,
+    stride-aware exponent; √taps ≥ √(taps/stride²) keeps this a bound for every stride).
+    """
+    return matmul_traffic(products / ops_for(taps).sqrt(taps), capacity, a, b, c, copies)
+
+
+def attention_traffic(pairs: Real, dim: float, capacity: float, q: float, k: float, copies: int = 1) -> Real:
+    """Least bytes of attention that never stores its scores: Θ(pairs·d²/S) for S ≥ d², Θ(pairs·d/√S) below ([4]).
+
+    With explicit constants, from the products of Q·Kᵀ alone. A segment that moves S bytes sees at most 2S bytes of Q and
+    K. A score all of whose d products fall in the segment needs a whole row of Q and of K: at most (S/d)²/(q·k) scores,
+    S²/(d·q·k) products. A score cut by the segment's ends, or spilled, occupies memory or traffic: at most 3S bytes
+    of them, so at most √(S/q · S/k · 3S/min(q,k)) products by Loomis-Whitney. The products of all pairs, `pairs`·d, need
+
+        Q ≥ S·(pairs·d / (S²/(d·q·k) + S·√(3S/(q·k·min(q,k)))) - copies).
+
+    Args:
+        pairs: (query, key) pairs over all heads and the batch.
+        dim: d, elements of one query or key.
+        capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
+        q, k: bytes of one element of Q and of K.
+        copies: private memories among which the pairs are divided.
+    """
+    if capacity <= 0:
+        return 0.0 * pairs
+    whole = capacity * capacity / (dim * q * k)
+    cut = capacity * (3.0 * capacity / (q * k * min(q, k))) ** 0.5
+    return ops_for(pairs).maximum(capacity * (dim / (whole + cut) * pairs - copies), 0.0)
