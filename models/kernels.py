@@ -59,10 +59,11 @@ class GroupedGemm:
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """A (transposed) convolution over `space` output positions per image, as the implicit GEMM it is computed by.
+    """A convolution over `space` output positions per image, as the implicit GEMM it is computed by.
 
-    Per group: m = batch·space, n = out_channels/groups, k = taps·in_channels/groups.
-    `in_space` is the number of input positions per image (for the compulsory bytes).
+    Per group: m = batch·space, n = out_channels/groups, k = taps·in_channels/groups. A `transposed` one scatters
+    every input position to `taps` outputs: m = batch·in_space, n = taps·out_channels/groups, k = in_channels/groups.
+    `in_space` is the number of input positions per image.
     """
 
     batch: Dim
@@ -75,11 +76,13 @@ class Convolution:
     a: DType
     b: DType
     c: DType
+    transposed: bool = False
 
     @property
     def flops(self) -> Flops:
-        """2·batch·space·out_channels·taps·in_channels/groups."""
-        return flops(2, self.batch, self.space, self.out_channels, self.taps, self.in_channels // self.groups)
+        """2·batch·positions·out_channels·taps·in_channels/groups: positions of the output, transposed of the input."""
+        positions = self.in_space if self.transposed else self.space
+        return flops(2, self.batch, positions, self.out_channels, self.taps, self.in_channels // self.groups)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from peakline.models.operators import (
     attention,
+    convolution,
     copies,
     dropout,
     elementwise,
@@ -10,6 +11,7 @@ from peakline.models.operators import (
     matmul,
     normalization,
     optimizer,
+    pooling,
     softmax,
 )
 from peakline.models.operators.registry import (
@@ -22,6 +24,7 @@ from peakline.models.operators.registry import (
 )
 
 __all__ = [
-    "GradientContext", "Node", "OperatorType", "attention", "copies", "dropout", "elementwise", "embedding", "loss",
-    "matmul", "normalization", "operator_type", "operator_types", "optimizer", "register", "softmax",
+    "GradientContext", "Node", "OperatorType", "attention", "convolution", "copies", "dropout", "elementwise",
+    "embedding", "loss", "matmul", "normalization", "operator_type", "operator_types", "optimizer", "pooling",
+    "register", "softmax",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from peakline.models.dims import Dim, is_array, same_shape
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, operator_type, register
 
 __all__ = ["activation", "add", "cast", "elementwise_backward", "mul", "reduce_to", "scale", "unary"]
 
@@ -44,11 +44,11 @@ class Unary(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy·f'(x), one kernel."""
-        x, y = node.inputs[0], node.outputs[0]
+        x, (y, *clone) = node.inputs[0], node.outputs
         dy = context.grad(y)
         if dy is None or not context.needs(x):
             return
-        saved = {"input": (x,), "output": (y,), None: ()}[self.saves]
+        saved = {"input": clone or (x,), "output": (y,), None: ()}[self.saves]
         (dx,) = context.emit("elementwise_backward", [dy, *saved], {"dx": (x.shape, x.dtype)})
         context.give(x, dx)
 
@@ -76,9 +76,16 @@ for _name, _work, _saves in [
 
 
 def unary(b: GraphBuilder, function: str, x: Tensor, *, in_place: bool = False, name: str | None = None) -> Tensor:
-    """Apply a registered unary function; `in_place` overwrites x (as `nn.ReLU(inplace=True)` does)."""
-    (y,) = b.add(function, (x,), {"out": (x.shape, x.dtype)}, name=name, in_place={"out": x} if in_place else None)
-    return y
+    """Apply a registered unary function; `in_place` overwrites x (as `nn.ReLU(inplace=True)` does).
+
+    In training an in-place function whose derivative reads the input (`nn.ReLU6`, `nn.SiLU`) first clones it:
+    `SavedVariable(self.clone(), false)` in the generated `torch/csrc/autograd/generated/VariableType*.cpp`.
+    """
+    outputs: dict[str, tuple[tuple[Dim, ...], DType | str | None]] = {"out": (x.shape, x.dtype)}
+    kind = operator_type(function)
+    if in_place and b.training and isinstance(kind, Unary) and kind.saves == "input":
+        outputs["clone"] = (x.shape, x.dtype)
+    return b.add(function, (x,), outputs, name=name, in_place={"out": x} if in_place else None)[0]
 
 
 _ACTIVATIONS = {

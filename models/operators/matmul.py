@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim, prod
-from peakline.models.dtypes import DType
+from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Gemm, Kernel, Stream
 from peakline.models.operators.elementwise import cast, promote, reduce_to
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
 
-__all__ = ["linear", "matmul"]
+__all__ = ["bias_kind", "linear", "matmul"]
 
 
 def _rows(x: Tensor) -> Dim:
@@ -153,8 +153,13 @@ def linear(
         )
         inputs = [x, w]
         if bias:
-            inputs.append(b.parameter("bias", (out_features,), kind, trainable=trainable))
+            inputs.append(b.parameter("bias", (out_features,), kind or bias_kind(b), trainable=trainable))
         return product(b, "linear", inputs, (*x.shape[:-1], out_features))
+
+
+def bias_kind(b: GraphBuilder) -> DType:
+    """Format of a bias: the parameters' own, or int32 in an integer model (TensorFlow Lite 8-bit specification)."""
+    return b.dtype if b.dtype.is_float else dtype("int32")
 
 
 def product(b: GraphBuilder, kind: str, inputs: list[Tensor], shape: tuple[Dim, ...], **attributes: bool) -> Tensor:
