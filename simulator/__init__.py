@@ -1,1 +1,73 @@
-"""peakline."""
+"""peakline: how much memory and time a deep-learning workload needs on a device, before it runs.
+
+    import peakline as pk
+
+    step = pk.training_step("llama-3.1-8b", batch=1, seq=8192, dtype="bf16", optimizer="adamw", recompute="full")
+    est = pk.estimate(step, "h100-sxm")
+    est.fits, est.peak, est.time            # bool, bytes, seconds
+
+Importing this package loads neither torch nor matplotlib nor a solver.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peakline.estimate import estimate
+    from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
+    from peakline.memory.options import AllocatorOptions
+    from peakline.models.catalogue import UnknownModel, models
+    from peakline.models.graph import Graph, GraphError
+    from peakline.models.workload import Lora
+    from peakline.models.workloads import decode, inference, prefill, training_step
+    from peakline.result import Estimate
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "estimate": ("estimate",),
+    "result": ("Estimate",),
+    "hardware": ("Device", "UnknownDevice", "UnsupportedDtype", "device", "devices"),
+    "memory.options": ("AllocatorOptions",),
+    "models.catalogue": ("UnknownModel", "models"),
+    "models.graph": ("Graph", "GraphError"),
+    "models.workload": ("Lora",),
+    "models.workloads": ("decode", "inference", "prefill", "training_step"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AllocatorOptions",
+    "Device",
+    "Estimate",
+    "Graph",
+    "GraphError",
+    "Lora",
+    "UnknownDevice",
+    "UnknownModel",
+    "UnsupportedDtype",
+    "__version__",
+    "decode",
+    "device",
+    "devices",
+    "estimate",
+    "inference",
+    "models",
+    "prefill",
+    "training_step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'peakline' has no attribute {name!r}")
+    value = getattr(import_module(f"peakline.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,183 @@
+"""Price every operator of a graph on a device, and add them up.
+
+An operator runs `repeat · times` times at the same price. Operators run one after another, so the step's time is the
+sum of theirs, at each of the three fidelities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from peakline.cost.price import KernelCost, price
+from peakline.hardware import Device
+from peakline.models.dims import Dim
+from peakline.models.graph import Graph
+from peakline.models.kernels import Kernel, Stream
+from peakline.models.operators import Node, operator_type
+
+__all__ = ["OperatorCost", "ProgramCost", "price_program"]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCost:
+    """One operator's price, for a single execution.
+
+    Attributes:
+        executions: how often it runs in the step.
+        flops: of matrix products, convolutions, attention and scans (exact int, or float64 array).
+        vector_work: scalar operations outside those.
+        reads, writes: compulsory bytes.
+        costs: one price per kernel.
+    """
+
+    name: str
+    type: str
+    phase: str
+    module: str
+    executions: int
+    flops: Any
+    vector_work: Any
+    reads: Dim
+    writes: Dim
+    costs: tuple[KernelCost, ...]
+
+    def seconds(self, fidelity: str) -> Any:
+        """Seconds of one execution at `bound`, `io` or `tiled`."""
+        total: Any = 0.0
+        for cost in self.costs:
+            total = total + getattr(cost, fidelity)
+        return total
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """A graph's price on a device; arrays in a sweep.
+
+    Attributes:
+        operators: by operator, in program order.
+        flops: total, exact int (float64 array in a sweep).
+        bound, io, tiled: seconds.
+        traffic: bytes that move per memory level as tiled.
+        io_lower_bound: bytes per level that no schedule can avoid.
+        limited_by: resource → seconds of the tiled time it limits.
+    """
+
+    operators: tuple[OperatorCost, ...]
+    flops: Any
+    vector_work: Any
+    bound: Any
+    io: Any
+    tiled: Any
+    traffic: Mapping[str, Any]
+    io_lower_bound: Mapping[str, Any]
+    limited_by: Mapping[str, Any]
+
+
+def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> ProgramCost:
+    """Price `graph` on `device`; `cuda_graph` removes the host's part of launches.
+
+    Raises:
+        UnsupportedDtype: the device cannot compute in a format the graph uses.
+    """
+    families = graph.families
+    found: list[OperatorCost] = []
+    for block, operator in graph.operators():
+        kind = operator_type(operator.type)
+        node = Node.of(graph, operator, families)
+        kernels = kind.kernels(node)
+        if not kernels:
+            continue
+        reads, writes = kind.reads(node), kind.writes(node)
+        costs = []
+        for i, kernel in enumerate(kernels):  # the operator's compulsory bytes belong to its first kernel
+            costs.append(price(kernel, reads if i == 0 else 0, writes if i == 0 else 0, device, cuda_graph=cuda_graph))
+        flops, work = _count(kernels)
+        found.append(
+            OperatorCost(
+                operator.name, operator.type, operator.phase, operator.module, block.repeat * block.times, flops, work,
+                reads, writes, tuple(costs),
+            )
+        )  # fmt: skip
+    return _total(tuple(found))
+
+
+def _count(kernels: tuple[Kernel, ...]) -> tuple[Any, Any]:
+    """(FLOPs of matrix kernels, scalar operations of the others)."""
+    flops: Any = 0
+    work: Any = 0
+    for kernel in kernels:
+        if isinstance(kernel, Stream):
+            work = work + kernel.flops
+        else:
+            flops = flops + kernel.flops
+    return flops, work
+
+
+def _total(operators: tuple[OperatorCost, ...]) -> ProgramCost:
+    flops, work = ExactSum(), ExactSum()
+    seconds: dict[str, Any] = {"bound": 0.0, "io": 0.0, "tiled": 0.0}
+    traffic: dict[str, Any] = {}
+    lower: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    for operator in operators:
+        n = operator.executions
+        flops.add(operator.flops, n)
+        work.add(operator.vector_work, n)
+        for cost in operator.costs:
+            seconds["bound"] = seconds["bound"] + n * cost.bound
+            seconds["io"] = seconds["io"] + n * cost.io
+            seconds["tiled"] = seconds["tiled"] + n * cost.tiled
+            for level, amount in cost.traffic.items():
+                traffic[level] = traffic.get(level, 0) + n * amount
+            for level, amount in cost.io_lower_bound.items():
+                lower[level] = lower.get(level, 0) + n * amount
+            _attribute(limits, cost, n)
+    return ProgramCost(
+        operators, flops.value(), work.value(), seconds["bound"], seconds["io"], seconds["tiled"], traffic, lower,
+        limits,
+    )  # fmt: skip
+
+
+def _attribute(limits: dict[str, Any], cost: KernelCost, n: int) -> None:
+    """Add the kernel's tiled seconds to the resource that limits it, configuration by configuration."""
+    if isinstance(cost.limited_by, str):
+        limits[cost.limited_by] = limits.get(cost.limited_by, 0.0) + n * cost.tiled
+        return
+    names = np.asarray(cost.limited_by)
+    for name in np.unique(names):
+        limits[str(name)] = limits.get(str(name), 0.0) + n * np.where(names == name, cost.tiled, 0.0)
+
+
+class ExactSum:
+    """Sum of FLOP counts: exact for ints; for arrays the correctly rounded float64 of the exact sum.
+
+    Array terms are integers held in float64 (exact below 2**53 each); they are split into two limbs of 2**32 so that
+    neither limb loses a bit, and joined once at the end.
+    """
+
+    def __init__(self) -> None:
+        self._integer = 0
+        self._high: Any = 0.0
+        self._low: Any = 0.0
+        self._is_array = False
+
+    def add(self, value: Any, times: int) -> None:
+        """Add `value · times`."""
+        if not isinstance(value, np.ndarray):
+            self._integer += int(value) * times
+            return
+        self._is_array = True
+        high = np.floor(value / 2.0**32)
+        self._high = self._high + high * times
+        self._low = self._low + (value - high * 2.0**32) * times
+
+    def value(self) -> Any:
+        """The sum: int, or float64 array."""
+        if not self._is_array:
+            return self._integer
+        high, low = divmod(self._integer, 1 << 32)
+        return (self._high + high) * 2.0**32 + (self._low + low)

@@ -1,0 +1,40 @@
+"""Estimate: peak memory, time and traffic of a workload on a device."""
+
+from __future__ import annotations
+
+from peakline.cost.program import price_program
+from peakline.hardware import Device
+from peakline.hardware import device as find_device
+from peakline.memory.footprint import footprint
+from peakline.memory.lifetimes import unroll
+from peakline.memory.options import AllocatorOptions
+from peakline.models.graph import Graph
+from peakline.result import Estimate
+
+__all__ = ["estimate"]
+
+
+def estimate(
+    graph: Graph,
+    device: str | Device,
+    *,
+    allocator: AllocatorOptions | str | None = None,
+    cuda_graph: bool = False,
+) -> Estimate:
+    """Memory, time and traffic of `graph` on `device`.
+
+    Args:
+        graph: a workload, as `training_step`, `prefill`, `decode` or `inference` builds it; a sweep gives arrays.
+        device: catalogue name, path of a device file, or a `Device`.
+        allocator: settings of PyTorch's caching allocator, or a `PYTORCH_CUDA_ALLOC_CONF` string.
+        cuda_graph: launches are replayed from a CUDA graph.
+
+    Raises:
+        ValueError: an unknown device, an impossible setting, or a format the device does not compute in.
+    """
+    found = find_device(device)
+    options = AllocatorOptions.parse(allocator) if isinstance(allocator, str) else allocator
+    program = unroll(graph)
+    memory = footprint(program, found, options)
+    cost = price_program(graph, found, cuda_graph=cuda_graph)
+    return Estimate(graph, found, memory, cost)

@@ -1,0 +1,223 @@
+"""How much memory a program needs on a device: live, allocated, reserved and device bytes, and where they go.
+
+* live: bytes of storages alive at once, exactly.
+* allocated: what the allocator hands out for them (PyTorch's caching allocator rounds to 512 bytes and may leave an
+  unsplit remainder in a block).
+* reserved: what the allocator holds from the driver.
+* device: reserved, plus the context and the libraries outside the allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from peakline.hardware import Device
+from peakline.memory.caching_allocator import Allocator
+from peakline.memory.lifetimes import Program
+from peakline.memory.live import LivePeak, Occupancy, live_peak, occupancy
+from peakline.memory.options import AllocatorOptions
+from peakline.memory.replay import Replay
+from peakline.memory.requests import RequestStream, request_streams
+from peakline.models.dims import is_array
+
+__all__ = ["LargestTensor", "Memory", "footprint"]
+
+REPLAY_LIMIT = 1024
+"""Configurations of a sweep up to which the allocator is replayed for each one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LargestTensor:
+    """A tensor alive at the peak: its bytes over all layers, and in how many layers it is alive."""
+
+    tensor: str
+    bytes: Any
+    role: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of a program on a device. In a sweep every figure is an array.
+
+    Attributes:
+        live, allocated, reserved, device: bytes at their peaks; allocated, reserved and device are None in a sweep of
+            more than `REPLAY_LIMIT` configurations, where the allocator is not replayed.
+        capacity: bytes of the device's main memory.
+        fits: whether the run completes.
+        by_role: live bytes at the live peak by role.
+        peak_step: number of the operator executed at the live peak.
+        peak_operator, peak_phase: its name and phase.
+        stores: further memories with their own walls (an MCU's flash): name → (bytes used, capacity).
+        retries: how often the allocator had to give cached memory back to the driver to go on.
+        context: bytes outside the allocator.
+    """
+
+    program: Program
+    table: Occupancy
+    live: Any
+    allocated: Any
+    reserved: Any
+    device: Any
+    capacity: int
+    fits: Any
+    by_role: Mapping[str, Any]
+    peak_step: Any
+    stores: Mapping[str, tuple[Any, int]] = field(default_factory=dict)
+    retries: Any = 0
+    context: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak_operator(self) -> Any:
+        """Name of the operator at the live peak; an array of names in a sweep."""
+        return self._at_peak(lambda step: step.name)
+
+    @property
+    def peak_phase(self) -> Any:
+        """Phase of the operator at the live peak."""
+        return self._at_peak(lambda step: step.operator.phase)
+
+    def _at_peak(self, look: Any) -> Any:
+        steps = self.program.steps
+        if np.ndim(self.peak_step) == 0:
+            return look(steps[int(self.peak_step)])
+        names = {int(i): look(steps[int(i)]) for i in np.unique(self.peak_step)}
+        return np.vectorize(names.__getitem__, otypes=[object])(self.peak_step)
+
+    @cached_property
+    def largest(self) -> tuple[LargestTensor, ...]:
+        """The ten largest tensors at the peak (of the last configuration, in a sweep), layers added up."""
+        step = int(np.asarray(self.peak_step).reshape(-1)[-1])
+        counts = self.table.counts[step]
+        found = []
+        for name, role, size, count in zip(self.table.names, self.table.roles, self.table.sizes, counts.tolist()):
+            if count:
+                one = int(np.asarray(size).reshape(-1)[-1])
+                found.append(LargestTensor(name, one * count, role, count))
+        return tuple(sorted(found, key=lambda t: (-t.bytes, t.tensor))[:10])
+
+    def timeline(self) -> dict[str, Any]:
+        """Live bytes while each step runs, by role: role → int64 array `[steps]`. Scalar workloads only.
+
+        Raises:
+            ValueError: for a sweep.
+        """
+        if is_array(*self.table.sizes):
+            raise ValueError("a sweep has no single timeline; estimate one configuration")
+        sizes = np.asarray(self.table.sizes, dtype=np.int64)
+        held = self.table.counts * sizes
+        roles = np.asarray(self.table.roles)
+        return {role: held[:, roles == role].sum(axis=1) for role in dict.fromkeys(self.table.roles)}
+
+
+def footprint(program: Program, device: Device, options: AllocatorOptions | None = None) -> Memory:
+    """Memory of `program` on `device`, by the allocator of its kind.
+
+    GPUs: PyTorch's caching allocator. MCUs: a static arena in SRAM with the parameters in flash. Others: exact.
+
+    Raises:
+        ValueError: the device names no capacity for its main memory.
+    """
+    if device.kind == "mcu":
+        from peakline.memory.arena_footprint import arena_footprint
+
+        return arena_footprint(program, device)
+    capacity = device.main.capacity
+    if capacity is None:
+        raise ValueError(f"device {device.name}: {device.main.name} has no capacity; derive a variant that states it")
+    table = occupancy(program)
+    peak = live_peak(table)
+    if device.kind != "gpu":
+        return _exact(program, table, peak, capacity)
+    return _cached(program, table, peak, device, capacity, options or AllocatorOptions())
+
+
+def _exact(program: Program, table: Occupancy, peak: LivePeak, capacity: int) -> Memory:
+    """No allocator known for this kind: every figure is the live bytes."""
+    fits = peak.bytes <= capacity
+    return Memory(
+        program, table, peak.bytes, peak.bytes, peak.bytes, peak.bytes, capacity, fits, peak.by_role, peak.step,
+        notes=("allocated, reserved and device bytes are the live bytes: this kind of device has no allocator model",),
+    )  # fmt: skip
+
+
+def _cached(
+    program: Program, table: Occupancy, peak: LivePeak, device: Device, capacity: int, options: AllocatorOptions
+) -> Memory:
+    """PyTorch's caching allocator over steady state: the first step, and a second on top of what it left."""
+    software = device.software
+    context = software.context_bytes + software.library_bytes
+    workspace = software.cublas_workspace_bytes
+    training = any(step.operator.phase == "optimizer" for step in program.steps)
+    repetitions = 2 if training else 1
+    memory = Memory(
+        program, table, peak.bytes, None, None, None, capacity, peak.bytes + context <= capacity, peak.by_role,
+        peak.step, context=context,
+    )  # fmt: skip
+    shape = np.shape(peak.bytes)
+    configurations = int(np.prod(shape))
+    if configurations > REPLAY_LIMIT:
+        note = f"the allocator is not replayed for more than {REPLAY_LIMIT} configurations: fits compares live bytes"
+        return replace(memory, notes=(note,))
+    if not shape:
+        streams = request_streams(program, repetitions=repetitions, library_workspace=workspace)
+        allocated, reserved, fits, retries = _replay(streams, capacity - context, capacity, options)
+        return replace(
+            memory, allocated=allocated, reserved=reserved, device=reserved + context, fits=fits, retries=retries
+        )
+    rows = [
+        _replay(streams, capacity - context, capacity, options)
+        for streams in _per_configuration(program, shape, repetitions, workspace)
+    ]
+    allocated, reserved, fits, retries = (np.asarray(column).reshape(shape) for column in zip(*rows))
+    return replace(
+        memory, allocated=allocated, reserved=reserved, device=reserved + context, fits=fits, retries=retries
+    )
+
+
+def _per_configuration(program: Program, shape: tuple[int, ...], repetitions: int, workspace: int) -> Any:
+    """The request streams of each configuration of a sweep, one after the other."""
+    flat = [np.broadcast_to(np.asarray(s), shape).reshape(-1) for s in program.sizes]
+    inside = {
+        key: [np.broadcast_to(np.asarray(s), shape).reshape(-1) for s in sizes]
+        for key, sizes in program.workspaces.items()
+    }
+    for i in range(int(np.prod(shape))):
+        one = replace(program)
+        one.__dict__["sizes"] = [int(s[i]) for s in flat]
+        one.__dict__["workspaces"] = {key: tuple(int(s[i]) for s in sizes) for key, sizes in inside.items()}
+        for cached in ("births", "deaths", "dying"):
+            one.__dict__[cached] = getattr(program, cached)
+        yield request_streams(one, repetitions=repetitions, library_workspace=workspace)
+
+
+def _replay(
+    streams: list[RequestStream], room: int, total: int, options: AllocatorOptions
+) -> tuple[int, int, bool, int]:
+    """(peak allocated, peak reserved, fits, retries); without a fit, the peaks an unlimited device would see."""
+    results = _run(streams, max(room, 0), total, options)
+    fits = all(r.oom is None for r in results)
+    if not fits:
+        results = _run(streams, None, None, options)
+    return (
+        max(r.peak_allocated for r in results),
+        max(r.peak_reserved for r in results),
+        fits,
+        sum(r.alloc_retries for r in results),
+    )
+
+
+def _run(streams: list[RequestStream], room: int | None, total: int | None, options: AllocatorOptions) -> list[Replay]:
+    allocator = Allocator(room, options, device_total=total)
+    results = []
+    for stream in streams:
+        results.append(allocator.run(stream.events))
+        if results[-1].oom is not None:
+            break
+    return results

@@ -1,0 +1,217 @@
+"""When every storage is born and when it dies, in program order.
+
+A graph's blocks are walked layer by layer; tensors that share memory (views, in-place results) are one *storage*.
+A storage made by an operator lives until the last operator that touches it; what exists before the step (parameters,
+optimizer states, inputs, caches) lives throughout. Nothing here knows of devices or allocators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from peakline.models.dims import Dim
+from peakline.models.flatten import Resolver, instance_name
+from peakline.models.graph import ALL, RESIDENT_ROLES, Block, Graph, Operator, Tensor, base_name
+from peakline.models.operators import Node, OperatorType, operator_type
+
+__all__ = ["Program", "Step", "Storage", "unroll"]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One piece of memory: the tensor that owns it, and in which layer."""
+
+    tensor: Tensor
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """The tensor's name with the layer in it."""
+        return instance_name(self.tensor.name, self.tensor.family, self.layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One executed operator: which storages (by number) it makes and touches."""
+
+    operator: Operator
+    block: Block
+    layer: int
+    makes: tuple[int, ...]
+    touches: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The operator's name with the layer in it."""
+        family = self.block.family
+        return instance_name(self.operator.name, family, self.layer) if family else self.operator.name
+
+
+@dataclass(frozen=True)
+class Program:
+    """The unrolled program.
+
+    Attributes:
+        graph: what was unrolled.
+        storages: by number.
+        steps: executed operators in order; later microbatches (`Block.times`) appear once.
+        resident: numbers of the storages that exist before the first step.
+    """
+
+    graph: Graph
+    storages: list[Storage]
+    steps: list[Step]
+    resident: list[int]
+
+    @cached_property
+    def births(self) -> list[int]:
+        """Step that makes each storage; −1 for resident ones and those never made."""
+        births = [-1] * len(self.storages)
+        for position, step in enumerate(self.steps):
+            for key in step.makes:
+                births[key] = position
+        return births
+
+    @cached_property
+    def deaths(self) -> list[int]:
+        """Last step that touches each storage; the number of steps for resident ones."""
+        deaths = [-1] * len(self.storages)
+        for position, step in enumerate(self.steps):
+            for key in step.touches:
+                deaths[key] = position
+        for key in self.resident:
+            deaths[key] = len(self.steps)
+        return deaths
+
+    @cached_property
+    def dying(self) -> list[list[int]]:
+        """Storages to free after each step."""
+        dying: list[list[int]] = [[] for _ in self.steps]
+        end = len(self.steps)
+        for key, position in enumerate(self.deaths):
+            if 0 <= position < end:
+                dying[position].append(key)
+        return dying
+
+    @cached_property
+    def workspaces(self) -> dict[int, tuple[Dim, ...]]:
+        """Sizes of the blocks each operator allocates and frees inside itself, by `id` of the operator."""
+        found: dict[int, tuple[Dim, ...]] = {}
+        families = self.graph.families
+        for _, operator in self.graph.operators():
+            kind = operator_type(operator.type)
+            if type(kind).workspace is not _NO_WORKSPACE:
+                sizes = kind.workspace(Node.of(self.graph, operator, families))
+                if sizes:
+                    found[id(operator)] = sizes
+        return found
+
+    @cached_property
+    def sizes(self) -> list[Dim]:
+        """Bytes of each storage."""
+        by_tensor: dict[str, Dim] = {}
+        sizes: list[Dim] = []
+        for storage in self.storages:
+            name = storage.tensor.name
+            if name not in by_tensor:
+                by_tensor[name] = storage.tensor.bytes
+            sizes.append(by_tensor[name])
+        return sizes
+
+
+def unroll(graph: Graph) -> Program:
+    """Execute the graph's blocks on paper; see `Program`."""
+    return _Unroller(graph).run()
+
+
+_NO_WORKSPACE = OperatorType.workspace
+
+
+class _Unroller:
+    """Numbers every tensor instance and follows references, views and carries to storages."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.resolve = Resolver(graph)
+        self.carried = {name for block in graph.blocks for name in block.carries}
+        self.base: dict[str, int] = {}
+        self.storages: list[Storage] = []
+        families = graph.families
+        for tensor in graph.tensors.values():
+            if tensor.name in self.carried:
+                continue
+            self.base[tensor.name] = len(self.storages)
+            layers = families[tensor.family] if tensor.family else 1
+            self.storages.extend([Storage(tensor, i) for i in range(layers)])
+        self.owner = list(range(len(self.storages)))
+
+    def run(self) -> Program:
+        graph = self.graph
+        produced = {base_name(o) for _, operator in graph.operators() for o in operator.outputs}
+        resident = [
+            key
+            for key, storage in enumerate(self.storages)
+            if storage.tensor.name not in produced
+            and storage.tensor.storage is None
+            and (storage.tensor.role in RESIDENT_ROLES or storage.tensor.role == "gradient")
+        ]
+        steps: list[Step] = []
+        for block in graph.blocks:
+            plans = [(o, self._plan(o.inputs, block), self._plan(o.outputs, block)) for o in block.operators]
+            aliases = [self._aliases(o) for o in block.operators]
+            for index in block.indices():
+                for (operator, inputs, outputs), alias in zip(plans, aliases):
+                    made = self._keys(outputs, block, index)
+                    if alias:
+                        self._share(operator, block, index)
+                        owners = tuple([self.owner[k] for k in made])
+                        fresh = tuple([k for k in made if self.owner[k] == k])
+                    else:
+                        owners = fresh = tuple(made)
+                    owner = self.owner
+                    touched = tuple([owner[k] for k in self._keys(inputs, block, index)]) + owners
+                    steps.append(Step(operator, block, index, fresh, touched))
+        return Program(graph, self.storages, steps, resident)
+
+    def _plan(self, references: Sequence[str], block: Block) -> list[tuple[int, int, str]]:
+        """(kind, base, name) per reference: 0 a fixed number, 1 base + layer, 2 a carry, 3 every layer."""
+        plans = []
+        for reference in references:
+            if reference.endswith(ALL):
+                plans.append((3, 0, reference))
+            elif reference in self.carried:
+                plans.append((2, 0, reference))
+            elif self.graph.tensors[reference].family == block.family and block.family is not None:
+                plans.append((1, self.base[reference], reference))
+            else:
+                name, layer = self.resolve.one(reference, block, 0)
+                plans.append((0, self.base[name] + layer, reference))
+        return plans
+
+    def _keys(self, plans: list[tuple[int, int, str]], block: Block, index: int) -> list[int]:
+        keys: list[int] = []
+        for kind, base, name in plans:
+            if kind == 1:
+                keys.append(base + index)
+            elif kind == 0:
+                keys.append(base)
+            else:
+                keys.extend([self.base[n] + i for n, i in self.resolve(name, block, index)])
+        return keys
+
+    def _aliases(self, operator: Operator) -> bool:
+        return any(self.graph.tensors[base_name(o)].storage is not None for o in operator.outputs)
+
+    def _share(self, operator: Operator, block: Block, index: int) -> None:
+        """Let outputs that are views or in-place results own no storage of their own."""
+        for reference in operator.outputs:
+            tensor = self.graph.tensors[base_name(reference)]
+            if tensor.storage is None:
+                continue
+            layer = index if tensor.family else 0
+            key = self.base[tensor.name] + layer
+            walker = block if tensor.family == block.family else Block("", (), family=tensor.family)
+            name, at = self.resolve.one(tensor.storage, walker, index)
+            self.owner[key] = self.owner[self.base[name] + at]
