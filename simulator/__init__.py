@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peakline.estimate import estimate
+    from peakline.estimator import estimate
     from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
     from peakline.memory.options import AllocatorOptions
-    from peakline.models.catalogue import UnknownModel, models
+    from peakline.models.catalogue import UnknownModel, model_names
     from peakline.models.graph import Graph, GraphError
     from peakline.models.workload import Lora
     from peakline.models.workloads import decode, inference, prefill, training_step
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "estimate": ("estimate",),
+    "estimator": ("estimate",),
     "result": ("Estimate",),
     "hardware": ("Device", "UnknownDevice", "UnsupportedDtype", "device", "devices"),
     "memory.options": ("AllocatorOptions",),
-    "models.catalogue": ("UnknownModel", "models"),
+    "models.catalogue": ("UnknownModel", "model_names"),
     "models.graph": ("Graph", "GraphError"),
     "models.workload": ("Lora",),
     "models.workloads": ("decode", "inference", "prefill", "training_step"),
@@ -54,7 +54,7 @@ __all__ = [
     "devices",
     "estimate",
     "inference",
-    "models",
+    "model_names",
     "prefill",
     "training_step",
 ]
