@@ -187,7 +187,7 @@ class Software(Section):
         libraries: further bytes of libraries loaded by every program.
         libraries_eager: bytes of kernels when a runtime loads all of them at start (CUDA before 11.7).
         cublas_workspace: bytes of a matmul library's workspace per handle and stream.
-        launch: seconds between the starts of consecutive empty kernels on one stream.
+        launch: seconds that a kernel with next to nothing to do keeps a stream busy, replayed from a graph.
     """
 
     context: Bytes = None
@@ -213,7 +213,7 @@ class Software(Section):
 
     @property
     def launch_seconds(self) -> float | None:
-        """Seconds to launch a kernel; None where unknown."""
+        """Seconds that the smallest kernel keeps a stream busy; None where unknown."""
         return self.launch
 
 

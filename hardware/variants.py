@@ -132,6 +132,9 @@ def _scale_rates(
     if units is None or clock is None:
         return  # the value is faulty, and the reader will say so
     ratio = units * clock / before
+    if base.compute.vector_clock and ("compute", "vector_clock") not in changes and base.clock:
+        faster = base.compute.vector_clock * clock / base.clock
+        tree["compute"]["vector_clock"] = {"value": f"{faster!r} Hz", "source": "scaled with the clock"}
     for engine in ("matrix", "vector"):
         rates = tree["compute"].get(engine)
         for name, rate in base.rates(engine).items():
@@ -142,7 +145,7 @@ def _scale_rates(
 
 
 def _new(tree: Mapping[str, Any], field: str, old: float | None) -> float | None:
-    value = tree["compute"].get(field)
+    value: Any = tree["compute"].get(field)
     value = value.get("value") if isinstance(value, dict) else value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value if value > 0 else None
