@@ -52,6 +52,21 @@ class GpuConstants:
         stages: most tiles in flight per thread block; CUTLASS pipelines 3-8 deep.
         max_splits: most slices of the k loop; *fitted*. cuBLAS stops at 16-32.
         split_steps: fewest k steps worth a slice.
+        stream_share: attainable share of main memory's peak in kernels that read and write at once; 0.83-0.90 in the
+            NeuSight elementwise rows (A100, V100) and in BabelStream on A100 and H200.
+        exp_per_cycle: exponentials per cycle and SM: 16 in every generation (CUDA C++ Programming Guide, throughput of
+            native arithmetic instructions).
+        softmax_ops: scalar operations per score beside the exponential: scale, running maximum, subtraction, sum,
+            rescaling, conversion (FlashAttention-2, arXiv:2307.08691, algorithm 1).
+        attention_share: share of the matrix peak that the two small products of a tile reach. *Fitted*.
+        attention_exposed_async: share of the shorter of products and softmax that does not hide behind the longer where
+            products are asynchronous (FlashAttention-3, arXiv:2407.08608: ping-pong warpgroups); without, all of it.
+            *Fitted*.
+        chain_loads: load latencies in a row per thread block of attention: lengths, block table, Q, K, V, result, with a
+            barrier each. *Fitted*.
+        step_loads: least load latencies per step, in a pipeline of depth 1/step_loads.
+        key_tile: keys per step of a fused attention kernel.
+        scan_channels, scan_chunk, scan_blocks: channels per block, steps per chunk and blocks per SM of a scan.
     """
 
     launch_fixed: float = 1.25e-6
@@ -70,6 +85,17 @@ class GpuConstants:
     stages: float = 8.0
     max_splits: float = 16.0
     split_steps: float = 2.0
+    stream_share: float = 0.87
+    exp_per_cycle: float = 16.0
+    softmax_ops: float = 8.0
+    attention_share: float = 0.80
+    attention_exposed_async: float = 0.40
+    chain_loads: float = 9.0
+    key_tile: float = 128.0
+    step_loads: float = 1.0
+    scan_channels: float = 1.0
+    scan_chunk: float = 2048.0
+    scan_blocks: float = 8.0
 
 
 GPU = GpuConstants()

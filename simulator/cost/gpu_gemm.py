@@ -57,7 +57,7 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=512)
 def _tiles(machine: Machine, a: DType, b: DType, c: DType, const: GpuConstants) -> tuple[float, tuple[Tile, ...]]:
     """Elements of k in a step, and the menu's costs on this machine."""
-    peak, name, matrix = machine.rate(a if a.bits >= b.bits else b)
+    peak, _, matrix = machine.rate(a if a.bits >= b.bits else b)
     wide = max(a.bits, b.bits) / 8.0
     step = STEP_BYTES / wide
     rate = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0) / machine.units
@@ -181,7 +181,7 @@ def gemm_tiled(
         streaming = moved / memory
         slices = ops.minimum(ops.floor(units / tiles), ops.floor(steps / const.split_steps))
         slices = ops.minimum(ops.maximum(slices, 1.0), const.max_splits)
-        for split in (1.0, slices):
+        for split in (1.0, slices) if ops.any(slices > 1.0) else (1.0,):
             blocks = tiles * split
             mine = ops.ceil(blocks / units)
             together = ops.minimum(mine, tile.resident)

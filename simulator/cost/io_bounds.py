@@ -2,8 +2,8 @@
 
 All hold for the classical algorithms (every product of the definition is formed; Strassen is outside) and for
 any order of operations, with recomputation allowed. The argument is Hong and Kung's: cut a run into segments that each
-move R bytes; a segment sees at most S + R bytes of operands, which caps the products it can form; so so many segments
-are needed.
+move R bytes; a segment sees at most S + R bytes of operands, which caps the products it can form; a run needs
+at least so many segments.
 
 References:
     [1] J.-W. Hong, H. T. Kung, "I/O complexity: the red-blue pebble game", STOC 1981.
@@ -53,9 +53,10 @@ def convolution_traffic(
 ) -> Real:
     """Least bytes of a direct convolution: the matmul bound with the reuse of inputs among `taps` discounted.
 
-    One input element stands for at most `taps` entries of the unrolled (im2col) matrix, so S + R bytes of input are worth
-    `taps` times as many entries and a segment forms at most √taps times as many products ([5], §3 for the sharper,
-    stride-aware exponent; √taps ≥ √(taps/stride²) keeps this a bound for every stride).
+    One input element stands for at most `taps` entries of the unrolled (im2col) matrix, so S + R bytes of input are
+    worth `taps` times as many entries and a segment forms at most √taps times as many products ([5], §3 for the
+    sharper, stride-aware exponent; √taps ≥ √(taps/stride²) keeps this a bound for every stride). A transposed
+    convolution has its outputs unrolled instead, with the same count.
     """
     return matmul_traffic(products / ops_for(taps).sqrt(taps), capacity, a, b, c, copies)
 
@@ -63,10 +64,10 @@ def convolution_traffic(
 def attention_traffic(pairs: Real, dim: float, capacity: float, q: float, k: float, copies: int = 1) -> Real:
     """Least bytes of attention that never stores its scores: Θ(pairs·d²/S) for S ≥ d², Θ(pairs·d/√S) below ([4]).
 
-    With explicit constants, from the products of Q·Kᵀ alone. A segment that moves S bytes sees at most 2S bytes of Q and
-    K. A score all of whose d products fall in the segment needs a whole row of Q and of K: at most (S/d)²/(q·k) scores,
-    S²/(d·q·k) products. A score cut by the segment's ends, or spilled, occupies memory or traffic: at most 3S bytes
-    of them, so at most √(S/q · S/k · 3S/min(q,k)) products by Loomis-Whitney. The products of all pairs, `pairs`·d, need
+    With explicit constants, from the products of Q·Kᵀ alone. A segment that moves S bytes sees at most 2S bytes of Q
+    and K. A score all of whose d products fall in the segment needs a whole row of Q and of K: at most (S/d)²/(q·k)
+    scores, S²/(d·q·k) products. A score cut by the segment's ends, or spilled, occupies memory or traffic: at most 3S
+    bytes of them, so at most √(S/q · S/k · 3S/min(q,k)) products by Loomis-Whitney. All `pairs`·d products need
 
         Q ≥ S·(pairs·d / (S²/(d·q·k) + S·√(3S/(q·k·min(q,k)))) - copies).
 

@@ -7,7 +7,7 @@ also be written by hand, which is how tests scale one rate at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,11 @@ POWER_AT_1GHZ = 0.275e-12
 """Joules per dense 16-bit matrix FLOP at 1 GHz, whole board; rises with clock² (voltage follows clock).
 
 See `sustained_fraction`. Fitted on the H100 and A100 rows of aiconfigurator 0.12's GEMM table."""
+
+
+BUS_BYTES = 4
+"""Bytes per cycle between a microcontroller's core and its SRAM where no bandwidth is published: the 32-bit AHB of
+Arm Cortex-M (Armv7-M Architecture Reference Manual)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class Machine:
         if not self.main.bandwidth:
             raise ValueError(f"{self.name}: memory.{self.main.name}.bandwidth is unknown, so no time can be computed")
         return self.main.bandwidth
+
+    @cached_property
+    def supply(self) -> float:
+        """Bytes/s at which main memory can feed arithmetic: inside the banks for processing in memory."""
+        return max(self.bandwidth, self.in_bank or 0.0)
 
     @cached_property
     def cache(self) -> Level | None:
@@ -208,6 +218,8 @@ def _read(device: Any) -> Machine:
     units = device.units or 1
     clock = device.clock or 1e9
     levels = tuple(_level(level, units) for level in (*device.onchip, device.main))
+    if device.kind == "mcu" and levels[-1].bandwidth is None:
+        levels = (*levels[:-1], replace(levels[-1], bandwidth=BUS_BYTES * clock))
     matrix = device.rates("matrix")
     shared = device.memory.get("shared")
     return Machine(

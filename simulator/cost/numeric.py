@@ -31,6 +31,7 @@ class Ops:
     maximum: Callable[[Any, Any], Any]
     minimum: Callable[[Any, Any], Any]
     where: Callable[[Any, Any, Any], Any]
+    any: Callable[[Any], Any]
 
 
 def _scalar_max(a: float, b: float) -> float:
@@ -45,8 +46,8 @@ def _choose(condition: bool, yes: float, no: float) -> float:
     return yes if condition else no
 
 
-SCALAR = Ops(math.ceil, math.floor, math.sqrt, _scalar_max, _scalar_min, _choose)
-ARRAY = Ops(np.ceil, np.floor, np.sqrt, np.maximum, np.minimum, np.where)
+SCALAR = Ops(math.ceil, math.floor, math.sqrt, _scalar_max, _scalar_min, _choose, bool)
+ARRAY = Ops(np.ceil, np.floor, np.sqrt, np.maximum, np.minimum, np.where, np.any)
 
 
 def ops_for(*values: Any) -> Ops:

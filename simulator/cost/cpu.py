@@ -1,0 +1,36 @@
+"""Matrix products on processor cores: register blocks shared out over cores.
+
+References:
+    [1] K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34 (2008).
+    [2] F. Van Zee, R. van de Geijn, "BLIS: a framework for rapidly instantiating BLAS functionality", TOMS 41 (2015).
+"""
+
+from __future__ import annotations
+
+from peakline.cost.machine import Machine
+from peakline.cost.numeric import Real, ops_for
+from peakline.models.dtypes import DType
+
+__all__ = ["product_seconds"]
+
+BLOCK_ROWS, BLOCK_COLS = 8.0, 32.0
+"""Rows and columns of C held in vector registers: 6×16 to 14×32 in BLIS's kernels for AVX2, AVX-512 and Neon [2]."""
+
+
+def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, kind: DType) -> Real:
+    """Seconds of `batch` products: whole register blocks, in whole rounds over the cores.
+
+        ⌈batch·⌈m/8⌉·⌈n/32⌉ / cores⌉ · 2·8·32·k / (peak/cores)
+
+    A product of one row or column streams instead of blocking, so its m (or n) is not rounded up.
+    """
+    ops = ops_for(batch, m, n, k)
+    peak, _, _ = machine.rate(kind)
+    down = ops.where(m < BLOCK_ROWS, 1.0, ops.ceil(m / BLOCK_ROWS))
+    across = ops.where(n < BLOCK_COLS, 1.0, ops.ceil(n / BLOCK_COLS))
+    block = ops.minimum(ops.maximum(m, 1.0), BLOCK_ROWS) * ops.minimum(ops.maximum(n, 1.0), BLOCK_COLS)
+    blocks = batch * down * across
+    rounds = ops.maximum(ops.ceil(blocks / machine.units) * machine.units, blocks)
+    # fewer blocks than cores: libraries cut k as well
+    rounds = ops.where(blocks < machine.units, blocks, rounds)
+    return rounds * block * 2.0 * k / peak

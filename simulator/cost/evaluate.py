@@ -1,0 +1,250 @@
+"""One kernel's three times on one machine, in plain float64: the arithmetic behind `price`.
+
+Each kind of kernel says three things: its products and compute rate (for `bound`), the least traffic at each level (for
+`io`), and its tiled model. `evaluate` puts them together so that bound ≤ io ≤ tiled by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from peakline.cost.generic import Products, generic_tiled
+from peakline.cost.gpu import Tiled
+from peakline.cost.gpu_attention import attention_tiled
+from peakline.cost.gpu_gemm import gemm_tiled
+from peakline.cost.gpu_stream import scan_tiled, stream_tiled
+from peakline.cost.io_bounds import attention_traffic, convolution_traffic, matmul_traffic
+from peakline.cost.machine import Machine
+from peakline.cost.numeric import Ops, Real, ops_for
+from peakline.models.dtypes import DType
+from peakline.models.kernels import Attention, Convolution, Gemm, GroupedGemm, Scan, Stream
+
+__all__ = ["Evaluation", "evaluate"]
+
+CLUSTER = 16
+"""Most thread blocks that may share one fetch from L2 by multicast (CUDA Programming Guide: 8 portable, 16 on H100)."""
+
+Traffic = Callable[[float, int], Real]
+"""(fast memory in bytes, number of such memories) → least bytes into them."""
+
+
+class Evaluation(NamedTuple):
+    """The fields of `KernelCost`, in order."""
+
+    bound: Real
+    io: Real
+    tiled: Real
+    launch: Real
+    traffic: dict[str, Real]
+    io_lower_bound: dict[str, Real]
+    limits: dict[str, Real]
+
+
+class Plan(NamedTuple):
+    """What a kind of kernel says of itself: seconds of arithmetic at peak, least traffic, and its tiled cost."""
+
+    arithmetic: Real
+    traffic: Traffic | None
+    tiled: Tiled
+
+
+def evaluate(
+    kind: type[Any], values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool
+) -> Evaluation:
+    """All costs of one kernel. `values` are its sizes in declaration order, then reads and writes, as float64."""
+    plan = _PLANS[kind](values, formats, machine, cuda_graph)
+    reads, writes = values[-2], values[-1]
+    ops = ops_for(*values)
+    compulsory = reads + writes
+    least = _least_traffic(ops, compulsory, plan.traffic, machine)
+    bound = ops.maximum(plan.arithmetic, compulsory / machine.supply)
+    io = ops.maximum(bound, least[machine.main.name] / machine.supply)
+    for level in machine.levels[:-1]:
+        if level.name in least and level.bandwidth:
+            io = ops.maximum(io, least[level.name] / level.bandwidth)
+    tiled = ops.maximum(plan.tiled.seconds, io)
+    traffic = {name: ops.maximum(moved, least[name]) for name, moved in plan.tiled.traffic.items() if name in least}
+    busiest: Real = 0.0
+    for seconds in plan.tiled.limits.values():
+        busiest = ops.maximum(busiest, seconds)
+    rest = ops.maximum(tiled - plan.tiled.launch - busiest, 0.0)
+    limits = {**plan.tiled.limits, "launch": plan.tiled.launch, "latency": rest}
+    return Evaluation(bound, io, tiled, plan.tiled.launch, traffic, least, limits)
+
+
+def _least_traffic(ops: Ops, compulsory: Real, traffic: Traffic | None, machine: Machine) -> dict[str, Real]:
+    """Least bytes out of main memory and out of the shared cache nearest to the units, by level name.
+
+    Main memory feeds all on-chip memory together; the cache feeds private memories, of which a cluster of units may share
+    one fetch.
+    """
+    name = machine.main.name
+    if traffic is None:
+        least = {name: compulsory}
+        if machine.cache is not None:
+            least[machine.cache.name] = compulsory
+        return least
+    least = {name: ops.maximum(compulsory, traffic(machine.onchip_bytes, 1))}
+    if machine.cache is not None:
+        shared = CLUSTER if machine.capability[0] >= 9 else 1
+        copies = max(machine.units // shared, 1)
+        own = machine.private_bytes * machine.units / copies
+        least[machine.cache.name] = ops.maximum(compulsory, traffic(own, copies))
+    return least
+
+
+def _gemm(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+    batch, m, n, k, reads, writes = values
+    return _products(batch, m, n, k, 2.0 * batch * m * n * k, formats, reads, writes, machine, cuda_graph)
+
+
+def _grouped(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+    """Groups of equal size: the mean; skewed routing makes the fullest expert wait longer than this says."""
+    groups, rows, n, k, reads, writes = values
+    ops = ops_for(*values)
+    groups = ops.maximum(groups, 1.0)
+    m = ops.ceil(rows / groups)
+    return _products(groups, m, n, k, 2.0 * rows * n * k, formats, reads, writes, machine, cuda_graph)
+
+
+def _products(
+    batch: Real,
+    m: Real,
+    n: Real,
+    k: Real,
+    flops: Real,
+    formats: tuple[Any, ...],
+    reads: Real,
+    writes: Real,
+    machine: Machine,
+    cuda_graph: bool,
+) -> Plan:
+    a, b, c = formats
+    wide = a if a.bits >= b.bits else b
+    if machine.kind == "gpu":
+        tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes, cuda_graph=cuda_graph)
+    else:
+        tiled = generic_tiled(machine, ((batch, m, n, k),), 0.0, wide, 1.0, reads, writes)
+
+    def traffic(capacity: float, copies: int) -> Real:
+        return matmul_traffic(flops / 2.0, capacity, a.bits / 8.0, b.bits / 8.0, c.bits / 8.0, copies)
+
+    return Plan(flops / machine.rate(wide)[0], traffic, tiled)
+
+
+def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+    """Implicit GEMM per group, or on a GPU the direct kernel where groups are too narrow for tiles (depthwise)."""
+    batch, in_channels, out_channels, groups, taps, in_space, space, reads, writes = values
+    ops = ops_for(*values)
+    a, b, c, transposed = formats
+    wide = a if a.bits >= b.bits else b
+    narrow_in, narrow_out = in_channels / groups, out_channels / groups
+    if transposed:  # every input position is scattered to `taps` outputs
+        m, n, k, unrolled = batch * in_space, taps * narrow_out, narrow_in, 1.0
+    else:  # every output position gathers `taps` inputs
+        m, n, k, unrolled = batch * space, narrow_out, taps * narrow_in, ops.maximum(taps, 1.0)
+    flops = 2.0 * groups * m * n * k
+    if machine.kind == "gpu":
+        implicit = gemm_tiled(
+            machine, groups, m, n, k, (a, b, c), reads, writes, cuda_graph=cuda_graph, unrolled=unrolled
+        )
+        direct = stream_tiled(machine, flops, wide, 1.0, reads, writes, cuda_graph=cuda_graph)
+        tiled = _faster(ops, implicit, direct)
+    else:
+        tiled = generic_tiled(machine, ((groups, m, n, k),), 0.0, wide, 1.0, reads, writes)
+
+    def traffic(capacity: float, copies: int) -> Real:
+        widths = (a.bits / 8.0, b.bits / 8.0, c.bits / 8.0)
+        return convolution_traffic(flops / 2.0, ops.maximum(taps, 1.0), capacity, *widths, copies)
+
+    return Plan(flops / machine.rate(wide)[0], traffic, tiled)
+
+
+def _faster(ops: Ops, first: Tiled, second: Tiled) -> Tiled:
+    wins = first.seconds <= second.seconds
+
+    def choose(a: dict[str, Real], b: dict[str, Real]) -> dict[str, Real]:
+        return {name: ops.where(wins, a[name], b[name]) for name in a}
+
+    return Tiled(
+        ops.minimum(first.seconds, second.seconds),
+        ops.where(wins, first.launch, second.launch),
+        choose(first.traffic, second.traffic),
+        choose(first.limits, second.limits),
+    )
+
+
+def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+    batch, heads, kv_heads, queries, keys, pairs, qk_dim, v_dim, reads, writes = values
+    kind, kv_kind, backward = formats
+    ops = ops_for(*values)
+    per_pair = 3.0 * qk_dim + 2.0 * v_dim if backward else qk_dim + v_dim
+    flops = 2.0 * batch * heads * pairs * per_pair
+    if machine.kind == "gpu":
+        tiled = attention_tiled(
+            machine,
+            batch,
+            heads,
+            kv_heads,
+            queries,
+            keys,
+            pairs,
+            qk_dim,
+            v_dim,
+            kind,
+            kv_kind,
+            reads,
+            writes,
+            products=per_pair / (qk_dim + v_dim),
+            cuda_graph=cuda_graph,
+        )
+    else:
+        seen = pairs / ops.maximum(queries, 1.0)
+        products: tuple[Products, ...] = (
+            (batch * heads, queries, seen, per_pair - v_dim),
+            (batch * heads, queries, v_dim, seen),
+        )
+        softmax = 10.0 * batch * heads * pairs
+        tiled = generic_tiled(machine, products, softmax, kind, 1.0, reads, writes)
+
+    def traffic(capacity: float, copies: int) -> Real:
+        return attention_traffic(batch * heads * pairs, qk_dim, capacity, kind.bits / 8.0, kv_kind.bits / 8.0, copies)
+
+    return Plan(flops / machine.rate(kind)[0], traffic, tiled)
+
+
+def _stream(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+    work, launches, reads, writes = values
+    (kind,) = formats
+    if machine.kind == "gpu":
+        tiled = stream_tiled(machine, work, kind, launches, reads, writes, cuda_graph=cuda_graph)
+    else:
+        tiled = generic_tiled(machine, (), work, kind, launches, reads, writes)
+    return Plan(work / _scalar_peak(machine, kind), None, tiled)
+
+
+def _scan(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+    batch, steps, width, state, per_state, reads, writes = values
+    (kind,) = formats
+    flops = per_state * batch * steps * width * state
+    if machine.kind == "gpu":
+        tiled = scan_tiled(machine, batch, steps, width, flops, kind, reads, writes, cuda_graph=cuda_graph)
+    else:
+        tiled = generic_tiled(machine, (), flops, kind, 1.0, reads, writes)
+    return Plan(flops / _scalar_peak(machine, kind), None, tiled)
+
+
+def _scalar_peak(machine: Machine, kind: DType) -> float:
+    """The best rate that scalar work in `kind` could run at: its own if listed (packed 16-bit), or the widened one."""
+    return max(machine.vector_rate(kind), machine.vector.get(kind.name, 0.0))
+
+
+_PLANS: dict[type[Any], Callable[[tuple[Any, ...], tuple[Any, ...], Machine, bool], Plan]] = {
+    Gemm: _gemm,
+    GroupedGemm: _grouped,
+    Convolution: _convolution,
+    Attention: _attention,
+    Stream: _stream,
+    Scan: _scan,
+}

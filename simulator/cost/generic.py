@@ -1,0 +1,56 @@
+"""Kernels on devices other than GPUs: one resource of arithmetic beside one of memory.
+
+Each kind of device has a module that says how long its arithmetic takes for a matrix product (`npu`, `cpu`, `mcu`,
+`fpga`, `pim`); everything else is common. Devices with software-managed or prefetched memories overlap arithmetic and
+memory; an in-order microcontroller does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from peakline.cost import cpu, fpga, mcu, npu, pim
+from peakline.cost.gpu import Tiled
+from peakline.cost.machine import Machine
+from peakline.cost.numeric import Real, ops_for
+from peakline.models.dtypes import DType
+
+__all__ = ["Products", "generic_tiled"]
+
+Products: TypeAlias = tuple[Real, Real, Real, Real]
+"""(batch, m, n, k) of one or several equal matrix products."""
+
+_ARITHMETIC: dict[str, Callable[[Machine, Real, Real, Real, Real, DType], Real]] = {
+    "npu": npu.product_seconds,
+    "cpu": cpu.product_seconds,
+    "mcu": mcu.product_seconds,
+    "fpga": fpga.product_seconds,
+    "pim": pim.product_seconds,
+}
+
+
+def generic_tiled(
+    machine: Machine,
+    products: tuple[Products, ...],
+    scalar_work: Real,
+    kind: DType,
+    launches: Real,
+    reads: Real,
+    writes: Real,
+) -> Tiled:
+    """Seconds and traffic of `products` followed by `scalar_work` operations, over `reads` + `writes` bytes.
+
+    T = launches·launch + max(arithmetic, memory), or their sum where nothing overlaps them (`mcu`).
+    """
+    arithmetic = scalar_work / machine.vector_rate(kind)
+    seconds_of = _ARITHMETIC.get(machine.kind, cpu.product_seconds)
+    for batch, m, n, k in products:
+        arithmetic = arithmetic + seconds_of(machine, batch, m, n, k, kind)
+    moved = reads + writes
+    memory = moved / machine.supply
+    launch = launches * (machine.launch or 0.0)
+    ops = ops_for(arithmetic, memory)
+    both = arithmetic + memory if machine.kind == "mcu" else ops.maximum(arithmetic, memory)
+    main = machine.main.name
+    return Tiled(launch + both, launch, {main: moved}, {"compute": arithmetic, main: memory})

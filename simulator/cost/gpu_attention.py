@@ -1,0 +1,93 @@
+"""Fused attention on a GPU (flash and its decoding form): tiles of queries against streams of keys.
+
+A thread block owns one tile of queries of one head and walks the keys that the mask leaves it, a tile at a time. A step
+is the two matrix products of the tile and its softmax, which share the SM: cores with asynchronous products overlap the
+two partly, others run them in turn. Decoding has too few query tiles to fill the SMs, so the keys are split
+between blocks and a second small kernel joins the parts.
+"""
+
+from __future__ import annotations
+
+from peakline.cost.gpu import GPU, GpuConstants, Tiled, async_copy, l2_rate, launch_seconds, main_rate, miss_fraction
+from peakline.cost.machine import Machine
+from peakline.cost.numeric import Real, ops_for
+from peakline.models.dtypes import DType
+
+__all__ = ["attention_tiled"]
+
+
+def attention_tiled(
+    machine: Machine,
+    batch: Real,
+    heads: Real,
+    kv_heads: Real,
+    queries: Real,
+    keys: Real,
+    pairs: Real,
+    qk_dim: Real,
+    v_dim: Real,
+    kind: DType,
+    kv_kind: DType,
+    reads: Real,
+    writes: Real,
+    *,
+    products: float = 1.0,
+    cuda_graph: bool = False,
+    const: GpuConstants = GPU,
+) -> Tiled:
+    """Seconds and traffic of softmax(QKᵀ)V without stored scores.
+
+    Args:
+        pairs: (query, key) pairs per head that the mask leaves.
+        kind, kv_kind: formats of the products and of the stored keys and values.
+        reads, writes: compulsory bytes of the operator.
+        products: work per pair relative to the forward pass (backward: 2.5, five products to two).
+        cuda_graph: the kernel is replayed in a graph.
+    """
+    ops = ops_for(batch, heads, kv_heads, queries, keys, pairs, reads, writes)
+    launch = launch_seconds(machine, cuda_graph, const)
+    clock, units = machine.clock, float(machine.units)
+    latency = const.load_cycles / clock
+    peak, _, matrix = machine.rate(kind)
+    peak = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0)
+    memory, l2 = main_rate(machine, const), l2_rate(machine, const)
+
+    # query rows of all heads that share a key head are one operand when there are too few of them for a tile
+    group = ops.maximum(heads / kv_heads, 1.0)
+    packed = queries * group <= 64.0
+    rows = ops.where(packed, queries * group, queries)
+    tile_rows = ops.where(rows <= 64.0, ops.where(rows <= 16.0, 16.0, 64.0), 128.0)
+    tile_keys = const.key_tile
+    tiles_per_head = ops.ceil(rows / tile_rows)
+    blocks = ops.maximum(batch * ops.where(packed, kv_heads, heads) * tiles_per_head, 1.0)
+
+    # a masked tile still multiplies whole tiles along its edge: half a tile more on average
+    mean_keys = pairs / ops.maximum(queries, 1.0)
+    edge = ops.where(pairs < queries * keys, ops.minimum(tile_keys, tile_rows) / 2.0, 0.0)
+    steps = ops.maximum(ops.ceil((mean_keys + edge) / tile_keys * 4.0) / 4.0, 0.5)
+    longest = ops.maximum(ops.ceil(keys / tile_keys), 1.0)
+    longest = ops.maximum(ops.where(pairs < queries * keys, ops.minimum(longest, 2.0 * steps), longest), steps)
+
+    scores = tile_rows * tile_keys
+    multiply = scores * (2.0 * products * (qk_dim + v_dim)) * units / (peak * const.attention_share)
+    lanes = machine.vector_rate("fp32") / (2.0 * units * clock)
+    softmax = scores * (1.0 / const.exp_per_cycle + const.softmax_ops / (2.0 * lanes)) / clock
+    exposed = const.attention_exposed_async if async_copy(machine) else 1.0
+    beat = ops.maximum(multiply, softmax) + exposed * ops.minimum(multiply, softmax)
+
+    splits = ops.minimum(ops.maximum(ops.floor(units / blocks), 1.0), ops.ceil(longest / 2.0))
+    kv_step = tile_keys * (qk_dim + v_dim) * (kv_kind.bits / 8.0)
+    fetched = blocks * steps * kv_step
+    chain = const.chain_loads * latency
+    beat = ops.maximum(beat, latency * const.step_loads)
+    per_block = chain + ops.maximum(steps / splits, 0.5) * beat
+    rounds = ops.maximum(ops.ceil(blocks * splits / units), 1.0)
+    working = ops.maximum(rounds * per_block, chain + longest / splits * beat)
+    missed = (reads + writes) * miss_fraction(ops, reads + writes, machine, const.reuse_distance)
+    streaming = ops.maximum(missed / memory, fetched / l2)
+    hidden = const.exposed_async if async_copy(machine) else const.exposed_sync
+    total = ops.maximum(working, streaming) + hidden * ops.minimum(working, streaming)
+    joined = ops.where(splits > 1.0, launch + 4.0 * splits * batch * heads * queries * v_dim * 2.0 / l2, 0.0)
+    flops = 2.0 * products * batch * heads * pairs * (qk_dim + v_dim)
+    limits = {"compute": flops / peak, machine.main.name: missed / memory, "l2": fetched / l2}
+    return Tiled(launch + total + joined, launch, {machine.main.name: missed, "l2": fetched}, limits)
