@@ -72,7 +72,11 @@ def aliases() -> Mapping[str, str]:
 @cache
 def _files() -> Mapping[str, Path]:
     """Catalogue name → file. A device's file is `devices/<kind>/<name>.yaml`, so no file needs reading."""
-    return {path.stem: path for kind in KINDS for path in sorted((CATALOGUE / kind).glob("*.yaml"))}
+    return {path.stem: path for kind in KINDS for path in sorted((CATALOGUE / kind).glob("*.yaml"), key=_stem)}
+
+
+def _stem(path: Path) -> str:
+    return path.stem
 
 
 def _key(name: str) -> str:
