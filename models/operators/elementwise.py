@@ -31,11 +31,16 @@ def promote(a: DType, b: DType) -> DType:
 # ---- unary functions -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Unary(OperatorType):
-    """y = f(x). `saves` says which of x and y the derivative reads; None: the gradient passes through a scalar."""
+    """y = f(x).
+
+    `saves` says which of x and y the derivative reads (None: the gradient passes through a scalar), `temporaries` how
+    many tensors of the gradient's size its formula holds besides the result (`pow_backward`: grad·(2·x¹)).
+    """
 
     name: str
     work: int
     saves: str | None
+    temporaries: int = 0
     launches: int = 1
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
@@ -49,7 +54,9 @@ class Unary(OperatorType):
         if dy is None or not context.needs(x):
             return
         saved = {"input": clone or (x,), "output": (y,), None: ()}[self.saves]
-        (dx,) = context.emit("elementwise_backward", [dy, *saved], {"dx": (x.shape, x.dtype)})
+        attributes = {"temporaries": self.temporaries} if self.temporaries else None
+        outputs = {"dx": (x.shape, x.dtype)}
+        (dx,) = context.emit("elementwise_backward", [dy, *saved], outputs, attributes=attributes)
         context.give(x, dx)
 
 
@@ -59,20 +66,24 @@ class ElementwiseBackward(OperatorType):
 
     name: str = "elementwise_backward"
 
+    def workspace(self, node: Node) -> tuple[Dim, ...]:
+        """The temporaries of the derivative's formula."""
+        return (node.outputs[0].bytes,) * int(node.attributes.get("temporaries", 0))
+
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
         """About four scalar operations per element of the gradient."""
         return (Stream(4 * node.outputs[0].elements, node.outputs[0].dtype),)
 
 
 elementwise_backward = register(ElementwiseBackward())
-for _name, _work, _saves in [
-    ("relu", 1, "output"), ("relu6", 2, "input"), ("sigmoid", 4, "output"), ("tanh", 6, "output"),
-    ("exp", 4, "output"), ("rsqrt", 2, "output"), ("gelu", 10, "input"), ("gelu_tanh", 12, "input"),
-    ("silu", 5, "input"), ("hardswish", 4, "input"), ("hardsigmoid", 3, "input"), ("softplus", 6, "input"),
-    ("pow", 2, "input"), ("sin", 4, "input"), ("cos", 4, "input"), ("neg", 1, None), ("scale", 1, None),
-    ("leaky_relu", 2, "input"), ("relu_squared", 2, "input"),
+for _name, _work, _saves, _temporaries in [
+    ("relu", 1, "output", 0), ("relu6", 2, "input", 0), ("sigmoid", 4, "output", 0), ("tanh", 6, "output", 0),
+    ("exp", 4, "output", 0), ("rsqrt", 2, "output", 2), ("gelu", 10, "input", 0), ("gelu_tanh", 12, "input", 0),
+    ("silu", 5, "input", 0), ("hardswish", 4, "input", 0), ("hardsigmoid", 3, "input", 0),
+    ("softplus", 6, "input", 0), ("pow", 2, "input", 2), ("sin", 4, "input", 1), ("cos", 4, "input", 2),
+    ("neg", 1, None, 0), ("scale", 1, None, 0), ("leaky_relu", 2, "input", 0), ("relu_squared", 2, "input", 2),
 ]:  # fmt: skip
-    register(Unary(_name, _work, _saves))
+    register(Unary(_name, _work, _saves, _temporaries))
 
 
 def unary(b: GraphBuilder, function: str, x: Tensor, *, in_place: bool = False, name: str | None = None) -> Tensor:
@@ -240,10 +251,13 @@ class Mul(OperatorType):
         if dy is None:
             return
         a, b = node.inputs
-        for operand, other in ((a, b), (b, a)):
-            if context.needs(operand):
-                (product,) = context.emit("elementwise_backward", [dy, other], {"product": (dy.shape, dy.dtype)})
-                context.give(operand, reduce_to(context, product, operand))
+        products = [  # both are made before either is reduced to its operand's shape (autograd's validate_outputs)
+            (operand, *context.emit("elementwise_backward", [dy, other], {"product": (dy.shape, dy.dtype)}))
+            for operand, other in ((a, b), (b, a))
+            if context.needs(operand)
+        ]
+        for operand, product in products:
+            context.give(operand, reduce_to(context, product, operand))
 
 
 register(Add())

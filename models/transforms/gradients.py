@@ -87,6 +87,9 @@ class _Walk:
     forward: Operator | None = None
     family: str | None = None
     port: str | None = None
+    given: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    uses: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)
 
     def run(self, loss: Tensor, seed: Tensor | None) -> Gradients:
         self.tensors = dict(self.graph.tensors)
@@ -96,6 +99,10 @@ class _Walk:
                 Operator(f"loss.ones{self.suffix}", "fill_backward", (), (seed.name,), phase="backward")
             )
         self.pending[loss.name] = seed
+        for _, operator in self.graph.operators():
+            for name in set(operator.inputs):
+                if name in self.into:
+                    self.uses[name] = self.uses.get(name, 0) + 1
         families = self.graph.families
         for block in reversed(self.graph.blocks):
             if block.family is None:
@@ -113,6 +120,7 @@ class _Walk:
             kind = operator_type(operator.type)
             if kind.differentiable:
                 kind.backward(Node.of(self.graph, operator, families), self)
+                self._deliver()
             for output in operator.outputs:
                 self.pending.pop(output, None)
 
@@ -147,7 +155,7 @@ class _Walk:
             )
         )
         if leaving is not None and carry.initial in self.tracked:
-            self.give(self.tensors[carry.initial], leaving)
+            self._accept(self.tensors[carry.initial], leaving)
 
     def _close(self, name: str) -> None:
         if self.operators:
@@ -214,18 +222,39 @@ class _Walk:
         return made
 
     def give(self, tensor: Tensor, gradient: Tensor) -> None:
+        self.given.append((tensor, gradient))
+
+    def _deliver(self) -> None:
+        """Pass on what the operator gave: all its gradients exist before the first is added to another."""
+        for tensor, gradient in self.given:
+            self._accept(tensor, gradient)
+        self.given = []
+
+    def _accept(self, tensor: Tensor, gradient: Tensor) -> None:
         if tensor.name in self.into:
-            target = self.tensors[self.into[tensor.name]]
-            self.emit(
-                "accumulate", [target, gradient], {"into": (target.shape, target.dtype)}, in_place={"into": target}
-            )
-            self.gradients[tensor.name] = target.name
+            self._give_existing(tensor, gradient)
         elif tensor.role == "parameter" or tensor.trainable:
             self._give_leaf(tensor, gradient)
         elif self.family is not None and tensor.family is None:
             self._give_outer(tensor, gradient)
         else:
             self._give_activation(tensor, gradient)
+
+    def _give_existing(self, leaf: Tensor, gradient: Tensor) -> None:
+        """Add into a gradient that exists, once all of the leaf's uses have contributed (`AccumulateGrad`)."""
+        self.waiting[leaf.name] = self.waiting.get(leaf.name, self.uses.get(leaf.name, 1)) - 1
+        first = self.pending.get(leaf.name)
+        if first is not None:
+            outputs = {"sum": (first.shape, first.dtype)}
+            (gradient,) = self.emit("accumulate", [first, gradient], outputs, in_place={"sum": first})
+        self.pending[leaf.name] = gradient
+        if self.waiting[leaf.name] > 0 and self.family is None:
+            return
+        del self.pending[leaf.name]
+        target = self.tensors[self.into[leaf.name]]
+        outputs = {"into": (target.shape, target.dtype)}
+        self.emit("accumulate", [target, gradient], outputs, in_place={"into": target})
+        self.gradients[leaf.name] = target.name
 
     def _give_activation(self, tensor: Tensor, gradient: Tensor) -> None:
         first = self.pending.get(tensor.name)

@@ -34,14 +34,20 @@ def regions(block: Block, policy: Policy, has_families: bool) -> list[list[Opera
     if policy == "none":
         return []
     if policy == "selective":
-        runs = groupby(block.operators, key=lambda o: o.type in _SELECTIVE and "attention" in o.module.split("."))
+        runs = groupby(block.operators, key=lambda o: o.type in _SELECTIVE and "core_attention" in o.module.split("."))
         return [list(run) for inside, run in runs if inside]
     if block.family is not None:
-        return [list(block.operators)]
+        layers = groupby(block.operators, key=lambda o: _position(block.family or "", o))
+        return [list(run) for _, run in layers]
     if has_families:
         return []
     runs_by_module = groupby(block.operators, key=lambda o: ".".join(o.module.split(".")[:2]))
     return [list(run) for module, run in runs_by_module if "." in module]
+
+
+def _position(family: str, operator: Operator) -> str:
+    """Which layer of its group an operator belongs to, in a family of several layers per repeat (`layers@0/2`)."""
+    return operator.module[len(family) + 1 :].split(".")[0] if "/" in family else ""
 
 
 def recompute(

@@ -55,6 +55,9 @@ def train(
     base = replace(forward, tensors=tensors)
     first = differentiate(base, loss, into=into, seed=seed)
     tensors = first.tensors
+    for parameter, buffer in into.items():
+        if parameter not in first.of:  # nothing reached it: its `.grad` stays None
+            del tensors[buffer]
     blocks = [*forward.blocks, *recompute(forward, first.blocks, tensors, recomputation)]
     if accumulation > 1:
         later = _renamed(replace(base, tensors=tensors), "+")
@@ -82,13 +85,17 @@ def train(
 
 
 def _gradient_buffers(tensors: dict[str, Tensor], kind: str | None) -> dict[str, str]:
-    """A gradient buffer per trainable parameter that exists before the step."""
+    """A gradient buffer per trainable leaf that exists before the step."""
     into = {}
     for tensor in list(tensors.values()):
-        if tensor.role == "parameter" and tensor.trainable:
+        if tensor.trainable:
             name = f"{tensor.name}.main_grad"
             tensors[name] = replace(
-                tensor, name=name, role="gradient", trainable=False, dtype=dtype(kind) if kind else tensor.dtype
+                tensor,
+                name=name,
+                role="gradient",
+                trainable=False,
+                dtype=dtype(kind) if kind else tensor.dtype,
             )
             into[tensor.name] = name
     return into
