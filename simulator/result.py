@@ -61,7 +61,7 @@ class Estimate:
         """Joules of arithmetic and data movement, or None where the device names no energies."""
         from peakline.cost.energy import energy
 
-        return energy(self.cost, self.device)
+        return energy(self.cost, self.device, self.graph)
 
     @cached_property
     def shares(self) -> dict[str, Any]:
