@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim, Shape, prod
+from peakline.models.dims import Dim, prod
 from peakline.models.dtypes import DType
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
