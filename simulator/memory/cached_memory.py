@@ -44,8 +44,9 @@ class CachedMemory:
         segments: bytes and pool of each segment by address.
         waiting: blocks freed but in use on another stream, by (run, block number).
         event: index of the event under way, to date what follows.
-        retries, actions, reserved_steps, active_steps: what happened since `start_run`: releases of all cached
-            memory, dealings with the driver, and (event, bytes) changes of reserved and of waiting memory.
+        retries, actions, completed, reserved_steps, active_steps: what happened since `start_run`: releases of
+            all cached memory, dealings with the driver, (event, block number) of blocks that waited no longer,
+            and (event, bytes) changes of reserved and of waiting memory.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class CachedMemory:
         self.event = -1
         self.retries = 0
         self.actions: list[SegmentAction] = []
+        self.completed: list[tuple[int, int]] = []
         self.reserved_steps: list[tuple[int, int]] = []
         self.active_steps: list[tuple[int, int]] = []
 
@@ -261,6 +263,7 @@ class CachedMemory:
         held = self.waiting.pop(waiting, None)
         if held is not None:
             self.active_steps.append((self.event, -held.size))
+            self.completed.append((self.event, waiting[1]))
             self.free.merge(held.address, held.size, self.free.keys_of(held.pool))
 
     def _pools(self, small: bool) -> list[PoolKey]:

@@ -129,7 +129,7 @@ class Allocator:
         waiting = self._memory.waiting.values()
         blocks = [
             *((Block(h.address, h.size, h.requested, "active_allocated", k), h.pool) for k, h in self._live.items()),
-            *((Block(h.address, h.size, h.requested, "active_awaiting_free"), h.pool) for h in waiting),
+            *((Block(h.address, h.size, h.requested, "active_pending_free"), h.pool) for h in waiting),
             *(
                 (Block(key & ADDRESS_MASK, key >> ADDRESS_BITS, 0, "inactive"), pool)
                 for pool, keys in self._memory.free.pools.items()
@@ -377,6 +377,8 @@ class Allocator:
             oom=oom,
             segments=self._memory.segment_count(),
             driver_calls=tuple(self._memory.actions),
+            completed=tuple(self._memory.completed),
+            options=self.options,
             addresses=address if record else None,
             block_bytes=lines.block_bytes if record else None,
             final_segments=tuple(self.segments()) if record else None,

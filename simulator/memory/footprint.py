@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from peakline.hardware import Device
+from peakline.memory.arena import StaticArena
 from peakline.memory.caching_allocator import Allocator
 from peakline.memory.lifetimes import Program
 from peakline.memory.live import LivePeak, Occupancy, live_peak, occupancy
@@ -56,6 +57,8 @@ class Memory:
         stores: further memories with their own walls (an MCU's flash): name → (bytes used, capacity).
         retries: how often the allocator had to give cached memory back to the driver to go on.
         context: bytes outside the allocator.
+        arena: where every tensor lies, on a device with a static arena.
+        options: settings of the caching allocator, where one was replayed.
     """
 
     program: Program
@@ -71,6 +74,8 @@ class Memory:
     stores: Mapping[str, tuple[Any, int]] = field(default_factory=dict)
     retries: Any = 0
     context: int = 0
+    arena: StaticArena | None = None
+    options: AllocatorOptions | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -158,7 +163,7 @@ def _cached(
     repetitions = 2 if training else 1
     memory = Memory(
         program, table, peak.bytes, None, None, None, capacity, peak.bytes + context <= capacity, peak.by_role,
-        peak.step, context=context,
+        peak.step, context=context, options=options,
     )  # fmt: skip
     shape = np.shape(peak.bytes)
     configurations = int(np.prod(shape))

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from peakline.memory.events import EventStream, Int64Array
+from peakline.memory.options import AllocatorOptions
 
 __all__ = ["Block", "Moment", "OutOfMemory", "Replay", "Segment", "SegmentAction", "Timelines"]
 
@@ -96,7 +97,7 @@ class SegmentAction:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a segment: `state` is "active_allocated", "active_awaiting_free" or "inactive"; sizes in bytes.
+    """A piece of a segment: `state` is "active_allocated", "active_pending_free" or "inactive"; sizes in bytes.
 
     `requested` is what the program asked for (0 if inactive), `key` its name for the block.
     """
@@ -136,6 +137,9 @@ class Replay:
             (`num_alloc_retries`).
         segments: segments held at the end (contiguous mapped ranges, for expandable segments).
         driver_calls: allocations and mappings, releases and unmappings, in order.
+        completed: (event, block) pairs: just before this event took its memory, a block that other streams had
+            used came back.
+        options: the allocator's settings.
         addresses: address of each block by block number, 0 if it was never placed; None unless recorded.
         block_bytes: bytes of each block by block number; None unless recorded.
         final_segments: the memory held at the end, block by block; None unless recorded.
@@ -156,6 +160,8 @@ class Replay:
     oom: OutOfMemory | None
     segments: int
     driver_calls: tuple[SegmentAction, ...]
+    completed: tuple[tuple[int, int], ...]
+    options: AllocatorOptions
     addresses: Sequence[int] | None = None
     block_bytes: Sequence[int] | None = None
     final_segments: tuple[Segment, ...] | None = field(default=None, repr=False)

@@ -65,10 +65,26 @@ def test_the_bound_is_the_highest_column_of_the_picture(buffers: list[Buffer]) -
     assert liveness_bound(buffers) == max(columns)
 
 
-def test_tensorflow_lite_micro_places_its_own_test_case_so() -> None:
-    """`GreedyMemoryPlannerTest` of TFLM, TestCenterOverlap-like: sizes 10, 20, 5 with overlaps in the middle."""
-    buffers = [Buffer(0, 2, 10), Buffer(1, 3, 20), Buffer(2, 4, 5)]
-    assert greedy_by_size(buffers).offsets == (20, 0, 20)
+def tflm(*buffers: tuple[int, int, int]) -> tuple[tuple[int, ...], int]:
+    """Offsets and arena for (size, first use, last use), as `GreedyMemoryPlanner::AddBuffer` takes them."""
+    placement = greedy_by_size([Buffer(first, last + 1, size) for size, first, last in buffers])
+    return placement.offsets, placement.arena
+
+
+def test_greedy_reproduces_the_tests_of_tensorflow_lite_micro() -> None:
+    """TestGreedyBasics, TestGreedyMedium and TestOverlapCase of greedy_memory_planner_test.cc."""
+    assert tflm((10, 0, 1), (20, 2, 3)) == ((0, 0), 20)
+    assert tflm((10, 0, 1), (20, 1, 2), (30, 2, 3), (40, 3, 4), (50, 0, 1)) == ((50, 70, 40, 0, 0), 90)
+    assert tflm((100, 0, 1), (50, 2, 3), (20, 1, 2))[1] == 120
+
+
+def test_greedy_is_optimal_for_the_person_detection_network() -> None:
+    """Sizes and lifetimes of TestPersonDetectionModel: the arena is the most alive at once."""
+    inner = [18432, 18432, 36864, 9216, 18432, 18432, 18432, 4608, 9216, 9216, 9216, 2304, *[4608] * 11]
+    inner += [1152, 2304, 2304, 2304, 256, 3]
+    buffers = [Buffer(0, 30, 9216), *(Buffer(step, step + 2, size) for step, size in enumerate(inner))]
+    assert sum(buffer.size for buffer in buffers) == 241027  # the figure in the test's comment
+    assert greedy_by_size(buffers).arena == liveness_bound(buffers) == 9216 + 18432 + 36864
 
 
 def test_of_equal_buffers_the_last_given_lies_lowest() -> None:
@@ -76,11 +92,12 @@ def test_of_equal_buffers_the_last_given_lies_lowest() -> None:
     assert greedy_by_size([Buffer(0, 5, 16)] * 3, 16).offsets == (32, 16, 0)
 
 
-def test_a_gap_that_fits_is_used_lowest_first_or_smallest_first() -> None:
-    """Two gaps below the top: 30 bytes at 50, 20 bytes at 90."""
-    fixed = [Buffer(0, 9, 50), Buffer(0, 1, 40), Buffer(1, 9, 10), Buffer(0, 9, 100)]
-    placement = greedy_by_size([*fixed, Buffer(2, 3, 9)])
-    assert check([*fixed, Buffer(2, 3, 9)], placement.offsets) == placement.arena
+def test_greedy_takes_the_lowest_gap_and_best_fit_the_smallest() -> None:
+    """From time 1 on there are two gaps: [50, 90) and, smaller, [129, 164)."""
+    walls = [Buffer(0, 9, 50), Buffer(0, 1, 40), Buffer(0, 9, 39), Buffer(0, 1, 35), Buffer(0, 9, 34)]
+    wanted = Buffer(2, 3, 5)
+    assert greedy_by_size([*walls, wanted]).offsets == (0, 50, 90, 129, 164, 50)
+    assert best_fit([*walls, wanted]).offsets == (0, 50, 90, 129, 164, 129)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +132,8 @@ def test_production_instances_show_how_far_greedy_is_from_the_bound(name: str, b
     placements = [greedy_by_size(buffers), *(best_fit(buffers, order=order) for order in ("size", "start", "area"))]
     for placement in placements:
         assert check(buffers, placement.offsets) == placement.arena
-    print(name, [round(p.arena / bound - 1, 3) for p in placements])
-    assert 1.15 < min(p.arena for p in placements) / bound < 1.6
+    best = min(placement.arena for placement in placements)
+    assert 1.2 < best / bound < 1.45  # greedy is known to need 20 to 45 % more here
 
 
 @pytest.mark.skipif(not INSTANCES.exists(), reason="the MiniMalloc instances are not here")
