@@ -70,9 +70,17 @@ def _fault(entry: dict[str, Any], model: type[BaseModel]) -> Fault:
             field, message = message.split(": ", 1)
             path = (field,)
         return Fault(path, value, message)
-    if kind == "greater_than_equal":
-        least = context["ge"]
-        return Fault(path, value, f"{value!r} is {'negative' if least == 0 else 'below ' + str(least)}")
+    if kind in ("greater_than_equal", "greater_than"):
+        least = context.get("ge", context.get("gt"))
+        small = isinstance(value, (int, float)) and value < 0
+        return Fault(
+            path, value, f"{value!r} is {'negative' if small else f'below {least}' if least else 'not positive'}"
+        )
+    if kind == "less_than_equal":
+        return Fault(path, value, f"{value!r} is above {context['le']}")
+    if kind == "model_type":
+        known = _accepted(model, path)
+        return Fault(path, value, f"{value!r} is not a mapping of fields; accepted: {', '.join(known)}")
     if kind == "literal_error":
         return Fault(path, value, f"{value!r} is unknown; accepted: {context['expected']}")
     said = entry["msg"].removeprefix("Input should be ")

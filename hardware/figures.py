@@ -12,7 +12,8 @@ __all__ = [
     "Bandwidth",
     "Bytes",
     "Count",
-    "Energy",
+    "EnergyPerByte",
+    "EnergyPerOp",
     "Figure",
     "Frequency",
     "LinkBandwidth",
@@ -50,6 +51,7 @@ def _figure(quantity: str = "") -> tuple[Figure, BeforeValidator]:
 
 
 _finite = Field(ge=0, allow_inf_nan=False)
+_positive = Field(gt=0, allow_inf_nan=False)
 _B, _BW, _LBW = _figure("capacity"), _figure("bandwidth"), _figure("bandwidth per direction")
 _R, _T, _F, _P = _figure("rate"), _figure("time"), _figure("frequency"), _figure("power")
 _EB, _EO, _IO, _N = _figure("energy per byte"), _figure("energy per operation"), _figure("request rate"), Figure()
@@ -59,11 +61,10 @@ Bandwidth = Annotated[float | None, _finite, *_BW]
 LinkBandwidth = Annotated[float | None, _finite, *_LBW]
 Rate = Annotated[float | None, _finite, *_R]
 Seconds = Annotated[float | None, _finite, *_T]
-Frequency = Annotated[float | None, _finite, *_F]
+Frequency = Annotated[float | None, _positive, *_F]
 Power = Annotated[float | None, _finite, *_P]
 EnergyPerByte = Annotated[float | None, _finite, *_EB]
 EnergyPerOp = Annotated[float | None, _finite, *_EO]
-Energy = EnergyPerByte
 RequestRate = Annotated[float | None, _finite, *_IO]
 Count = Annotated[int | None, Field(ge=0), _N]
 Number = Annotated[float | None, _finite, _N]

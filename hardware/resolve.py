@@ -47,7 +47,8 @@ class _Resolver:
         self.sources = dict(shared) | ({str(k): v for k, v in own.items()} if isinstance(own, dict) else {})
         compute = tree.get("compute")
         compute = compute if isinstance(compute, dict) else {}
-        self.units = _bare(compute.get("units"))
+        units = _bare(compute.get("units"))
+        self.units = units if isinstance(units, int) and units > 0 else None
         self.clock = self._hertz(_bare(compute.get("clock")))
 
     def device(self) -> dict[str, Any]:
@@ -148,14 +149,14 @@ class _Resolver:
             return f"{number / self.clock!r} s"
         if quantity == "bandwidth":
             return f"{number * self.clock!r} B/s"
-        if not isinstance(self.units, int):
+        if self.units is None:
             self.faults.append(Fault(path, value, f"{value!r} is per unit and needs compute.units"))
             return None
         return f"{number * self.units * self.clock!r} FLOP/s"
 
     def _totals(self, level: dict[str, Any]) -> None:
         """Capacity and bandwidth of the whole device from those of one unit, where only those are given."""
-        if not isinstance(self.units, int):
+        if self.units is None:
             return
         for total, quantity in (("capacity", "capacity"), ("bandwidth", "bandwidth")):
             each = f"{total}_per_unit"

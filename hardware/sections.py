@@ -6,7 +6,7 @@ published.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -139,7 +139,7 @@ class Compute(Section):
         energy: joules per operation.
     """
 
-    units: Count = None
+    units: Annotated[Count, Field(ge=1)] = None
     unit: str = "unit"
     clock: Frequency = None
     vector_clock: Frequency = None
