@@ -59,8 +59,23 @@ _OUTSIDE = Block("", ())
 
 
 def instance_name(name: str, family: str | None, index: int) -> str:
-    """`model.layers.mlp.out` of layer 3 is `model.layers.3.mlp.out`."""
-    return f"{family}.{index}{name[len(family) :]}" if family else name
+    """`model.layers.mlp.out` of layer 3 is `model.layers.3.mlp.out`.
+
+    A family that does not start at layer 0 says so, `model.layers@3`: index 0 is layer 3. One whose block holds
+    several layers says how many, `model.layers@0/2`, and its names go on with the position in the group:
+    `model.layers@0/2.1.mlp.out` of index 4 is `model.layers.9.mlp.out`.
+    """
+    if not family:
+        return name
+    rest = name[len(family) + 1 :]
+    path, _, numbering = family.partition("@")
+    first, _, group = numbering.partition("/")
+    number = int(first or 0) + index * int(group or 1)
+    if group:
+        position, _, after = rest.partition(".")
+        if position.isdigit():
+            number, rest = number + int(position), after
+    return f"{path}.{number}.{rest}" if rest else f"{path}.{number}"
 
 
 def flatten(graph: Graph) -> Graph:

@@ -7,11 +7,16 @@ from peakline.models.operators import (
     dropout,
     elementwise,
     embedding,
+    gated,
+    indexing,
     loss,
     matmul,
+    moe,
     normalization,
     optimizer,
     pooling,
+    quantized,
+    rotary,
     softmax,
 )
 from peakline.models.operators.registry import (
@@ -25,6 +30,6 @@ from peakline.models.operators.registry import (
 
 __all__ = [
     "GradientContext", "Node", "OperatorType", "attention", "convolution", "copies", "dropout", "elementwise",
-    "embedding", "loss", "matmul", "normalization", "operator_type", "operator_types", "optimizer", "pooling",
-    "register", "softmax",
+    "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type", "operator_types",
+    "optimizer", "pooling", "quantized", "register", "rotary", "softmax",
 ]  # fmt: skip

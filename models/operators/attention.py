@@ -243,7 +243,9 @@ def attention(
     mask: Tensor | None = None,
     softcap: bool = False,
     bias: Tensor | None = None,
-    name: str = "attention",
+    upcast: bool = True,
+    scaled: bool = True,
+    name: str = "core_attention",
 ) -> Tensor:
     """softmax(q·kᵀ/√d)·v for q [B, S, heads·dq], k [B, T, kv_heads·dq], v [B, T, kv_heads·dv] → [B, S, heads·dv].
 
@@ -254,6 +256,8 @@ def attention(
         mask: additive mask that the unfused forms add.
         softcap: tanh soft-capping of the scores (Gemma-2); only the unfused forms.
         bias: additive position bias [1, heads, S, T] with a gradient (T5).
+        upcast: the eager form's softmax runs in float32; False in the scores' format (GPT-2, BERT).
+        scaled: the eager form multiplies the scores by a constant; False where the weights absorb it (T5).
     """
     # autocast runs attention products in its own format
     if b.autocast is not None:
@@ -269,7 +273,7 @@ def attention(
         with b.scope(name):
             return b.add("attention", (q, k, v), outputs, name=backend, attributes=attributes)[0]
     with b.scope(name):
-        return _unfused(b, q, k, v, heads, kv_heads, backend, p_dropout, mask, softcap, bias, out)
+        return _unfused(b, q, k, v, heads, kv_heads, backend, p_dropout, mask, softcap, bias, out, upcast, scaled)
 
 
 def _unfused(
@@ -285,6 +289,8 @@ def _unfused(
     softcap: bool,
     bias: Tensor | None,
     out: Shape,
+    upcast: bool,
+    scaled: bool,
 ) -> Tensor:
     """The score matrix written out; every operator inside carries the scope `attention` (selective recomputation)."""
     k = repeat_heads(b, k, heads // kv_heads, "repeat_k")
@@ -293,7 +299,7 @@ def _unfused(
         q, k = scale(b, q, name="scale_q"), scale(b, k, name="scale_k")
     shape = (q.shape[0], heads, q.shape[1], k.shape[1])
     (scores,) = b.add("attention_scores", (q, k), {"out": (shape, q.dtype)}, name="scores", attributes={"heads": heads})
-    if backend == "eager":
+    if backend == "eager" and scaled:
         scores = scale(b, scores, name="scaling")
     if softcap:
         scores = scale(b, unary(b, "tanh", scale(b, scores, name="cap_divide")), name="cap_multiply")
@@ -301,7 +307,7 @@ def _unfused(
         scores = add(b, scores, bias, name="add_bias")
     if mask is not None:
         scores = add(b, scores, mask, name="add_mask")
-    if backend == "eager":
+    if backend == "eager" and upcast:
         probabilities = cast(b, softmax(b, scores, "fp32"), q.dtype)
     else:
         probabilities = softmax(b, scores)
