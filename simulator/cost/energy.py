@@ -2,8 +2,8 @@
 
 E = Σ operations · J/op  +  Σ_levels bytes moved · J/B  +  idle watts · seconds
 
-(Horowitz, "Computing's energy problem", ISSCC 2014, for why the first two are kept apart.) Without published energies of
-both arithmetic and main memory there is no answer; levels and formats beyond those that nobody published count as
+(Horowitz, "Computing's energy problem", ISSCC 2014, for why the first two are kept apart.) Without published energies
+of both arithmetic and main memory there is no answer; other levels and formats that nobody published count as
 nothing, so the sum is a lower bound on what a meter would read.
 """
 

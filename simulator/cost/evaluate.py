@@ -53,7 +53,7 @@ def evaluate(
     kind: type[Any], values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool
 ) -> Evaluation:
     """All costs of one kernel. `values` are its sizes in declaration order, then reads and writes, as float64."""
-    plan = _PLANS[kind](values, formats, machine, cuda_graph)
+    plan = _PLANS[kind](values, formats, machine)
     reads, writes = values[-2], values[-1]
     ops = ops_for(*values)
     compulsory = reads + writes
@@ -64,6 +64,9 @@ def evaluate(
         if level.name in least and level.bandwidth:
             io = ops.maximum(io, least[level.name] / level.bandwidth)
     tiled = ops.maximum(plan.tiled.seconds, io)
+    if not cuda_graph and machine.launch:
+        launches = values[1] if kind is Stream else 1.0
+        tiled = ops.maximum(tiled, launches * machine.launch)
     traffic = {name: ops.maximum(moved, least[name]) for name, moved in plan.tiled.traffic.items() if name in least}
     busiest: Real = 0.0
     for seconds in plan.tiled.limits.values():
@@ -76,8 +79,8 @@ def evaluate(
 def _least_traffic(ops: Ops, compulsory: Real, traffic: Traffic | None, machine: Machine) -> dict[str, Real]:
     """Least bytes out of main memory and out of the shared cache nearest to the units, by level name.
 
-    Main memory feeds all on-chip memory together; the cache feeds private memories, of which a cluster of units may share
-    one fetch.
+    Main memory feeds all on-chip memory together; the cache feeds private memories, of which a cluster of units may
+    share one fetch.
     """
     name = machine.main.name
     if traffic is None:
@@ -94,18 +97,18 @@ def _least_traffic(ops: Ops, compulsory: Real, traffic: Traffic | None, machine:
     return least
 
 
-def _gemm(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+def _gemm(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
     batch, m, n, k, reads, writes = values
-    return _products(batch, m, n, k, 2.0 * batch * m * n * k, formats, reads, writes, machine, cuda_graph)
+    return _products(batch, m, n, k, 2.0 * batch * m * n * k, formats, reads, writes, machine)
 
 
-def _grouped(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+def _grouped(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
     """Groups of equal size: the mean; skewed routing makes the fullest expert wait longer than this says."""
     groups, rows, n, k, reads, writes = values
     ops = ops_for(*values)
     groups = ops.maximum(groups, 1.0)
     m = ops.ceil(rows / groups)
-    return _products(groups, m, n, k, 2.0 * rows * n * k, formats, reads, writes, machine, cuda_graph)
+    return _products(groups, m, n, k, 2.0 * rows * n * k, formats, reads, writes, machine)
 
 
 def _products(
@@ -118,12 +121,11 @@ def _products(
     reads: Real,
     writes: Real,
     machine: Machine,
-    cuda_graph: bool,
 ) -> Plan:
     a, b, c = formats
     wide = a if a.bits >= b.bits else b
     if machine.kind == "gpu":
-        tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes, cuda_graph=cuda_graph)
+        tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes)
     else:
         tiled = generic_tiled(machine, ((batch, m, n, k),), 0.0, wide, 1.0, reads, writes)
 
@@ -133,7 +135,7 @@ def _products(
     return Plan(flops / machine.rate(wide)[0], traffic, tiled)
 
 
-def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
     """Implicit GEMM per group, or on a GPU the direct kernel where groups are too narrow for tiles (depthwise)."""
     batch, in_channels, out_channels, groups, taps, in_space, space, reads, writes = values
     ops = ops_for(*values)
@@ -146,10 +148,8 @@ def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Mac
         m, n, k, unrolled = batch * space, narrow_out, taps * narrow_in, ops.maximum(taps, 1.0)
     flops = 2.0 * groups * m * n * k
     if machine.kind == "gpu":
-        implicit = gemm_tiled(
-            machine, groups, m, n, k, (a, b, c), reads, writes, cuda_graph=cuda_graph, unrolled=unrolled
-        )
-        direct = stream_tiled(machine, flops, wide, 1.0, reads, writes, cuda_graph=cuda_graph)
+        implicit = gemm_tiled(machine, groups, m, n, k, (a, b, c), reads, writes, unrolled=unrolled)
+        direct = stream_tiled(machine, flops, wide, 1.0, reads, writes)
         tiled = _faster(ops, implicit, direct)
     else:
         tiled = generic_tiled(machine, ((groups, m, n, k),), 0.0, wide, 1.0, reads, writes)
@@ -175,7 +175,7 @@ def _faster(ops: Ops, first: Tiled, second: Tiled) -> Tiled:
     )
 
 
-def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
     batch, heads, kv_heads, queries, keys, pairs, qk_dim, v_dim, reads, writes = values
     kind, kv_kind, backward = formats
     ops = ops_for(*values)
@@ -197,7 +197,6 @@ def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machi
             reads,
             writes,
             products=per_pair / (qk_dim + v_dim),
-            cuda_graph=cuda_graph,
         )
     else:
         seen = pairs / ops.maximum(queries, 1.0)
@@ -214,22 +213,22 @@ def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machi
     return Plan(flops / machine.rate(kind)[0], traffic, tiled)
 
 
-def _stream(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+def _stream(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
     work, launches, reads, writes = values
     (kind,) = formats
     if machine.kind == "gpu":
-        tiled = stream_tiled(machine, work, kind, launches, reads, writes, cuda_graph=cuda_graph)
+        tiled = stream_tiled(machine, work, kind, launches, reads, writes)
     else:
         tiled = generic_tiled(machine, (), work, kind, launches, reads, writes)
     return Plan(work / _scalar_peak(machine, kind), None, tiled)
 
 
-def _scan(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool) -> Plan:
+def _scan(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
     batch, steps, width, state, per_state, reads, writes = values
     (kind,) = formats
     flops = per_state * batch * steps * width * state
     if machine.kind == "gpu":
-        tiled = scan_tiled(machine, batch, steps, width, flops, kind, reads, writes, cuda_graph=cuda_graph)
+        tiled = scan_tiled(machine, batch, steps, width, flops, kind, reads, writes)
     else:
         tiled = generic_tiled(machine, (), flops, kind, 1.0, reads, writes)
     return Plan(flops / _scalar_peak(machine, kind), None, tiled)
@@ -240,7 +239,7 @@ def _scalar_peak(machine: Machine, kind: DType) -> float:
     return max(machine.vector_rate(kind), machine.vector.get(kind.name, 0.0))
 
 
-_PLANS: dict[type[Any], Callable[[tuple[Any, ...], tuple[Any, ...], Machine, bool], Plan]] = {
+_PLANS: dict[type[Any], Callable[[tuple[Any, ...], tuple[Any, ...], Machine], Plan]] = {
     Gemm: _gemm,
     GroupedGemm: _grouped,
     Convolution: _convolution,

@@ -45,7 +45,7 @@ class GpuConstants:
         port_bytes_per_cycle: the SM's port to L2, and
         shared_bytes_per_cycle: shared memory's width: 32 banks of 4 B (CUDA C++ Programming Guide).
         exposed_async, exposed_sync: share of the shorter of compute and memory time that does not hide behind the
-            longer, with and without a hardware copy engine (TMA, capability 9.0 and 10.0). *Fitted*.
+            longer, with and without asynchronous copies and products (TMA, wgmma, tcgen05). *Fitted*.
         reuse_distance: between two uses of an operand, this many times the operator's bytes pass through L2.
             Five in the measured replays (five rotating copies of the weights; aiconfigurator's collector).
         resident: share of L2 that the operands of one kernel can hold on to.
@@ -59,27 +59,24 @@ class GpuConstants:
         softmax_ops: scalar operations per score beside the exponential: scale, running maximum, subtraction, sum,
             rescaling, conversion (FlashAttention-2, arXiv:2307.08691, algorithm 1).
         attention_share: share of the matrix peak that the two small products of a tile reach. *Fitted*.
-        attention_exposed_async: share of the shorter of products and softmax that does not hide behind the longer where
-            products are asynchronous (FlashAttention-3, arXiv:2407.08608: ping-pong warpgroups); without, all of it.
-            *Fitted*.
-        chain_loads: load latencies in a row per thread block of attention: lengths, block table, Q, K, V, result, with a
-            barrier each. *Fitted*.
+        chain_loads: load latencies in a row per thread block of attention: lengths, block table, Q, K, V, result, with
+            a barrier each. *Fitted*.
         step_loads: least load latencies per step, in a pipeline of depth 1/step_loads.
         key_tile: keys per step of a fused attention kernel.
         scan_channels, scan_chunk, scan_blocks: channels per block, steps per chunk and blocks per SM of a scan.
     """
 
-    launch_fixed: float = 1.25e-6
-    launch_cycles: float = 1800.0
+    launch_fixed: float = 1.15e-6
+    launch_cycles: float = 1950.0
     load_cycles: float = 800.0
-    fill_cycles: float = 650.0
-    drain_cycles: float = 300.0
-    main_share: float = 0.94
+    fill_cycles: float = 600.0
+    drain_cycles: float = 250.0
+    main_share: float = 0.95
     l2_bytes_per_cycle: float = 40.0
     port_bytes_per_cycle: float = 64.0
     shared_bytes_per_cycle: float = 128.0
-    exposed_async: float = 0.30
-    exposed_sync: float = 0.42
+    exposed_async: float = 0.28
+    exposed_sync: float = 0.40
     reuse_distance: float = 5.0
     resident: float = 0.6
     stages: float = 8.0
@@ -88,8 +85,7 @@ class GpuConstants:
     stream_share: float = 0.87
     exp_per_cycle: float = 16.0
     softmax_ops: float = 8.0
-    attention_share: float = 0.80
-    attention_exposed_async: float = 0.40
+    attention_share: float = 0.82
     chain_loads: float = 9.0
     key_tile: float = 128.0
     step_loads: float = 1.0
@@ -101,13 +97,9 @@ class GpuConstants:
 GPU = GpuConstants()
 
 
-def launch_seconds(machine: Machine, cuda_graph: bool, const: GpuConstants = GPU) -> float:
-    """Seconds that starting one kernel adds: `launch_fixed` + `launch_cycles`/clock inside a CUDA graph.
-
-    Outside a graph it is at least the time between consecutive empty kernels on a stream, where the device states one.
-    """
-    replayed = const.launch_fixed + const.launch_cycles / machine.clock
-    return replayed if cuda_graph or machine.launch is None else max(machine.launch, replayed)
+def launch_seconds(machine: Machine, const: GpuConstants = GPU) -> float:
+    """Seconds that starting one kernel adds: `launch_fixed` + `launch_cycles`/clock."""
+    return const.launch_fixed + const.launch_cycles / machine.clock
 
 
 def async_copy(machine: Machine) -> bool:

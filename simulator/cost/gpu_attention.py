@@ -32,7 +32,6 @@ def attention_tiled(
     writes: Real,
     *,
     products: float = 1.0,
-    cuda_graph: bool = False,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of softmax(QKᵀ)V without stored scores.
@@ -42,10 +41,9 @@ def attention_tiled(
         kind, kv_kind: formats of the products and of the stored keys and values.
         reads, writes: compulsory bytes of the operator.
         products: work per pair relative to the forward pass (backward: 2.5, five products to two).
-        cuda_graph: the kernel is replayed in a graph.
     """
     ops = ops_for(batch, heads, kv_heads, queries, keys, pairs, reads, writes)
-    launch = launch_seconds(machine, cuda_graph, const)
+    launch = launch_seconds(machine, const)
     clock, units = machine.clock, float(machine.units)
     latency = const.load_cycles / clock
     peak, _, matrix = machine.rate(kind)
@@ -72,7 +70,8 @@ def attention_tiled(
     multiply = scores * (2.0 * products * (qk_dim + v_dim)) * units / (peak * const.attention_share)
     lanes = machine.vector_rate("fp32") / (2.0 * units * clock)
     softmax = scores * (1.0 / const.exp_per_cycle + const.softmax_ops / (2.0 * lanes)) / clock
-    exposed = const.attention_exposed_async if async_copy(machine) else 1.0
+    # without asynchronous products a warp issues its products and its softmax in turn (arXiv:2407.08608, §3.1)
+    exposed = const.exposed_async if async_copy(machine) else 1.0
     beat = ops.maximum(multiply, softmax) + exposed * ops.minimum(multiply, softmax)
 
     splits = ops.minimum(ops.maximum(ops.floor(units / blocks), 1.0), ops.ceil(longest / 2.0))

@@ -106,19 +106,16 @@ def _fed(machine: Machine, rows: int, cols: int) -> tuple[float, float]:
 
 
 def _fetched(ops: Ops, machine: Machine, tile: Tile, down: Real, across: Real) -> Real:
-    """Bytes that one block's k step draws from L2, after multicast within a cluster of blocks.
+    """Bytes that one block's k step draws from L2, after multicast within a cluster of 2 × 2 blocks.
 
-    Hopper pairs two blocks, which share the operand they have in common; Blackwell's SM pairs in clusters share both
-    ways (CUDA Programming Guide, "Thread block clusters"; CUTLASS sm90 2×1 and sm100 4-block cluster kernels).
+    Thread block clusters (capability 9.0 on) fetch an operand once for all their blocks (CUDA Programming Guide,
+    "Thread block clusters"; CUTLASS's sm90 and sm100 kernels with 2×1, 1×2 and 2×2 clusters): B for the blocks below
+    each other, A for those side by side.
     """
-    major = machine.capability[0]
-    if major == 9:
-        pair = ops.where(across >= 2, tile.row_bytes / 2.0 + tile.col_bytes, tile.row_bytes + tile.col_bytes)
-        return ops.where(down >= 2, tile.row_bytes + tile.col_bytes / 2.0, pair)
-    if major == 10:
-        cols = ops.where(down >= 2, tile.col_bytes / 2.0, tile.col_bytes)
-        return cols + ops.where(across >= 2, tile.row_bytes / 2.0, tile.row_bytes)
-    return tile.row_bytes + tile.col_bytes
+    if not async_copy(machine):
+        return tile.row_bytes + tile.col_bytes
+    cols = ops.where(down >= 2, tile.col_bytes / 2.0, tile.col_bytes)
+    return cols + ops.where(across >= 2, tile.row_bytes / 2.0, tile.row_bytes)
 
 
 def gemm_tiled(
@@ -131,7 +128,6 @@ def gemm_tiled(
     reads: Real,
     writes: Real,
     *,
-    cuda_graph: bool = False,
     unrolled: Real = 1.0,
     const: GpuConstants = GPU,
 ) -> Tiled:
@@ -140,7 +136,6 @@ def gemm_tiled(
     Args:
         formats: of A, B and C in memory.
         reads, writes: compulsory bytes of the operator.
-        cuda_graph: the kernel is replayed in a graph.
         unrolled: how often an input stands in A (taps of an implicit GEMM), 1 for a plain product.
 
     Returns:
@@ -149,7 +144,7 @@ def gemm_tiled(
     ops = ops_for(batch, m, n, k, reads, writes)
     a, b, c = formats
     step, menu = _tiles(machine, a, b, c, const)
-    launch = launch_seconds(machine, cuda_graph, const)
+    launch = launch_seconds(machine, const)
     memory, l2 = main_rate(machine, const), l2_rate(machine, const)
     asynchronous = async_copy(machine)
     exposed = const.exposed_async if asynchronous else const.exposed_sync

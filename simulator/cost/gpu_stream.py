@@ -18,7 +18,6 @@ def stream_tiled(
     reads: Real,
     writes: Real,
     *,
-    cuda_graph: bool = False,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of `launches` kernels that pass `reads` + `writes` bytes and do `work` scalar operations.
@@ -29,7 +28,7 @@ def stream_tiled(
     less than in a GEMM because reads and writes interleave.
     """
     ops = ops_for(work, launches, reads, writes)
-    launch = launch_seconds(machine, cuda_graph, const) * launches
+    launch = launch_seconds(machine, const) * launches
     moved = reads + writes
     missed = moved * miss_fraction(ops, moved, machine, const.reuse_distance)
     memory = machine.bandwidth * machine.attainable.get("stream", const.stream_share)
@@ -50,7 +49,6 @@ def scan_tiled(
     reads: Real,
     writes: Real,
     *,
-    cuda_graph: bool = False,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of a selective scan: one kernel, states in registers, blocks over batch × channels.
@@ -60,7 +58,7 @@ def scan_tiled(
     other blocks on the SM hide; the SMs therefore need batch·width/units channels each to be full.
     """
     ops = ops_for(batch, steps, width, reads, writes)
-    base = stream_tiled(machine, flops, kind, 1.0, reads, writes, cuda_graph=cuda_graph, const=const)
+    base = stream_tiled(machine, flops, kind, 1.0, reads, writes, const=const)
     blocks = batch * ops.ceil(width / const.scan_channels)
     rounds = ops.ceil(blocks / (machine.units * const.scan_blocks))
     chain = rounds * ops.ceil(steps / const.scan_chunk) * (const.load_cycles / machine.clock)

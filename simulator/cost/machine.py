@@ -187,7 +187,7 @@ def sustained_fraction(tdp: float | None, matrix: Mapping[str, float], clock: fl
     if not tdp or not peak or not clock:
         return 1.0
     needed = POWER_AT_1GHZ * (clock / 1e9) ** 2 * peak
-    return min(1.0, (tdp / needed) ** (1 / 3))
+    return float(min(1.0, (tdp / needed) ** (1 / 3)))
 
 
 _built: dict[int, tuple[Any, Machine]] = {}

@@ -25,13 +25,13 @@ Real: TypeAlias = float | NDArray[np.float64]
 class Ops:
     """The few functions in which floats and arrays differ."""
 
-    ceil: Callable[[Any], Any]
-    floor: Callable[[Any], Any]
-    sqrt: Callable[[Any], Any]
-    maximum: Callable[[Any, Any], Any]
-    minimum: Callable[[Any, Any], Any]
-    where: Callable[[Any, Any, Any], Any]
-    any: Callable[[Any], Any]
+    ceil: Callable[[Any], Real]
+    floor: Callable[[Any], Real]
+    sqrt: Callable[[Any], Real]
+    maximum: Callable[[Any, Any], Real]
+    minimum: Callable[[Any, Any], Real]
+    where: Callable[[Any, Any, Any], Real]
+    any: Callable[[Any], bool]
 
 
 def _scalar_max(a: float, b: float) -> float:
@@ -60,4 +60,4 @@ def ops_for(*values: Any) -> Ops:
 
 def as_real(value: Any) -> Real:
     """A size, byte count or FLOP count as float64: exact below 2**53, correctly rounded beyond."""
-    return value.astype(np.float64) if isinstance(value, np.ndarray) else float(value)
+    return np.asarray(value, dtype=np.float64) if isinstance(value, np.ndarray) else float(value)

@@ -7,7 +7,7 @@ element then equals the scalar result exactly, because both run the same float64
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -61,12 +61,8 @@ class KernelCost:
         if not isinstance(self.tiled, np.ndarray):
             return max(names, key=lambda name: self.limits[name])
         stacked = np.stack([np.broadcast_to(self.limits[name], self.tiled.shape) for name in names])
-        return np.asarray(names)[stacked.argmax(axis=0)]
-
-    @property
-    def resources(self) -> Mapping[str, Seconds]:
-        """`limits`, read only by name."""
-        return self.limits
+        named: NDArray[np.str_] = np.asarray(names)[stacked.argmax(axis=0)]
+        return named
 
 
 def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: bool = False) -> KernelCost:
@@ -76,8 +72,8 @@ def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: b
         kernel: what is computed; dimensions may be int64 arrays that broadcast against each other.
         reads, writes: compulsory bytes, each operand and each result once.
         device: a `peakline.hardware.Device` or a `Machine`.
-        cuda_graph: the kernel is replayed in a CUDA graph; else a launch takes at least the device's measured
-            time between empty kernels on a stream, where known.
+        cuda_graph: the kernel is replayed in a CUDA graph; else kernels follow each other no faster than empty ones
+            do on a stream, where the device states that.
 
     Raises:
         ValueError: if the device cannot compute, cannot multiply in the kernel's format or any wider one, or its main
@@ -87,7 +83,8 @@ def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: b
     values: dict[str, Any] = {}
     formats: dict[str, DType | bool] = {}
     arrays = isinstance(reads, np.ndarray) or isinstance(writes, np.ndarray)
-    for name in _names(type(kernel)):
+    kind: Any = type(kernel)
+    for name in _names(kind):
         value = getattr(kernel, name)
         if isinstance(value, np.ndarray):
             arrays = True
@@ -96,7 +93,6 @@ def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: b
         else:
             values[name] = value
     values["reads"], values["writes"] = reads, writes
-    kind = type(kernel)
     if not arrays:
         plain = tuple(float(value) for value in values.values())
         return _scalar(kind, plain, tuple(formats.values()), target, cuda_graph)
@@ -143,18 +139,20 @@ def _array(
 
 
 def _map(change: Callable[[Any], Any], part: Evaluation) -> Evaluation:
-    return Evaluation(
-        *(
-            {name: change(value) for name, value in entry.items()} if isinstance(entry, dict) else change(entry)
-            for entry in part
-        )
-    )
+    """`part` with `change` applied to every value, those in dictionaries included."""
+    changed: list[Any] = [
+        {name: change(value) for name, value in entry.items()} if isinstance(entry, dict) else change(entry)
+        for entry in part
+    ]
+    return Evaluation(*changed)
 
 
 def _fill(whole: Evaluation, part: Evaluation, start: int, stop: int) -> None:
-    for target, source in zip(whole, part, strict=True):
-        if isinstance(target, dict) and isinstance(source, dict):
+    """Writes the values of one chunk into their place."""
+    targets: tuple[Any, ...] = whole
+    for target, source in zip(targets, part, strict=True):
+        if isinstance(source, dict):
             for name, value in source.items():
                 target[name][start:stop] = value
-        elif isinstance(target, np.ndarray):
+        else:
             target[start:stop] = source

@@ -144,12 +144,21 @@ def _total(operators: tuple[OperatorCost, ...]) -> ProgramCost:
 
 def _attribute(limits: dict[str, Any], cost: KernelCost, n: int) -> None:
     """Add the kernel's tiled seconds to the resource that limits it, configuration by configuration."""
-    if isinstance(cost.limited_by, str):
-        limits[cost.limited_by] = limits.get(cost.limited_by, 0.0) + n * cost.tiled
+    if not isinstance(cost.tiled, np.ndarray):
+        name = cost.limited_by
+        limits[str(name)] = limits.get(str(name), 0.0) + n * cost.tiled
         return
-    names = np.asarray(cost.limited_by)
-    for name in np.unique(names):
-        limits[str(name)] = limits.get(str(name), 0.0) + n * np.where(names == name, cost.tiled, 0.0)
+    names = list(cost.limits)
+    worst = np.broadcast_to(cost.limits[names[0]], cost.tiled.shape)
+    which = np.zeros(cost.tiled.shape, dtype=np.int8)
+    for j, name in enumerate(names[1:], 1):
+        higher = cost.limits[name] > worst
+        which = np.where(higher, np.int8(j), which)
+        worst = np.where(higher, cost.limits[name], worst)
+    for j, name in enumerate(names):
+        share = which == j
+        if share.any():
+            limits[name] = limits.get(name, 0.0) + n * np.where(share, cost.tiled, 0.0)
 
 
 class ExactSum:
