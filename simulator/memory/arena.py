@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal
 
 from peakline.solvers.allocation import Buffer, best_fit, check, greedy_by_size, liveness_bound
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Lifetime", "StaticArena", "plan_arena"]
 
@@ -53,6 +54,8 @@ class StaticArena:
 
     def table(self) -> pd.DataFrame:
         """One row per tensor by offset: tensor, offset, size (bytes), first, last (operators)."""
+        import pandas as pd
+
         rows = [(t.name, self.offsets[t.name], t.size, t.first, t.last) for t in self.lifetimes]
         rows.sort(key=lambda row: (row[1], row[3]))
         return pd.DataFrame(rows, columns=["tensor", "offset", "size", "first", "last"])

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from peakline.hardware import Device
-from peakline.memory.arena import StaticArena
 from peakline.memory.caching_allocator import Allocator
 from peakline.memory.lifetimes import Program
 from peakline.memory.live import LivePeak, Occupancy, live_peak, occupancy
@@ -25,6 +24,9 @@ from peakline.memory.options import AllocatorOptions
 from peakline.memory.replay import Replay
 from peakline.memory.requests import RequestStream, request_streams
 from peakline.models.dims import is_array
+
+if TYPE_CHECKING:
+    from peakline.memory.arena import StaticArena
 
 __all__ = ["LargestTensor", "Memory", "footprint"]
 
