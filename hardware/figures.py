@@ -18,6 +18,7 @@ __all__ = [
     "Frequency",
     "LinkBandwidth",
     "Number",
+    "PositiveCount",
     "Power",
     "Rate",
     "RequestRate",
@@ -35,7 +36,11 @@ class Figure:
 
     def read(self, value: Any, info: ValidationInfo) -> Any:
         """Text with a unit to SI; a bare number only where the context says that numbers are SI already."""
-        if value is None or not self.quantity:
+        if value is None:
+            return None
+        if not self.quantity:
+            if isinstance(value, bool):
+                raise ValueError(f"{value!r} is not a number")
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool) and (info.context or {}).get("si"):
             return value
@@ -54,7 +59,7 @@ _finite = Field(ge=0, allow_inf_nan=False)
 _positive = Field(gt=0, allow_inf_nan=False)
 _B, _BW, _LBW = _figure("capacity"), _figure("bandwidth"), _figure("bandwidth per direction")
 _R, _T, _F, _P = _figure("rate"), _figure("time"), _figure("frequency"), _figure("power")
-_EB, _EO, _IO, _N = _figure("energy per byte"), _figure("energy per operation"), _figure("request rate"), Figure()
+_EB, _EO, _IO, _N = _figure("energy per byte"), _figure("energy per operation"), _figure("request rate"), _figure()
 
 Bytes = Annotated[int | None, Field(ge=0), *_B]
 Bandwidth = Annotated[float | None, _finite, *_BW]
@@ -66,8 +71,9 @@ Power = Annotated[float | None, _finite, *_P]
 EnergyPerByte = Annotated[float | None, _finite, *_EB]
 EnergyPerOp = Annotated[float | None, _finite, *_EO]
 RequestRate = Annotated[float | None, _finite, *_IO]
-Count = Annotated[int | None, Field(ge=0), _N]
-Number = Annotated[float | None, _finite, _N]
+Count = Annotated[int | None, Field(ge=0), *_N]
+PositiveCount = Annotated[int | None, Field(ge=1), *_N]
+Number = Annotated[float | None, _finite, *_N]
 
 
 class Section(BaseModel):

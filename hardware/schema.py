@@ -84,6 +84,7 @@ class Device(BaseModel):
 
     _tree: dict[str, Any] = PrivateAttr(default_factory=dict)
     _si: bool = PrivateAttr(default=False)
+    _peaks: dict[tuple[str, str], float] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Device) and self.__dict__ == other.__dict__
@@ -182,6 +183,11 @@ class Device(BaseModel):
             UnsupportedDtype: listing the formats the device computes in.
             ValueError: for an engine that is neither.
         """
+        if (dtype, engine) not in self._peaks:
+            self._peaks[dtype, engine] = self._find_peak(dtype, engine)
+        return self._peaks[dtype, engine]
+
+    def _find_peak(self, dtype: str, engine: str) -> float:
         name = _canonical(dtype)
         vector = self.rates("vector")
         found = self.rates(engine).get(name)

@@ -6,7 +6,7 @@ published.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -19,6 +19,7 @@ from peakline.hardware.figures import (
     Frequency,
     LinkBandwidth,
     Number,
+    PositiveCount,
     Power,
     Rate,
     RequestRate,
@@ -139,7 +140,7 @@ class Compute(Section):
         energy: joules per operation.
     """
 
-    units: Annotated[Count, Field(ge=1)] = None
+    units: PositiveCount = None
     unit: str = "unit"
     clock: Frequency = None
     vector_clock: Frequency = None

@@ -96,6 +96,8 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         return
     if figure.quantity and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = f"{value!r} {QUANTITIES[figure.quantity].base}"
+    elif not figure.quantity and isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)  # a count, as the command line spells it
     group[path[-1]] = {"value": value, "source": OVERRIDE_SOURCE}
     if isinstance(group.get("cited"), dict):
         group["cited"] = {k: v for k, v in group["cited"].items() if k != path[-1]}

@@ -114,6 +114,11 @@ def test_a_broken_file_is_told_in_words(tmp_path: Path, text: str, words: str) -
     assert words in faults_of(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("units", ["true", "0", "-4", "4.5", "four", "[4]"])
+def test_units_are_a_positive_whole_number(tmp_path: Path, units: str) -> None:
+    assert "compute.units: " in faults_of(write(tmp_path, GOOD.replace("units: 4", f"units: {units}")))
+
+
 def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
     assert "is a directory" in faults_of(tmp_path)
     assert "does not exist" in faults_of(tmp_path / "none.yaml")

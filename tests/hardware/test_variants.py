@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ def test_a_bare_level_is_its_capacity() -> None:
 def test_a_name_spells_its_variant() -> None:
     assert device("h100[hbm=96 GiB]").main.capacity == 96 * 2**30
     assert device("h100-sxm[hbm=96 GiB, power.tdp=350 W]").tdp == 350
+    assert device("a100-80gb[compute.units=54]").level("shared").capacity == 54 * 164 * 1024
 
 
 def test_peaks_follow_units_and_clock() -> None:
@@ -57,6 +60,12 @@ def test_an_overridden_figure_names_the_caller_as_its_source() -> None:
 def test_a_variant_of_a_variant_keeps_both() -> None:
     variant = device(device("h100-sxm", hbm="96 GiB"), **{"memory.hbm.bandwidth": "5 TB/s"})
     assert (variant.main.capacity, variant.main.bandwidth) == (96 * 2**30, 5e12)
+
+
+def test_a_device_survives_the_way_to_another_process() -> None:
+    sent = pickle.loads(pickle.dumps(device("h100-sxm")))
+    assert sent == device("h100-sxm")
+    assert device(sent, hbm="1 GiB").main.capacity == 2**30
 
 
 def test_a_device_read_from_json_varies_like_the_original() -> None:
