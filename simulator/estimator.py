@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from peakline.cost.program import price_program
+import numpy as np
+
+from peakline.chunks import CHUNK, in_chunks
+from peakline.cost.program import ProgramCost, price_program
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
-from peakline.memory.footprint import footprint
+from peakline.memory.footprint import Memory, footprint
 from peakline.memory.lifetimes import unroll
 from peakline.memory.options import AllocatorOptions
 from peakline.models.graph import Graph
+from peakline.models.select import sweep_shape
 from peakline.result import Estimate
 
 __all__ = ["estimate"]
@@ -34,7 +38,12 @@ def estimate(
     """
     found = find_device(device)
     options = AllocatorOptions.parse(allocator) if isinstance(allocator, str) else allocator
-    program = unroll(graph)
-    memory = footprint(program, found, options)
-    cost = price_program(graph, found, cuda_graph=cuda_graph)
+
+    large = int(np.prod(sweep_shape(graph))) > CHUNK
+
+    def evaluate(part: Graph) -> tuple[Memory, ProgramCost]:
+        memory = footprint(unroll(part), found, options, replay=not large)
+        return memory, price_program(part, found, cuda_graph=cuda_graph)
+
+    memory, cost = in_chunks(graph, evaluate) if large else evaluate(graph)
     return Estimate(graph, found, memory, cost)

@@ -85,6 +85,7 @@ def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> 
     """
     families = graph.families
     found: list[OperatorCost] = []
+    known: dict[Any, KernelCost] = {}
     for block, operator in graph.operators():
         kind = operator_type(operator.type)
         node = Node.of(graph, operator, families)
@@ -94,7 +95,11 @@ def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> 
         reads, writes = kind.reads(node), kind.writes(node)
         costs = []
         for i, kernel in enumerate(kernels):  # the operator's compulsory bytes belong to its first kernel
-            costs.append(price(kernel, reads if i == 0 else 0, writes if i == 0 else 0, device, cuda_graph=cuda_graph))
+            moved = (reads, writes) if i == 0 else (0, 0)
+            key = _key(kernel, moved)
+            if key not in known:
+                known[key] = price(kernel, *moved, device, cuda_graph=cuda_graph)
+            costs.append(known[key])
         flops, work = _count(kernels)
         found.append(
             OperatorCost(
@@ -103,6 +108,15 @@ def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> 
             )
         )  # fmt: skip
     return _total(tuple(found))
+
+
+def _key(kernel: Kernel, moved: tuple[Dim, Dim]) -> Any:
+    """What makes two kernels the same; arrays by content, so that a layer's equal products are priced once."""
+    values = [getattr(kernel, name) for name in kernel.__dataclass_fields__]
+    return (
+        type(kernel),
+        *(v.tobytes() if isinstance(v, np.ndarray) else v for v in (*values, *moved)),
+    )
 
 
 def _count(kernels: tuple[Kernel, ...]) -> tuple[Any, Any]:

@@ -123,10 +123,13 @@ class Memory:
         return {role: held[:, roles == role].sum(axis=1) for role in dict.fromkeys(self.table.roles)}
 
 
-def footprint(program: Program, device: Device, options: AllocatorOptions | None = None) -> Memory:
+def footprint(
+    program: Program, device: Device, options: AllocatorOptions | None = None, *, replay: bool = True
+) -> Memory:
     """Memory of `program` on `device`, by the allocator of its kind.
 
-    GPUs: PyTorch's caching allocator. MCUs: a static arena in SRAM with the parameters in flash. Others: exact.
+    GPUs: PyTorch's caching allocator (unless `replay` is False, or in a sweep of more than `REPLAY_LIMIT`
+    configurations). MCUs: a static arena in SRAM with the parameters in flash. Others: exact.
 
     Raises:
         ValueError: the device names no capacity for its main memory.
@@ -142,7 +145,10 @@ def footprint(program: Program, device: Device, options: AllocatorOptions | None
     peak = live_peak(table)
     if device.kind != "gpu":
         return _exact(program, table, peak, capacity)
-    return _cached(program, table, peak, device, capacity, options or AllocatorOptions())
+    memory = _unreplayed(program, table, peak, device, capacity)
+    if not replay or np.size(peak.bytes) > REPLAY_LIMIT:
+        return memory
+    return _cached(memory, device, options or AllocatorOptions())
 
 
 def _exact(program: Program, table: Occupancy, peak: LivePeak, capacity: int) -> Memory:
@@ -154,38 +160,36 @@ def _exact(program: Program, table: Occupancy, peak: LivePeak, capacity: int) ->
     )  # fmt: skip
 
 
-def _cached(
-    program: Program, table: Occupancy, peak: LivePeak, device: Device, capacity: int, options: AllocatorOptions
-) -> Memory:
+def _unreplayed(program: Program, table: Occupancy, peak: LivePeak, device: Device, capacity: int) -> Memory:
+    """Live bytes beside the context; what the allocator adds is not known."""
+    context = device.software.context_bytes + device.software.library_bytes
+    return Memory(
+        program, table, peak.bytes, None, None, None, capacity, peak.bytes + context <= capacity, peak.by_role,
+        peak.step, context=context,
+        notes=("the allocator was not replayed for this many configurations: fits compares live bytes and context",),
+    )  # fmt: skip
+
+
+def _cached(memory: Memory, device: Device, options: AllocatorOptions) -> Memory:
     """PyTorch's caching allocator over steady state: the first step, and a second on top of what it left."""
-    software = device.software
-    context = software.context_bytes + software.library_bytes
-    workspace = software.cublas_workspace_bytes
+    program, room = memory.program, memory.capacity - memory.context
+    workspace = device.software.cublas_workspace_bytes
     training = any(step.operator.phase == "optimizer" for step in program.steps)
     repetitions = 2 if training else 1
-    memory = Memory(
-        program, table, peak.bytes, None, None, None, capacity, peak.bytes + context <= capacity, peak.by_role,
-        peak.step, context=context, options=options,
-    )  # fmt: skip
-    shape = np.shape(peak.bytes)
-    configurations = int(np.prod(shape))
-    if configurations > REPLAY_LIMIT:
-        note = f"the allocator is not replayed for more than {REPLAY_LIMIT} configurations: fits compares live bytes"
-        return replace(memory, notes=(note,))
-    if not shape:
+    shape = np.shape(memory.live)
+    if shape:
+        rows = [
+            _replay(streams, room, memory.capacity, options)
+            for streams in _per_configuration(program, shape, repetitions, workspace)
+        ]
+        allocated, reserved, fits, retries = (np.asarray(column).reshape(shape) for column in zip(*rows))
+    else:
         streams = request_streams(program, repetitions=repetitions, library_workspace=workspace)
-        allocated, reserved, fits, retries = _replay(streams, capacity - context, capacity, options)
-        return replace(
-            memory, allocated=allocated, reserved=reserved, device=reserved + context, fits=fits, retries=retries
-        )
-    rows = [
-        _replay(streams, capacity - context, capacity, options)
-        for streams in _per_configuration(program, shape, repetitions, workspace)
-    ]
-    allocated, reserved, fits, retries = (np.asarray(column).reshape(shape) for column in zip(*rows))
+        allocated, reserved, fits, retries = _replay(streams, room, memory.capacity, options)
     return replace(
-        memory, allocated=allocated, reserved=reserved, device=reserved + context, fits=fits, retries=retries
-    )
+        memory, allocated=allocated, reserved=reserved, device=reserved + memory.context, fits=fits, retries=retries,
+        notes=(),
+    )  # fmt: skip
 
 
 def _per_configuration(program: Program, shape: tuple[int, ...], repetitions: int, workspace: int) -> Any:

@@ -117,25 +117,44 @@ def live_peak(table: Occupancy) -> LivePeak:
 def _sweep_peak(table: Occupancy) -> LivePeak:
     rows = undominated(table.counts)
     shape = np.broadcast_shapes(*(np.shape(s) for s in table.sizes))
-    columns = [np.broadcast_to(np.asarray(s, dtype=np.int64), shape).reshape(-1) for s in table.sizes]
+    counts = table.counts[rows]
+    columns, merged = _distinct([np.broadcast_to(s, shape).reshape(-1) for s in map(_int64, table.sizes)], counts)
     total = int(np.prod(shape))
     peak, step = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-    counts = table.counts[rows]
     for start in range(0, total, _CHUNK):
         chunk = slice(start, min(start + _CHUNK, total))
         live = np.zeros((len(rows), chunk.stop - start), dtype=np.int64)
         for j, column in enumerate(columns):
-            used = np.flatnonzero(counts[:, j])
-            if len(used):
-                live[used] += counts[used, j, None] * column[chunk]
+            live += merged[:, j, None] * column[chunk]
         best = live.argmax(axis=0)
         peak[chunk] = np.take_along_axis(live, best[None], axis=0)[0]
         step[chunk] = rows[best]
     by_role: dict[str, Any] = {}
     position = np.searchsorted(rows, step)
-    for j, (role, column) in enumerate(zip(table.roles, columns)):
+    roles = np.asarray(table.roles)
+    for role in dict.fromkeys(table.roles):
+        mine = np.flatnonzero((roles == role) & counts.any(axis=0))
+        sizes = [np.broadcast_to(_int64(table.sizes[j]), shape).reshape(-1) for j in mine]
+        held = np.zeros(total, dtype=np.int64)
+        for column, count in zip(*_distinct(sizes, counts[:, mine], by_row=True)):
+            held += count[position] * column
+        if len(mine):
+            by_role[role] = held.reshape(shape)
+    return LivePeak(peak.reshape(shape), step.reshape(shape), by_role)
+
+
+def _int64(size: Any) -> NDArray[np.int64]:
+    return np.asarray(size, dtype=np.int64)
+
+
+def _distinct(
+    columns: list[NDArray[np.int64]], counts: NDArray[np.int64], *, by_row: bool = False
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Merge columns of equal sizes, adding their counts: `[rows, columns]`, or `[columns, rows]` if `by_row`."""
+    groups: dict[bytes, list[int]] = {}
+    for j, column in enumerate(columns):
         if counts[:, j].any():
-            by_role[role] = by_role.get(role, 0) + counts[position, j] * column
-    return LivePeak(
-        peak.reshape(shape), step.reshape(shape), {r: np.asarray(b).reshape(shape) for r, b in by_role.items()}
-    )
+            groups.setdefault(column.tobytes(), []).append(j)
+    merged = np.asarray([counts[:, members].sum(axis=1) for members in groups.values()], dtype=np.int64)
+    merged = merged.reshape(len(groups), len(counts))
+    return [columns[members[0]] for members in groups.values()], merged if by_row else merged.T
