@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -84,10 +85,9 @@ class Device(BaseModel):
 
     _tree: dict[str, Any] = PrivateAttr(default_factory=dict)
     _si: bool = PrivateAttr(default=False)
-    _peaks: dict[tuple[str, str], float] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Device) and self.__dict__ == other.__dict__
+        return isinstance(other, Device) and all(getattr(self, f) == getattr(other, f) for f in Device.model_fields)
 
     def __hash__(self) -> int:
         return hash((self.name, self.kind, tuple(self.memory)))
@@ -183,9 +183,15 @@ class Device(BaseModel):
             UnsupportedDtype: listing the formats the device computes in.
             ValueError: for an engine that is neither.
         """
-        if (dtype, engine) not in self._peaks:
-            self._peaks[dtype, engine] = self._find_peak(dtype, engine)
-        return self._peaks[dtype, engine]
+        known = self._peaks
+        if (dtype, engine) not in known:
+            known[dtype, engine] = self._find_peak(dtype, engine)
+        return known[dtype, engine]
+
+    @cached_property
+    def _peaks(self) -> dict[tuple[str, str], float]:
+        """Peaks looked up so far: a cost model asks for the same few again for every operator."""
+        return {}
 
     def _find_peak(self, dtype: str, engine: str) -> float:
         name = _canonical(dtype)
