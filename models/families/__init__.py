@@ -22,6 +22,9 @@ MODULES = {
     "inception": "peakline.models.families.inception",
     "xception": "peakline.models.families.xception",
     "convnext": "peakline.models.families.convnext",
+    "separable": "peakline.models.families.separable",
+    "resnet8": "peakline.models.families.resnet8",
+    "autoencoder": "peakline.models.families.autoencoder",
 }
 """Family name → the module that defines `FAMILY`."""
 

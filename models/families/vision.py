@@ -36,10 +36,11 @@ def folds(b: GraphBuilder) -> bool:
     return not b.training and (not b.eager or not b.dtype.is_float)
 
 
-def image_input(b: GraphBuilder, work: Workload, image: int, channels: int = 3) -> Tensor:
-    """The batch of images [B, channels, H, W]: `work.image` pixels square, or the model's own size."""
-    size: Dim = image if work.image is None else work.image
-    return b.input("pixel_values", (work.batch, channels, size, size), b.dtype)
+def image_input(b: GraphBuilder, work: Workload, image: int | tuple[int, int], channels: int = 3) -> Tensor:
+    """The batch of images [B, channels, H, W]: `work.image` pixels square, or the model's own (height, width)."""
+    size: Dim | tuple[int, int] = image if work.image is None else work.image
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return b.input("pixel_values", (work.batch, channels, height, width), b.dtype)
 
 
 def conv_norm(
