@@ -165,7 +165,7 @@ class CachedMemory:
         start = holes.find(size, pool, free)
         if start is None:
             page = self.options.page_size(pool[1])
-            total = holes.reservation_size(page)
+            total = holes.reservation_size(page, size)
             if total < size:
                 return None
             start = self._new_address(total, page)
@@ -277,6 +277,8 @@ class CachedMemory:
     def _new_address(self, size: int, alignment: int) -> int:
         """Addresses for `size` bytes, apart from all others."""
         start = align_up(self._next_address, alignment)
+        if start + size > ADDRESS_MASK:
+            raise OverflowError(f"the stream needs {size} more bytes, beyond the 4 PiB that a replay can address")
         self._next_address = start + align_up(size, ROUND_LARGE) + ROUND_LARGE
         return start
 

@@ -194,8 +194,8 @@ class Allocator:
     ) -> OutOfMemory | None:
         """Plain stretches of events, and between them what concerns other streams."""
         pools = self._pool_lists(events, sizes)
-        plain = not self.options.expandable_segments and self.options.max_split_size is None
-        stretch = self._run_plain if plain and not self._memory.free.track_age else self._run_general
+        plain = self.options.max_split_size is None and not self._memory.free.track_age
+        stretch = self._run_plain if plain else self._run_general
         position = 0
         stops = [(event, False, block) for event, block in events.completions]
         stops += [(event, True, events.block_at(event)) for event in events.deferred]
@@ -238,41 +238,47 @@ class Allocator:
         first: int,
         last: int,
     ) -> int | None:
-        """Events first…last−1 under the default rules; the event that ran out of memory, if any.
+        """Events first…last−1 with no limit on splitting and no garbage collection; the event that ran out of
+        memory, if any.
 
         It does what `_run_general` does and is the whole cost of a replay, so it is written out for speed: local
         names, and no calls but bisections while no segment is asked of the driver.
         """
-        starts, ends = self._memory.free.starts, self._memory.free.ends
+        memory = self._memory
+        starts, ends, holes = memory.free.starts, memory.free.ends, memory.holes.sizes
         bits, mask, least, small = ADDRESS_BITS, ADDRESS_MASK, MIN_BLOCK, SMALL_SIZE
+        kept = least - 1 if self.options.expandable_segments else small  # a large block's rest up to this stays
         whole = first == 0 and last == len(events.ops)
         for event, op in enumerate(events.ops if whole else events.ops[first:last], first):
             if op >= 0:
                 size = sizes[op]
                 keys = pools[op]
                 at = bisect_left(keys, size << bits)
+                found = None
                 if at < len(keys):
-                    key = keys.pop(at)
+                    key = keys[at]
                     start = key & mask
-                    rest = (key >> bits) - size
-                    del starts[start]
-                    if rest >= least and (rest > small or size <= small):
+                    end = start + (key >> bits)
+                    if end not in holes:  # else the block may be spared for larger requests
+                        del keys[at], starts[start]
                         tail = start + size
-                        starts[tail] = rest
-                        ends[tail + rest] = tail
-                        insort(keys, rest << bits | tail)
-                    else:
-                        size += rest
-                        sizes[op] = size
-                        del ends[start + size]
-                    address[op] = start
-                else:
-                    self._memory.event = event
-                    pool = (events.streams[op], size <= small)
-                    found = self._memory.grow(size, pool)
+                        rest = end - tail
+                        if rest >= least and (rest > kept or size <= small):
+                            starts[tail] = rest
+                            ends[end] = tail
+                            insort(keys, rest << bits | tail)
+                        else:
+                            sizes[op] = size + rest
+                            del ends[end]
+                        address[op] = start
+                        continue
+                    found = memory.find(size, (events.streams[op], size <= small))
+                if found is None:
+                    memory.event = event
+                    found = memory.grow(size, (events.streams[op], size <= small))
                     if found is None:
                         return event
-                    address[op], sizes[op] = self._memory.split(*found, size, pool)
+                address[op], sizes[op] = memory.split(*found, size, (events.streams[op], size <= small))
             else:
                 op = ~op
                 start = address[op]

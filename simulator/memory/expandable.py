@@ -42,10 +42,14 @@ class Holes:
         self._ends: dict[int, int] = {}
         self._of_pool: dict[PoolKey, list[int]] = {}
 
-    def reservation_size(self, page: int) -> int:
-        """Bytes of a new reservation: 9/8 of the device's memory in whole pages."""
-        total = _DEFAULT_RESERVATION if self.device_total is None else self.device_total + self.device_total // 8
-        return align_up(total, page)
+    def reservation_size(self, page: int, request: int) -> int:
+        """Bytes of a new reservation: 9/8 of the device's memory in whole pages.
+
+        Without a known device, enough for the request in any case.
+        """
+        if self.device_total is None:
+            return align_up(max(_DEFAULT_RESERVATION, request), page) + page
+        return align_up(self.device_total + self.device_total // 8, page)
 
     def find(self, size: int, pool: PoolKey, free: FreeList) -> int | None:
         """Lowest address from which free blocks and holes together give `size` bytes; None if there is none.

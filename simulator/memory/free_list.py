@@ -2,7 +2,7 @@
 
 A free block is known by its two ends in two dictionaries, so that merging needs no list of neighbours: segments
 never touch in the address space, hence two blocks that touch lie in one segment. Best fit is one bisection in a
-list of integers `size << 48 | address` per stream and pool, which is the order of `BlockComparatorSize` in
+list of integers `size << 52 | address` per stream and pool, which is the order of `BlockComparatorSize` in
 `c10/cuda/CUDACachingAllocator.cpp`: by stream, size, address.
 """
 
@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 __all__ = ["ADDRESS_BITS", "ADDRESS_MASK", "FreeList", "PoolKey"]
 
 PoolKey = tuple[int, bool]  # (CUDA stream, small pool?)
-ADDRESS_BITS = 48  # a CUDA device's virtual addresses
+ADDRESS_BITS = 52  # 4 PiB: beyond a CUDA device's 48-bit addresses, within a double's whole numbers
 ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
 
 
@@ -21,7 +21,7 @@ class FreeList:
     """Free blocks of all pools.
 
     Attributes:
-        pools: ascending `size << 48 | address` of the free blocks of each (stream, small) pool.
+        pools: ascending `size << 52 | address` of the free blocks of each (stream, small) pool.
         starts: size of the free block that starts at an address.
         ends: start of the free block that ends at an address.
         born: with `track_age`, how many searches of the large pools had been made when the block at an address

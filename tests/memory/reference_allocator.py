@@ -186,7 +186,7 @@ class ReferenceAllocator:
             start, segment = min(candidates, key=lambda c: c[0])
         else:
             page = 2 * MIB if small else self.o.large_segment_size
-            space = 1 << 41 if self.total is None else self.total + self.total // 8
+            space = self.total + self.total // 8
             space = (space + page - 1) // page * page
             if space < size:
                 return None

@@ -347,3 +347,11 @@ def test_reserved_settles_over_repeated_steps() -> None:
     assert second.end.reserved == first.end.reserved == allocator.peak_reserved
     assert second.driver_calls == ()
     assert allocator.allocated == 100 * MIB
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_a_device_without_limit_serves_petabytes_and_no_more(expandable: bool) -> None:
+    options = AllocatorOptions(expandable_segments=expandable)
+    assert run(1 << 50, options=options).ooms == 0
+    with pytest.raises(OverflowError, match="4 PiB"):
+        run(1 << 52, options=options)

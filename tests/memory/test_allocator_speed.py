@@ -12,7 +12,7 @@ from peakline.memory.options import AllocatorOptions
 
 
 @pytest.mark.parametrize("expandable", [False, True])
-def test_a_training_step_replays_in_under_2_5_microseconds_per_event(expandable: bool) -> None:
+def test_a_training_step_replays_in_a_few_microseconds_per_event(expandable: bool) -> None:
     events = training_steps()
     assert 10_000 < len(events) < 40_000
     options = AllocatorOptions(expandable_segments=expandable)
@@ -23,4 +23,4 @@ def test_a_training_step_replays_in_under_2_5_microseconds_per_event(expandable:
         seconds.append(time.perf_counter() - start)
     print(f"{len(events)} events, {1e6 * min(seconds) / len(events):.2f} µs each, {1e3 * min(seconds):.1f} ms")
     assert result.peak_reserved >= result.peak_allocated >= result.peak_requested
-    assert min(seconds) / len(events) < 2.5e-6
+    assert min(seconds) / len(events) < 5e-6  # 1 µs, or 1.4 expandable, on an idle core
