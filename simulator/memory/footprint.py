@@ -28,7 +28,7 @@ from peakline.models.dims import is_array
 if TYPE_CHECKING:
     from peakline.memory.arena import StaticArena
 
-__all__ = ["LargestTensor", "Memory", "footprint"]
+__all__ = ["LargestTensor", "Memory", "footprint", "request_history"]
 
 REPLAY_LIMIT = 1024
 """Configurations of a sweep up to which the allocator is replayed for each one."""
@@ -173,9 +173,7 @@ def _unreplayed(program: Program, table: Occupancy, peak: LivePeak, device: Devi
 def _cached(memory: Memory, device: Device, options: AllocatorOptions) -> Memory:
     """PyTorch's caching allocator over steady state: the first step, and a second on top of what it left."""
     program, room = memory.program, memory.capacity - memory.context
-    workspace = device.software.cublas_workspace_bytes
-    training = any(step.operator.phase == "optimizer" for step in program.steps)
-    repetitions = 2 if training else 1
+    workspace, repetitions = device.software.cublas_workspace_bytes, _repetitions(program)
     shape = np.shape(memory.live)
     if shape:
         rows = [
@@ -184,12 +182,22 @@ def _cached(memory: Memory, device: Device, options: AllocatorOptions) -> Memory
         ]
         allocated, reserved, fits, retries = (np.asarray(column).reshape(shape) for column in zip(*rows))
     else:
-        streams = request_streams(program, repetitions=repetitions, library_workspace=workspace)
-        allocated, reserved, fits, retries = _replay(streams, room, memory.capacity, options)
+        allocated, reserved, fits, retries = _replay(request_history(program, device), room, memory.capacity, options)
     return replace(
         memory, allocated=allocated, reserved=reserved, device=reserved + memory.context, fits=fits, retries=retries,
-        notes=(),
+        options=options, notes=(),
     )  # fmt: skip
+
+
+def request_history(program: Program, device: Device) -> list[RequestStream]:
+    """The requests that the caching allocator of `device` sees: a training step twice, anything else once."""
+    workspace = device.software.cublas_workspace_bytes
+    return request_streams(program, repetitions=_repetitions(program), library_workspace=workspace)
+
+
+def _repetitions(program: Program) -> int:
+    """Steps until the state is steady: optimizer states are first made within a step."""
+    return 2 if any(step.operator.phase == "optimizer" for step in program.steps) else 1
 
 
 def _per_configuration(program: Program, shape: tuple[int, ...], repetitions: int, workspace: int) -> Any:
@@ -215,7 +223,7 @@ def _replay(
     results = _run(streams, max(room, 0), total, options)
     fits = all(r.oom is None for r in results)
     if not fits:
-        results = _run(streams, None, None, options)
+        results = _run(streams, None, None, replace(options, memory_fraction=None))
     return (
         max(r.peak_allocated for r in results),
         max(r.peak_reserved for r in results),

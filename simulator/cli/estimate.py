@@ -1,0 +1,169 @@
+"""`peakline estimate`: a model, a device and a workload in; memory, time and traffic out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from peakline.models.graph import Graph
+
+__all__ = ["estimate"]
+
+_WORK, _PRECISION, _TRAINING, _DEVICE, _OUTPUT = "Workload", "Precision", "Training", "Device", "Output"
+_TRAINING_ONLY = ("optimizer", "recompute", "accumulation", "loss", "loss_chunks", "lora", "master_weights")
+
+
+def estimate(
+    model: Annotated[str, typer.Argument(help="Catalogue name, or path of a config.json or its folder.")],
+    device: Annotated[str, typer.Option("--device", "-d", help="Catalogue name, or path of a YAML file.")],
+    train: Annotated[bool, typer.Option("--train", help="A training step.", rich_help_panel=_WORK)] = False,
+    prefill: Annotated[bool, typer.Option("--prefill", help="Fill the KV cache.", rich_help_panel=_WORK)] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="One token each.", rich_help_panel=_WORK)] = False,
+    infer: Annotated[bool, typer.Option("--infer", help="One forward pass.", rich_help_panel=_WORK)] = False,
+    batch: Annotated[int, typer.Option(help="Sequences or images.", rich_help_panel=_WORK)] = 1,
+    seq: Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_WORK)] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens in the cache (decode).", rich_help_panel=_WORK)] = None,
+    image: Annotated[int | None, typer.Option(help="Height and width in pixels.", rich_help_panel=_WORK)] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="auto, flash, efficient, math or eager.", rich_help_panel=_WORK)
+    ] = None,
+    kernels: Annotated[
+        str | None, typer.Option(help="eager (as PyTorch runs them) or fused.", rich_help_panel=_WORK)
+    ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Replace a field of the configuration.", rich_help_panel=_WORK),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Parameters and activations.", rich_help_panel=_PRECISION)] = None,
+    autocast: Annotated[
+        str | None, typer.Option(help="Matrix products, mixed precision.", rich_help_panel=_PRECISION)
+    ] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="The KV cache.", rich_help_panel=_PRECISION)] = None,
+    weight_dtype: Annotated[str | None, typer.Option(help="Quantised weights.", rich_help_panel=_PRECISION)] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="adamw, sgd, adam8bit, … with -fused or -loop; none.", rich_help_panel=_TRAINING),
+    ] = None,
+    recompute: Annotated[str | None, typer.Option(help="none, full or selective.", rich_help_panel=_TRAINING)] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Microbatches in a step.", rich_help_panel=_TRAINING)] = None,
+    loss: Annotated[str | None, typer.Option(help="unfused, fused or chunked.", rich_help_panel=_TRAINING)] = None,
+    loss_chunks: Annotated[
+        int | None, typer.Option(help="Slices of a chunked loss.", rich_help_panel=_TRAINING)
+    ] = None,
+    lora: Annotated[int | None, typer.Option(help="Rank of adapters; base frozen.", rich_help_panel=_TRAINING)] = None,
+    master_weights: Annotated[
+        bool, typer.Option("--master-weights", help="float32 copies.", rich_help_panel=_TRAINING)
+    ] = False,
+    no_dropout: Annotated[bool, typer.Option("--no-dropout", rich_help_panel=_TRAINING)] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Derive a variant: memory.hbm.capacity=141GB.", rich_help_panel=_DEVICE
+        ),
+    ] = None,
+    allocator: Annotated[
+        str | None,
+        typer.Option(help="As in PYTORCH_CUDA_ALLOC_CONF: expandable_segments:True,…", rich_help_panel=_DEVICE),
+    ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Launches replayed from a CUDA graph.", rich_help_panel=_DEVICE)
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
+    breakdown: Annotated[
+        bool, typer.Option("--breakdown", help="Also every operator.", rich_help_panel=_OUTPUT)
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Memory over the step.", rich_help_panel=_OUTPUT)
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(metavar="FILE.pickle", help="For PyTorch's memory viewer.", rich_help_panel=_OUTPUT)
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="For Perfetto or Chrome.", rich_help_panel=_OUTPUT)
+    ] = None,
+) -> int:
+    """Will it fit, how fast can it be, and what bounds it."""
+    import peakline as pk
+    from peakline.export import check_target
+
+    for path in (plot, snapshot, trace):
+        if path is not None:
+            check_target(path)
+    found = pk.device(device, **_assignments("--set", set_))
+    if snapshot is not None and found.kind != "gpu":
+        raise ValueError(f"--snapshot: PyTorch's caching allocator runs on GPUs, and {found.name} is a {found.kind}")
+    asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
+    options = {
+        "optimizer": optimizer, "recompute": recompute, "accumulation": accumulation, "loss": loss,
+        "loss_chunks": loss_chunks, "lora": lora, "master_weights": master_weights or None,
+        "batch": batch, "seq": seq, "context": context, "image": image, "dtype": dtype, "autocast": autocast,
+        "kv_dtype": kv_dtype, "weight_dtype": weight_dtype, "attention": attention, "kernels": kernels,
+        "dropout": False if no_dropout else None, "overrides": _assignments("--override", override) or None,
+    }  # fmt: skip
+    graph = _graph(model, asked, {name: value for name, value in options.items() if value is not None})
+    result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph)
+    if json_:
+        print(result.to_json())
+    else:
+        from peakline.cli.report import show
+
+        show(result, operators=breakdown)
+    if plot is not None:
+        from peakline.plot import save_memory
+
+        save_memory(result, plot)
+    if snapshot is not None:
+        result.write_snapshot(snapshot)
+    if trace is not None:
+        result.write_trace(trace)
+    return 0 if bool(result.fits) else 1
+
+
+def _graph(model: str, asked: dict[str, bool], options: dict[str, Any]) -> Graph:
+    """The workload that the flags ask for."""
+    import peakline as pk
+
+    phase = _phase(model, [name for name, flag in asked.items() if flag])
+    if phase == "training":
+        return pk.training_step(model, **options)
+    stray = next((name for name in _TRAINING_ONLY if name in options), None)
+    if stray is not None:
+        raise ValueError(f"--{stray.replace('_', '-')}: only a training step has one; add --train")
+    build = {"prefill": pk.prefill, "decode": pk.decode, "inference": pk.inference}[phase]
+    return build(model, **options)
+
+
+_FLAGS = {"training": "--train", "prefill": "--prefill", "decode": "--decode", "inference": "--infer"}
+
+
+def _phase(model: str, asked: list[str]) -> str:
+    """The phase asked for; without a flag, inference where that is the only way to run the model forward."""
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(_FLAGS[name] for name in asked)}: choose one")
+    if asked:
+        return asked[0]
+    from peakline.models.catalogue import resolve
+
+    name, family, _ = resolve(model)
+    if "prefill" in family.phases or "inference" not in family.phases:
+        choices = ", ".join(_FLAGS[phase] for phase in _FLAGS if phase in family.phases)
+        raise ValueError(f"{name}: say what to run: {choices}")
+    return "inference"
+
+
+def _assignments(option: str, given: list[str] | None) -> dict[str, Any]:
+    """`field=value` pairs; a value that is JSON (a number, true, null, a list) is read as such, else it is text."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"{option}: {text!r} is not written as FIELD=VALUE")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value.strip()
+    return found
