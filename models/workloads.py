@@ -85,7 +85,7 @@ def training_step(
         accumulation=accumulation,
         master_weights=master_weights,
         set_to_none=set_to_none,
-        **said,
+        workload=said,
     )
 
 

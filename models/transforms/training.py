@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ def train(
     master_weights: bool = False,
     set_to_none: bool = True,
     seed: str | None = None,
-    **workload: Any,
+    workload: Mapping[str, Any] | None = None,
 ) -> Graph:
     """A training step of `forward`.
 
@@ -40,6 +41,7 @@ def train(
             (18 bytes per parameter with Adam, as Megatron-LM counts them).
         set_to_none: gradients are freed after the step; otherwise their buffers stay and are added into.
         seed: tensor to use as the loss's gradient where the loss is not a scalar.
+        workload: what to say of the step in `Graph.workload`, besides what the forward graph says.
 
     Raises:
         ValueError: an unknown policy, or fewer than one microbatch.
@@ -79,7 +81,7 @@ def train(
         grads = tuple(f"{g}[*]" if tensors[g].family else g for g in dict.fromkeys(first.of.values()))
         held = Operator("hold_gradients", "release", grads, (), phase="backward")
         blocks.append(Block("gradients", (held,)))
-    graph = Graph(forward.name, tensors, tuple(blocks), {**forward.workload, **workload}, forward.notes)
+    graph = Graph(forward.name, tensors, tuple(blocks), {**forward.workload, **(workload or {})}, forward.notes)
     graph.check()
     return graph
 
