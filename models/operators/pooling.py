@@ -107,54 +107,9 @@ class ResampleBackward(OperatorType):
         return (Stream(node.inputs[0].elements, node.inputs[0].dtype),)
 
 
-@dataclass(frozen=True)
-class Concat(OperatorType):
-    """Joins tensors along a dimension; each gradient is a slice (a view) of dy."""
-
-    name: str = "concat"
-
-    def backward(self, node: Node, context: GradientContext) -> None:
-        """Slices of dy: `cat_tensors_backward` narrows, it does not copy."""
-        dy = context.grad(node.outputs[0])
-        if dy is None:
-            return
-        for x in node.inputs:
-            if context.needs(x):
-                (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
-                context.give(x, dx)
-
-
-@dataclass(frozen=True)
-class Chunk(OperatorType):
-    """Equal slices of a tensor along a dimension: views. Their gradients are joined into one (`split_backward`)."""
-
-    name: str = "chunk"
-    launches: int = 0
-
-    def kernels(self, node: Node) -> tuple[Kernel, ...]:
-        """None."""
-        return ()
-
-    def reads(self, node: Node) -> Dim:
-        """None."""
-        return 0
-
-    def writes(self, node: Node) -> Dim:
-        """None."""
-        return 0
-
-    def backward(self, node: Node, context: GradientContext) -> None:
-        """One tensor of the input's size, the slices' gradients side by side; absent ones are zero."""
-        x = node.inputs[0]
-        arrived = [g for g in (context.grad(y) for y in node.outputs) if g is not None]
-        if arrived and context.needs(x):
-            (dx,) = context.emit("concat", arrived, {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
-
-
 for _type in (
     MaxPool(), AvgPool(), PoolBackward(), Resample("interpolate"), Resample("pad"), Resample("pixel_shuffle"),
-    ResampleBackward(), Concat(), Chunk(),
+    ResampleBackward(),
 ):  # fmt: skip
     register(_type)
 
@@ -255,7 +210,7 @@ def concat(b: GraphBuilder, tensors: Sequence[Tensor], axis: int = 1, *, name: s
     for t in tensors:
         joined = joined + t.shape[axis]
     shape = (*first.shape[:axis], joined, *first.shape[axis + 1 :])
-    return b.add("concat", list(tensors), {"out": (shape, kind)}, name=name)[0]
+    return b.add("cat", list(tensors), {"out": (shape, kind)}, name=name)[0]
 
 
 def chunk(b: GraphBuilder, x: Tensor, parts: int, axis: int = -1, *, name: str = "chunk") -> list[Tensor]:
@@ -263,4 +218,4 @@ def chunk(b: GraphBuilder, x: Tensor, parts: int, axis: int = -1, *, name: str =
     axis %= len(x.shape)
     shape = (*x.shape[:axis], x.shape[axis] // parts, *x.shape[axis + 1 :])
     keys = [f"out{i}" for i in range(parts)]
-    return b.add("chunk", (x,), dict.fromkeys(keys, (shape, x.dtype)), name=name, in_place=dict.fromkeys(keys, x))
+    return b.add("split", (x,), dict.fromkeys(keys, (shape, x.dtype)), name=name, in_place=dict.fromkeys(keys, x))
