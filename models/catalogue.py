@@ -29,7 +29,7 @@ from peakline.models.families import load_family
 from peakline.models.huggingface import from_config
 from peakline.models.workload import Family
 
-__all__ = ["CatalogueEntry", "ModelLike", "UnknownModel", "entry", "models", "resolve"]
+__all__ = ["CatalogueEntry", "ModelLike", "UnknownModel", "entry", "model_names", "models", "resolve"]
 
 ModelLike: TypeAlias = "str | PathLike[str] | Mapping[str, Any] | tuple[Family, Any]"
 """What names a model: a catalogue name, a path to a `config.json` or its folder, its content, or (family, config)."""
@@ -78,6 +78,10 @@ class _Place:
 def models() -> list[str]:
     """Names of all catalogued models, in the files' order."""
     return list(dict.fromkeys(place.name for place in _index().values()))
+
+
+model_names = models
+"""`models` by the name it has in `peakline` itself, where `models` is a package."""
 
 
 def entry(name: str) -> CatalogueEntry:

@@ -94,12 +94,12 @@ def write_snapshot(est: Estimate, path: str | PathLike[str]) -> None:
         raise ValueError(
             f"{est.device.name} ({est.device.kind}) has no PyTorch caching allocator to take a snapshot of"
         )
-    check_target(path)
     streams = request_history(memory.program, est.device)
     events = _joined(streams)
     room = max(memory.capacity - memory.context, 0)
     history = replay(events, room, memory.options, record=True, device_total=memory.capacity)
-    write(path, history, events, _labels(est, streams))
+    with written_whole(path) as temporary:
+        write(temporary, history, events, _labels(est, streams))
 
 
 def _joined(streams: list[RequestStream]) -> EventStream:

@@ -108,11 +108,14 @@ def _lines(ax: Axes, est: Estimate, unit: str, scale: int) -> float:
     """Capacity, device and reserved bytes; returns the highest level to show."""
     memory = est.memory
     shown = float(memory.live) / scale
-    for name, value, style, colour in (
-        ("reserved", memory.reserved, (0, (1, 1.5)), _INK),
+    lines: list[tuple[str, int, Any, str]] = [
+        ("reserved" if memory.arena is None else "arena", memory.reserved, (0, (1, 1.5)), _INK),
         ("device", memory.device, (0, (5, 2)), _INK),
         ("capacity", memory.capacity, "solid", _ALARM),
-    ):
+    ]
+    if memory.reserved == memory.device:
+        del lines[1 if memory.arena is not None else 0]
+    for name, value, style, colour in lines:
         level = float(value) / scale
         if level > 2.5 * shown:
             ax.plot([], [], " ", label=f"{name} {level:.4g} {unit}\n(beyond the axis)")
@@ -155,6 +158,12 @@ def _peak(ax: Axes, at: float, height: float, shown: float, text: str, memory: M
         va="bottom",
         fontsize=9,
         color=_INK,
-        arrowprops={"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0},
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": _INK,
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "relpos": (1.0 if right else 0.0, 0.0),
+        },
         zorder=6,
     )
