@@ -196,6 +196,9 @@ _built: dict[int, tuple[Any, Machine]] = {}
 def machine(device: Any) -> Machine:
     """The plain figures of a `peakline.hardware.Device`; a `Machine` passes through. Remembered per object.
 
+    Where main memory's bandwidth is unpublished, a microcontroller's SRAM is taken to move `BUS_BYTES` per cycle, and
+    an accelerator's to feed both edges of its arrays a byte per cycle (SCALE-Sim, arXiv:1811.02883, §2).
+
     Raises:
         ValueError: if the device does not compute (a drive, a link), or its unit count, clock or main memory's
             bandwidth is unknown in a way no fallback covers.
@@ -221,6 +224,9 @@ def _read(device: Any) -> Machine:
     if device.kind == "mcu" and levels[-1].bandwidth is None:
         levels = (*levels[:-1], replace(levels[-1], bandwidth=BUS_BYTES * clock))
     matrix = device.rates("matrix")
+    array = _array(device, units, clock, matrix)
+    if array is not None and levels[-1].bandwidth is None:
+        levels = (*levels[:-1], replace(levels[-1], bandwidth=float((array[0] + array[1]) * array[2]) * clock))
     shared = device.memory.get("shared")
     return Machine(
         name=device.name,
@@ -234,7 +240,7 @@ def _read(device: Any) -> Machine:
         capability=device.compute_capability or (0, 0),
         shared=float((shared and shared.capacity_per_unit) or 0.0),
         launch=device.software.launch_seconds,
-        array=_array(device, units, clock, matrix),
+        array=array,
         attainable=dict(device.calibration.attainable) if device.calibration else {},
         in_bank=device.pim.in_bank_bandwidth if device.pim else None,
     )
@@ -252,12 +258,18 @@ def _level(level: Any, units: int) -> Level:
 
 
 def _array(device: Any, units: int, clock: float, matrix: Mapping[str, float]) -> tuple[int, int, int] | None:
-    """Rows, columns and number of systolic arrays; square arrays of the peak's size where the file gives no shape."""
+    """Rows, columns and number of systolic arrays.
+
+    Where the file does not say how many arrays a unit has, the peak does: peak / (2·rows·columns·clock). Without a
+    shape, one square array per unit, of the peak's size.
+    """
     if device.npu is None:
         return None
-    count = units * (device.npu.arrays_per_unit or 1)
-    if device.npu.array_rows and device.npu.array_columns:
-        return device.npu.array_rows, device.npu.array_columns, count
-    best = max((rate for name, rate in matrix.items() if name in ("bf16", "fp16", "int8")), default=0.0)
-    side = round((best / (2 * clock * count)) ** 0.5)
+    peak = min((rate for name, rate in matrix.items() if name in ("bf16", "fp16", "int16", "int8")), default=0.0)
+    rows, columns, each = device.npu.array_rows, device.npu.array_columns, device.npu.arrays_per_unit
+    if rows and columns:
+        count = units * each if each else round(peak / (2 * rows * columns * clock))
+        return rows, columns, max(count, 1)
+    count = units * (each or 1)
+    side = round((peak / (2 * clock * count)) ** 0.5)
     return (side, side, count) if side >= 1 else None
