@@ -142,6 +142,7 @@ def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Mac
     a, b, c, transposed = formats
     wide = a if a.bits >= b.bits else b
     narrow_in, narrow_out = in_channels / groups, out_channels / groups
+    unrolled: Real
     if transposed:  # every input position is scattered to `taps` outputs
         m, n, k, unrolled = batch * in_space, taps * narrow_out, narrow_in, 1.0
     else:  # every output position gathers `taps` inputs
