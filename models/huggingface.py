@@ -79,6 +79,8 @@ def _family_and_config(values: Mapping[str, Any], where: str) -> tuple[Family, A
 def _family(values: Mapping[str, Any], where: str) -> Family:
     """The family that reads this configuration: by `model_type`, else by `architectures`."""
     model_type, architectures = values.get("model_type"), values.get("architectures")
+    if architectures is None and isinstance(values.get("_class_name"), str):  # diffusers
+        architectures = [values["_class_name"]]
     if architectures is not None and (
         not isinstance(architectures, list | tuple) or not all(isinstance(a, str) for a in architectures)
     ):

@@ -15,6 +15,9 @@ __all__ = ["FAMILIES", "MODULES", "load_family"]
 
 MODULES = {
     "decoder": "peakline.models.families.decoder",
+    "bert": "peakline.models.families.bert",
+    "t5": "peakline.models.families.t5",
+    "mamba": "peakline.models.families.mamba",
     "resnet": "peakline.models.families.resnet",
     "vgg": "peakline.models.families.vgg",
     "mobilenet": "peakline.models.families.mobilenet",
@@ -25,6 +28,9 @@ MODULES = {
     "separable": "peakline.models.families.separable",
     "resnet8": "peakline.models.families.resnet8",
     "autoencoder": "peakline.models.families.autoencoder",
+    "vit": "peakline.models.families.vit",
+    "dit": "peakline.models.families.dit",
+    "unet": "peakline.models.families.unet",
 }
 """Family name → the module that defines `FAMILY`."""
 

@@ -43,23 +43,21 @@ def graph_step(build: Callable[[GraphBuilder], Tensor], kind: str = "fp32") -> t
     """
     b = GraphBuilder("test", kind=kind, training=True)
     result = build(b)
-    forward = b.graph()
-    step = train(forward, result.name, optimizer=None)
-    families = step.families
+    unrolled = b.graph()
+    step = train(unrolled, result.name, optimizer=None).flatten()
+    forward = unrolled.flatten()
     given = {t.name for t in step.tensors.values() if t.role in ("parameter", "buffer")}
     kept: dict[str, int] = {}
     flops = 0
-    for block, operator in step.operators():
-        node = Node.of(step, operator, families)
-        for kernel in operator_type(operator.type).kernels(node):
+    for _, operator in step.operators():
+        for kernel in operator_type(operator.type).kernels(Node.of(step, operator)):
             if isinstance(kernel, Gemm | Convolution | Attention):
-                flops += kernel.flops * block.repeat
+                flops += kernel.flops
         if operator.phase == "backward":
             for name in operator.inputs:
                 if name in forward.tensors and name not in given:
                     owner = forward.tensors[name].storage or name
-                    layers = forward.layers(owner)
-                    kept[owner] = forward.tensors[owner].bytes * layers
+                    kept[owner] = forward.tensors[owner].bytes
     return sum(kept.values()), flops
 
 
