@@ -28,10 +28,10 @@ from peakline.models.families.moe_layer import experts_layer
 from peakline.models.graph import Tensor
 from peakline.models.operators.attention import attention
 from peakline.models.operators.dropout import dropout
-from peakline.models.operators.elementwise import activation, add, mul, scale, view
+from peakline.models.operators.elementwise import activation, add, cast, mul, scale, view
 from peakline.models.operators.embedding import embedding
 from peakline.models.operators.gated import gated_activation
-from peakline.models.operators.indexing import split
+from peakline.models.operators.indexing import contiguous, split
 from peakline.models.operators.matmul import linear
 from peakline.models.operators.normalization import layer_norm, rms_norm
 from peakline.models.operators.rotary import rotary, rotary_tables
@@ -137,9 +137,9 @@ def _shared_inputs(run: _Pass, x: Tensor, queries: Dim) -> None:
 
 
 def _backend(run: _Pass) -> str:
-    """The attention backend; capped scores and ALiBi have no flash form in eager PyTorch."""
+    """The attention backend; capped scores, ALiBi and implementations without fused attention run eagerly."""
     c, w = run.config, run.workload
-    if w.attention == "auto" and run.b.eager and (c.attention_softcap or c.positions == "alibi"):
+    if w.attention == "auto" and run.b.eager and (c.attention_softcap or c.positions == "alibi" or not c.sdpa):
         return "eager"
     return w.backend()
 
@@ -179,6 +179,10 @@ def _attention(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
             q, k, v = _heads(run, x)
             k = cached(b, w, k, run.keys, window, "key_cache")
             v = cached(b, w, v, run.keys, window, "value_cache")
+            if c.fused_qkv and q.storage != v.storage and backend in ("eager", "math"):
+                v = contiguous(b, v, name="v_contiguous")  # matmul flattens batch and heads of a strided view
+            if c.scores_fp32 and backend == "eager":
+                q, k = cast(b, q, "fp32", name="q_fp32"), cast(b, k, "fp32", name="k_fp32")
             mask = run.mask
             if mask is not None and run.alibi is not None:
                 mask = run.alibi

@@ -114,6 +114,8 @@ class DecoderConfig:
         tied: the head is the embedding's matrix.
         softmax_fp32: eager attention's softmax runs in float32.
         scaled_scores: eager attention multiplies the scores by a constant (GPT-Neo does not).
+        scores_fp32: eager attention casts queries and keys to float32 (GPT-Neo).
+        sdpa: whether the implementation has fused attention at all; without it, attention is eager by default.
         embed_dropout, attention_dropout, residual_dropout: probabilities.
         moe, mla: mixture of experts, latent attention.
     """
@@ -158,6 +160,8 @@ class DecoderConfig:
     tied: bool = False
     softmax_fp32: bool = True
     scaled_scores: bool = True
+    scores_fp32: bool = False
+    sdpa: bool = True
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0

@@ -46,7 +46,7 @@ _GPT2 = Names(
 )  # fmt: skip
 _NEOX = Names(
     embed="gpt_neox.embed_in", layers="gpt_neox.layers", attention="attention", qkv="query_key_value", out="dense",
-    up="dense_h_to_4h", down="dense_4h_to_h", final_norm="gpt_neox.final_layer_norm", head="embed_out",
+    up="dense_h_to_4h", down="dense_4h_to_h", final_norm="gpt_neox.final_layer_norm",
 )  # fmt: skip
 _BLOOM = Names(
     embed="transformer.word_embeddings", embed_norm="transformer.word_embeddings_layernorm", layers="transformer.h",

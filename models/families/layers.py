@@ -197,6 +197,7 @@ def loss_of(
     table: Tensor | None,
     bias: bool = False,
     softcap: bool = False,
+    upcast: bool = True,
 ) -> Tensor:
     """Logits of x, and in training the mean cross-entropy against `labels`.
 
@@ -205,6 +206,7 @@ def loss_of(
         table: the embedding's matrix if the head is tied to it.
         bias: whether the head has one.
         softcap: tanh-capped logits.
+        upcast: the loss is computed on float32 logits.
     """
     training = workload.training
     if training and workload.loss != "unfused":
@@ -221,7 +223,7 @@ def loss_of(
         return logits
     labels = b.input("labels", x.shape[:-1])
     rows = prod(logits.shape[:-1])
-    return cross_entropy(b, view(b, logits, (rows, vocab)), labels)
+    return cross_entropy(b, view(b, logits, (rows, vocab)), labels, upcast=upcast)
 
 
 def soft_capped(b: GraphBuilder, x: Tensor) -> Tensor:

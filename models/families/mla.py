@@ -15,7 +15,7 @@ from peakline.models.families.layers import Projections, cached
 from peakline.models.graph import Tensor
 from peakline.models.operators.attention import Backend, attention
 from peakline.models.operators.elementwise import view
-from peakline.models.operators.indexing import cat, split, take
+from peakline.models.operators.indexing import cat, contiguous, split, take
 from peakline.models.operators.matmul import matmul
 from peakline.models.operators.normalization import rms_norm
 from peakline.models.operators.rotary import rotary
@@ -55,6 +55,8 @@ def latent_attention(
         latent, key = split(b, cache, (mla.kv_rank, mla.rope_dim), name="from_cache")
     q = view(b, cat(b, (straight, turned), name="q"), (*tokens, heads * (mla.nope_dim + mla.rope_dim)), name="q_flat")
     k, v = _expanded(b, project, mla, heads, latent, key)
+    if backend in ("eager", "math"):
+        v = contiguous(b, v, name="v_contiguous")  # matmul flattens batch and heads of a strided view
     return attention(
         b, q, k, v, heads=heads, kv_heads=heads, causal=True, backend=backend, p_dropout=p_dropout, mask=mask
     )

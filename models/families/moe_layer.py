@@ -13,7 +13,7 @@ from peakline.models.families.layers import Projections
 from peakline.models.graph import Tensor
 from peakline.models.operators.elementwise import activation, add, cast, mul, scale, unary, view
 from peakline.models.operators.gated import gated_activation
-from peakline.models.operators.indexing import gather, masked_fill, sort, split, take_along, topk
+from peakline.models.operators.indexing import gather, index_math, masked_fill, sort, split, take_along, topk
 from peakline.models.operators.matmul import linear
 from peakline.models.operators.moe import grouped_linear
 from peakline.models.operators.softmax import softmax
@@ -82,7 +82,7 @@ def _experts(
     k, width = moe.per_token, x.shape[-1]
     rows: Dim = x.shape[0] * k
     _, order = sort(b, view(b, chosen, (rows,), name="expert_ids"))
-    picked = gather(b, x, order, name="to_experts")
+    picked = gather(b, x, index_math(b, order, name="token_of_row"), name="to_experts")
     scales = gather(b, view(b, weights, (rows, 1), name="flat_weights"), order, name="sorted_weights")
     kind = workload.weight_kind
     packed = grouped_linear(b, picked, moe.experts, 2 * moe.ffn, top_k=k, name="gate_up_proj", kind=kind)
@@ -90,7 +90,7 @@ def _experts(
     hidden = mul(b, activation(b, act, gate), up, name="gated") if b.eager else gated_activation(b, gate, up)
     y = grouped_linear(b, hidden, moe.experts, width, top_k=k, name="down_proj", kind=kind)
     y = mul(b, y, scales, name="weigh")
-    y = gather(b, y, order, name="to_tokens")
+    y = gather(b, y, index_math(b, order, name="inverse_order"), name="to_tokens")
     (y,) = b.add("sum", (view(b, y, (x.shape[0], k, width)),), {"out": ((x.shape[0], width), y.dtype)}, name="sum")
     return cast(b, y, x.dtype)
 

@@ -17,6 +17,7 @@ from peakline.models.operators import (
     pooling,
     quantized,
     rotary,
+    scan,
     softmax,
 )
 from peakline.models.operators.registry import (
@@ -31,5 +32,5 @@ from peakline.models.operators.registry import (
 __all__ = [
     "GradientContext", "Node", "OperatorType", "attention", "convolution", "copies", "dropout", "elementwise",
     "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type", "operator_types",
-    "optimizer", "pooling", "quantized", "register", "rotary", "softmax",
+    "optimizer", "pooling", "quantized", "register", "rotary", "scan", "softmax",
 ]  # fmt: skip

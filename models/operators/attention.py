@@ -314,9 +314,8 @@ def _unfused(
     probabilities = dropout(b, probabilities, p_dropout)
     probabilities = cast(b, probabilities, v.dtype)
     attributes = {"heads": heads}
-    return b.add("attention_values", (probabilities, v), {"out": (out, q.dtype)}, name="values", attributes=attributes)[
-        0
-    ]
+    outputs = {"out": (out, v.dtype)}
+    return b.add("attention_values", (probabilities, v), outputs, name="values", attributes=attributes)[0]
 
 
 def kv_bytes(batch: Dim, tokens: Dim, kv_heads: int, head_dim: int, layers: int, kind: DType) -> Dim:

@@ -17,7 +17,7 @@ from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import View
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
 
-__all__ = ["cat", "gather", "masked_fill", "sort", "split", "take", "take_along", "topk"]
+__all__ = ["cat", "contiguous", "gather", "index_math", "masked_fill", "sort", "split", "take", "take_along", "topk"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ class Split(View):
         parts = [g for o in node.outputs if (g := context.grad(o)) is not None]
         if parts and context.needs(x):
             (dx,) = context.emit("cat", parts, {"dx": (x.shape, x.dtype)})
+            context.give(x, dx)
+
+
+@dataclass(frozen=True)
+class Contiguous(OperatorType):
+    """A copy of a view into memory of its own; the gradient is the result's."""
+
+    name: str = "contiguous"
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dx = dy, in another shape at most."""
+        x, dy = node.inputs[0], context.grad(node.outputs[0])
+        if dy is not None and context.needs(x):
+            (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
             context.give(x, dx)
 
 
@@ -174,10 +188,10 @@ class MaskedFill(OperatorType):
 
 
 @dataclass(frozen=True)
-class MaskOf(OperatorType):
-    """A bool mask from positions or a comparison; without a gradient."""
+class IndexMath(OperatorType):
+    """Integers or bools worked out of positions (a division, an inverse permutation, a mask); without a gradient."""
 
-    name: str = "mask_of"
+    name: str = "index_math"
 
 
 @dataclass(frozen=True)
@@ -193,7 +207,8 @@ class Sort(OperatorType):
 
 
 for _type in (
-    Expand(), Slice(), Split(), Cat(), Gather(), ScatterAdd(), TopK(), TakeAlong(), MaskedFill(), MaskOf(), Sort(),
+    Expand(), Slice(), Split(), Contiguous(), Cat(), Gather(), ScatterAdd(), TopK(), TakeAlong(), MaskedFill(),
+    IndexMath(), Sort(),
 ):  # fmt: skip
     register(_type)
 
@@ -207,6 +222,11 @@ def split(b: GraphBuilder, x: Tensor, widths: Sequence[Dim], *, name: str = "spl
     """x cut along the last dimension into parts of the given widths, as views."""
     outputs = {f"out{i}": ((*x.shape[:-1], width), x.dtype) for i, width in enumerate(widths)}
     return b.add("split", (x,), outputs, name=name, in_place=dict.fromkeys(outputs, x))
+
+
+def contiguous(b: GraphBuilder, x: Tensor, *, name: str = "contiguous") -> Tensor:
+    """x copied out of the storage it shares."""
+    return b.add("contiguous", (x,), {"out": (x.shape, x.dtype)}, name=name)[0]
 
 
 def cat(b: GraphBuilder, parts: Sequence[Tensor], *, name: str = "cat") -> Tensor:
@@ -236,8 +256,13 @@ def take_along(b: GraphBuilder, x: Tensor, index: Tensor, *, name: str = "gather
 
 def masked_fill(b: GraphBuilder, x: Tensor, chosen: Tensor, *, name: str = "masked_fill") -> Tensor:
     """x with everything masked out that the positions `chosen` do not allow."""
-    (mask,) = b.add("mask_of", (chosen,), {"out": (x.shape, "bool")}, name=f"{name}_mask")
+    (mask,) = b.add("index_math", (chosen,), {"out": (x.shape, "bool")}, name=f"{name}_mask")
     return b.add("masked_fill", (x, mask), {"out": (x.shape, x.dtype)}, name=name)[0]
+
+
+def index_math(b: GraphBuilder, x: Tensor, *, name: str) -> Tensor:
+    """Integers of x's shape and format worked out of x."""
+    return b.add("index_math", (x,), {"out": (x.shape, x.dtype)}, name=name)[0]
 
 
 def sort(b: GraphBuilder, keys: Tensor, *, name: str = "sort") -> tuple[Tensor, Tensor]:
