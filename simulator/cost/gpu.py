@@ -62,6 +62,9 @@ class GpuConstants:
         chain_loads: load latencies in a row per thread block of attention: lengths, block table, Q, K, V, result, with
             a barrier each. *Fitted*.
         step_loads: least load latencies per step, in a pipeline of depth 1/step_loads.
+        packed_rows: most query rows of a group of heads that share one tile (TensorRT-LLM's XQA kernels: 32).
+        single_row_blocks: blocks per SM of the kernel for one query row, which keeps no tiles in shared memory.
+            *Fitted*.
         key_tile: keys per step of a fused attention kernel.
         scan_channels, scan_chunk, scan_blocks: channels per block, steps per chunk and blocks per SM of a scan.
     """
@@ -87,6 +90,8 @@ class GpuConstants:
     softmax_ops: float = 8.0
     attention_share: float = 0.82
     chain_loads: float = 9.0
+    packed_rows: float = 32.0
+    single_row_blocks: float = 3.0
     key_tile: float = 128.0
     step_loads: float = 1.0
     scan_channels: float = 1.0

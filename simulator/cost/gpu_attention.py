@@ -50,10 +50,11 @@ def attention_tiled(
     peak = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0)
     memory, l2 = main_rate(machine, const), l2_rate(machine, const)
 
-    # query rows of all heads that share a key head are one operand when there are too few of them for a tile
+    # the few query rows of the heads that share a key head are packed into one tile, if the library's tile takes them
     group = ops.maximum(heads / kv_heads, 1.0)
-    packed = queries * group <= 64.0
+    packed = queries * group <= const.packed_rows
     rows = ops.where(packed, queries * group, queries)
+    resident = ops.where(rows <= 1.0, const.single_row_blocks, 1.0)
     tile_rows = ops.where(rows <= 64.0, ops.where(rows <= 16.0, 16.0, 64.0), 128.0)
     tile_keys = const.key_tile
     tiles_per_head = ops.ceil(rows / tile_rows)
@@ -80,7 +81,7 @@ def attention_tiled(
     chain = const.chain_loads * latency
     beat = ops.maximum(beat, latency * const.step_loads)
     per_block = chain + ops.maximum(steps / splits, 0.5) * beat
-    rounds = ops.maximum(ops.ceil(blocks * splits / units), 1.0)
+    rounds = ops.maximum(ops.ceil(blocks * splits / (units * resident)), 1.0)
     working = ops.maximum(rounds * per_block, chain + longest / splits * beat)
     missed = (reads + writes) * miss_fraction(ops, reads + writes, machine, const.reuse_distance)
     streaming = ops.maximum(missed / memory, fetched / l2)

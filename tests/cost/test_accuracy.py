@@ -20,7 +20,7 @@ LIMITS = {
     ("prefill", "h100_sxm", "bf16"): 0.15,
     ("prefill", "a100_sxm", "bf16"): 0.15,
     ("decode", "h100_sxm", "bf16"): 0.15,
-    ("decode", "a100_sxm", "bf16"): 0.25,
+    ("decode", "a100_sxm", "bf16"): 0.20,
     ("linear", "Tesla V100-PCIE-32GB", "fp32"): 0.15,
     ("linear", "NVIDIA A100 80GB PCIe", "fp32"): 0.15,
     ("linear", "Tesla P100-PCIE-16GB", "fp32"): 0.30,
