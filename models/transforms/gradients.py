@@ -278,7 +278,8 @@ class _Walk:
         else:
             name = gradient.storage or gradient.name
             held = [g.storage or g.name for g in self.pending.values()]
-            if name in held or self.tensors[name].role != "activation" or name == self.port:
+            foreign = self.tensors[name].family != parameter.family
+            if name in held or self.tensors[name].role != "activation" or name == self.port or foreign:
                 (gradient,) = self.emit("copy", [gradient], {"grad": (parameter.shape, parameter.dtype)})
                 name = gradient.name
             self.tensors[name] = replace(self.tensors[name], role="gradient")

@@ -66,8 +66,14 @@ def recompute(
 
 
 def _recompute_region(block: Block, region: list[Operator], tensors: dict[str, Tensor], suffix: str) -> Block:
+    """Only the region's own gradients read what is run again; an outside reader keeps the region's output itself."""
     made = {o for operator in region for o in operator.outputs}
-    readers = [i for i, operator in enumerate(block.operators) if not made.isdisjoint(operator.inputs)]
+    names = {operator.name for operator in region}
+    readers = [
+        i
+        for i, operator in enumerate(block.operators)
+        if not made.isdisjoint(operator.inputs) and operator.name.rpartition(".backward")[0] in names
+    ]
     if not readers:
         return block
     needed = {name for i in readers for name in block.operators[i].inputs if name in made}
@@ -96,6 +102,9 @@ def _recompute_region(block: Block, region: list[Operator], tensors: dict[str, T
         )
         for operator in again
     )
-    first = readers[0]
-    rest = tuple(replace(operator, inputs=rename(operator.inputs)) for operator in block.operators[first:])
+    first, own = readers[0], set(readers)
+    rest = tuple(
+        replace(operator, inputs=rename(operator.inputs)) if i in own else operator
+        for i, operator in enumerate(block.operators[first:], first)
+    )
     return replace(block, operators=block.operators[:first] + clones + rest)
