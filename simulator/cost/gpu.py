@@ -1,9 +1,9 @@
 """What all GPU kernels share: starting a kernel, the reach of L2, and the few physical constants of the GPU model.
 
 One set of constants serves every generation; a device enters through its public figures alone (units, clock, peaks,
-bandwidth, L2 and shared memory sizes, TDP, compute capability). The constants marked *fitted* were chosen on the bf16
-rows of the A100-SXM and H100-SXM tables of aiconfigurator 0.12 (Apache-2.0); no other GPU was used, so the errors
-printed for other GPUs in `docs/cost.md` are held-out.
+bandwidth, L2 and shared memory sizes, TDP, compute capability). The values marked *fitted* were chosen on the bf16 rows
+of the A100-SXM and H100-SXM tables of aiconfigurator 0.12 (Apache-2.0), attention's on their attention tables. Other
+GPUs gave no value; which mechanisms are needed (clusters, L2 reach, power) was also judged on them. See `docs/cost.md`.
 """
 
 from __future__ import annotations
