@@ -12,6 +12,7 @@ import typer
 
 from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
+from peakline.cli.validate import validate
 
 __all__ = ["app", "run"]
 
@@ -25,7 +26,6 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     name="peakline",
     help="Peak memory, time and traffic of a deep-learning workload on a device, before it runs.",
-    no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 it fits, 1 it does not fit, 2 bad input.",
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.command()(estimate)
 app.command()(devices)
 app.command()(models)
+app.command()(validate)
 
 
 def _version(asked: bool) -> None:
@@ -57,7 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the application; every failure becomes one line on stderr and an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    given = [argument for argument in given if argument != "--debug"] or ["--help"]
     _never_fail_on_a_character()
     try:
         code = app(args=given, prog_name="peakline", standalone_mode=False)
@@ -87,7 +88,7 @@ def _one_line(error: Exception) -> str:
         text = f"the sizes are too large to be evaluated ({type(error).__name__})"
     else:
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
-    lines = [line.strip(" -*•\t") for line in text.splitlines()]
+    lines = [line.strip().removeprefix("- ").removeprefix("* ") for line in text.splitlines()]
     first, *rest = [line for line in lines if line] or [type(error).__name__]
     return f"{first} {'; '.join(rest)}" if first.endswith(":") else "; ".join([first, *rest])
 
