@@ -183,7 +183,7 @@ def database(folder: Path | str, gpus: tuple[str, ...] = ()) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame, by: list[str] | None = None) -> pd.DataFrame:
-    """Median |error| and signed median of the tiled time, and median |error| of the datasheet roofline, by group.
+    """Median absolute error and signed median of the tiled time, and median abs error of the datasheet roofline, by group.
 
     `impossible` counts rows measured faster than compulsory traffic allows (results served from L2, or a
     benchmark that does not touch what it should).
@@ -198,8 +198,8 @@ def summary(rows: pd.DataFrame, by: list[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "rows": groups.size(),
-            "median |error|": groups["magnitude"].median(),
-            "p90 |error|": groups["magnitude"].quantile(0.9),
+            "median abs error": groups["magnitude"].median(),
+            "p90 abs error": groups["magnitude"].quantile(0.9),
             "median error": groups["error"].median(),
             "roofline": groups["roofline"].median(),
             "impossible": groups["impossible"].sum(),
