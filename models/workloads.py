@@ -253,7 +253,12 @@ def _override(config: Any, overrides: Mapping[str, Any]) -> Any:
             near = difflib.get_close_matches(field, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
             raise ValueError(f"overrides: {type(config).__name__} has no field {field!r}{hint}")
-    return replace(config, **overrides)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    try:
+        return replace(config, **values)
+    except TypeError:
+        said = ", ".join(f"{name} {value!r} (now {getattr(config, name)!r})" for name, value in values.items())
+        raise ValueError(f"overrides: a value is of the wrong type: {said}") from None
 
 
 def _unknown_option(option: str) -> None:

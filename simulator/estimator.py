@@ -8,6 +8,7 @@ from peakline.chunks import CHUNK, in_chunks
 from peakline.cost.program import ProgramCost, price_program
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
+from peakline.limits import refuse_impossible
 from peakline.memory.footprint import Memory, footprint
 from peakline.memory.lifetimes import unroll
 from peakline.memory.options import AllocatorOptions
@@ -37,6 +38,7 @@ def estimate(
         ValueError: an unknown device, an impossible setting, or a format the device does not compute in.
     """
     found = find_device(device)
+    refuse_impossible(graph, found)
     options = AllocatorOptions.parse(allocator) if isinstance(allocator, str) else allocator
 
     large = int(np.prod(sweep_shape(graph))) > CHUNK

@@ -41,8 +41,11 @@ def check_target(path: str | PathLike[str]) -> None:
         raise ValueError(f"{target}: is a folder; give the name of a file")
     if not target.parent.is_dir():
         raise ValueError(f"{target}: there is no folder {str(target.parent)!r}")
-    if not os.access(target.parent, os.W_OK | os.X_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise ValueError(f"{target}: may not be written")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{target}: cannot be written there: {error.strerror}") from None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peakline.memory.footprint import Memory
     from peakline.result import Estimate
 
-__all__ = ["FORMATS", "plot_memory", "save_memory"]
+__all__ = ["FORMATS", "file_format", "plot_memory", "save_memory"]
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -83,12 +83,18 @@ def save_memory(est: Estimate, path: str | PathLike[str], *, dpi: int = 130) -> 
     Raises:
         ValueError: another ending, or a place that cannot be written.
     """
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise ValueError(f"{path}: a plot is written as {', '.join(f'.{known}' for known in FORMATS)}")
+    kind = file_format(path)
     figure: Any = plot_memory(est).figure
     with written_whole(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=dpi)
+
+
+def file_format(path: str | PathLike[str]) -> str:
+    """The format that a file's ending asks for. Raises ValueError for one that is not in `FORMATS`."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(f"{path}: a plot is written as {', '.join(f'.{known}' for known in FORMATS)}")
+    return kind
 
 
 def _stack(ax: Axes, timeline: dict[str, Any], positions: Any, edges: Any, scale: int) -> None:

@@ -58,7 +58,7 @@ def estimate(
     master_weights: Annotated[
         bool, typer.Option("--master-weights", help="float32 copies.", rich_help_panel=_TRAINING)
     ] = False,
-    no_dropout: Annotated[bool, typer.Option("--no-dropout", rich_help_panel=_TRAINING)] = False,
+    no_dropout: Annotated[bool, typer.Option("--no-dropout", help="Dropout off.", rich_help_panel=_TRAINING)] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,6 +93,10 @@ def estimate(
     for path in (plot, snapshot, trace):
         if path is not None:
             check_target(path)
+    if plot is not None:
+        from peakline.plot import file_format
+
+        file_format(plot)
     found = pk.device(device, **_assignments("--set", set_))
     if snapshot is not None and found.kind != "gpu":
         raise ValueError(f"--snapshot: PyTorch's caching allocator runs on GPUs, and {found.name} is a {found.kind}")

@@ -100,13 +100,34 @@ def _model_entry(model: str) -> dict[str, Any]:
     phase = "inference" if "inference" in family.phases else family.phases[0]
     graph = pk.inference(model, **lengths) if phase == "inference" else getattr(pk, _BUILDERS[phase])(model, **lengths)
     fields = {key: _plain(getattr(config, key)) for key in config.__dataclass_fields__}
+    published = _published(name)
     return {
         "name": name,
+        "title": published.get("title", name),
+        "aliases": published.get("aliases", []),
         "family": family.name,
         "kind": family.kind,
         "phases": list(family.phases),
         "parameters": graph.parameters,
+        "published_parameters": published.get("parameters"),
+        "source": published.get("source"),
         "configuration": fields,
+    }
+
+
+def _published(name: str) -> dict[str, Any]:
+    """What the catalogue says beside the configuration; nothing for a model that is not in it."""
+    from peakline.models.catalogue import UnknownModel, entry
+
+    try:
+        found = entry(name)
+    except UnknownModel:
+        return {}
+    return {
+        "title": found.title,
+        "aliases": list(found.aliases),
+        "parameters": found.parameters,
+        "source": found.source,
     }
 
 
@@ -125,8 +146,11 @@ def _plain(value: Any) -> Any:
 
 
 def _print_model(entry: dict[str, Any]) -> None:
-    print(f"{entry['name']}: {entry['parameters']:,} parameters ({entry['family']}, {entry['kind']})")
+    print(f"{entry['title']} ({entry['name']}): {entry['parameters']:,} parameters")
+    print(f"family: {entry['family']} ({entry['kind']})")
     print(f"runs: {', '.join(entry['phases'])}")
+    if entry["source"]:
+        print(f"source: {entry['source']}")
     width = max(len(key) for key in entry["configuration"])
     for key, value in entry["configuration"].items():
         print(f"  {key:<{width}}  {value}")
