@@ -101,8 +101,12 @@ class Fields:
         return value
 
 
+MOST_LAYERS = 100_000
+"""Layers of a model: a hundred times the deepest ever trained (1,000 layers, arXiv:2203.00555)."""
+
+
 def positive(config: object, *names: str, least: int = 1) -> None:
-    """Check that fields of a configuration are integers of at least `least`.
+    """Check that fields of a configuration are integers of at least `least`, and layers few enough to be listed.
 
     Raises:
         ValueError: naming the field and its value.
@@ -111,3 +115,5 @@ def positive(config: object, *names: str, least: int = 1) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"field {name!r} is {value!r}; accepted: an integer of at least {least}")
+        if name.endswith("layers") and value > MOST_LAYERS:
+            raise ValueError(f"field {name!r} is {value}; accepted: at most {MOST_LAYERS}")
