@@ -207,7 +207,7 @@ def operator_table(est: Estimate) -> Table:
             f"{o.executions}",
             format_time(o.executions * o.seconds("tiled"), 3),
             _scientific(o.executions * o.flops),
-            format_bytes(o.executions * (o.reads + o.writes), 3),
+            format_bytes(int(o.executions * (o.reads + o.writes)), 3),
             _limit([o]),
         )
         for o in est.cost.operators

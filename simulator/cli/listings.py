@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -156,7 +157,7 @@ def _print_model(entry: dict[str, Any]) -> None:
         print(f"  {key:<{width}}  {value}")
 
 
-def _print(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on the terminal, or as plain lines in a pipe."""
     from peakline.cli.report import console, print_table
     from peakline.text import Table
