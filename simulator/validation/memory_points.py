@@ -186,7 +186,7 @@ def _litgpt(row: Row) -> Case:
         dtype="bf16",
         weight_dtype=weight,
         optimizer="adamw",
-        lora=Lora(8, ("q_proj", "v_proj"), 0.05),
+        lora=Lora(8, ("query_key_value",) if name.startswith("stablelm") else ("q_proj", "v_proj"), 0.05),
     )
     return Case(graph, _gpu(row["gpu"]), "allocated")
 
@@ -209,8 +209,11 @@ def _cnn(row: Row) -> Case:
 
 
 def _trainer(row: Row) -> Case:
-    """transformers' Trainer on bert-large, float32, eager attention, dropout on."""
-    gpu = _gpu(row["gpu"])
+    """transformers' Trainer of January 2022 on bert-large: float32, eager attention, dropout on, CUDA 11.2.
+
+    PyTorch before 2.0 zeroes gradients in place, and CUDA before 11.7 loads every kernel when the context starts.
+    """
+    gpu = _eagerly_loaded(_gpu(row["gpu"]))
     if row["task"] == "static":
         if "context" in row["attention_and_other_config"]:
             raise NotPredicted("the context alone: an input of the model, not a prediction")
@@ -226,9 +229,16 @@ def _trainer(row: Row) -> Case:
         attention="eager",
         optimizer=optimizer[row["optimizer"]],
         accumulation=int(accumulation.group(1)) if accumulation else 1,
+        set_to_none=False,
         overrides={"head": "classification"},
     )
     return Case(graph, gpu, "device")
+
+
+def _eagerly_loaded(gpu: Device) -> Device:
+    """The device under a runtime that loads all kernels at start, where the catalogue knows how much that takes."""
+    eager = gpu.software.libraries_eager
+    return device(gpu, **{"software.libraries": f"{eager} B"}) if eager else gpu
 
 
 def _xmem(row: Row) -> Case:
