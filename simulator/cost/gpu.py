@@ -63,6 +63,8 @@ class GpuConstants:
             a barrier each. *Fitted*.
         step_loads: least load latencies per step, in a pipeline of depth 1/step_loads.
         packed_rows: most query rows of a group of heads that share one tile (TensorRT-LLM's XQA kernels: 32).
+        latent_dim: heads wider than this hold a shared latent vector (DeepSeek's MLA: 576), for which kernels pack every
+            head of the group (FlashMLA: tiles of 64 heads).
         single_row_blocks: blocks per SM of the kernel for one query row, which keeps no tiles in shared memory.
             *Fitted*.
         key_tile: keys per step of a fused attention kernel.
@@ -91,6 +93,7 @@ class GpuConstants:
     attention_share: float = 0.82
     chain_loads: float = 9.0
     packed_rows: float = 32.0
+    latent_dim: float = 256.0
     single_row_blocks: float = 3.0
     key_tile: float = 128.0
     step_loads: float = 1.0

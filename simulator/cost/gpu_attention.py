@@ -50,13 +50,14 @@ def attention_tiled(
     peak = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0)
     memory, l2 = main_rate(machine, const), l2_rate(machine, const)
 
+    tile_keys = const.key_tile
     # the few query rows of the heads that share a key head are packed into one tile, if the library's tile takes them
     group = ops.maximum(heads / kv_heads, 1.0)
-    packed = queries * group <= const.packed_rows
+    most = ops.where(qk_dim > const.latent_dim, 2.0 * tile_keys, const.packed_rows)
+    packed = queries * group <= most
     rows = ops.where(packed, queries * group, queries)
     resident = ops.where(rows <= 1.0, const.single_row_blocks, 1.0)
     tile_rows = ops.where(rows <= 64.0, ops.where(rows <= 16.0, 16.0, 64.0), 128.0)
-    tile_keys = const.key_tile
     tiles_per_head = ops.ceil(rows / tile_rows)
     blocks = ops.maximum(batch * ops.where(packed, kv_heads, heads) * tiles_per_head, 1.0)
 

@@ -276,3 +276,15 @@ def test_a_device_without_arithmetic_is_refused():
 def test_a_format_that_a_device_cannot_hold_is_refused_with_those_it_can():
     with pytest.raises(ValueError, match=r"coral-edge-tpu cannot multiply in 'bf16'.*int8"):
         price(*gemm(1, 8, 8, 8), device("coral-edge-tpu"))
+
+
+def test_latent_attention_reads_its_keys_once_for_all_heads():
+    """128 heads over one latent (MLA) decode in about the time of 16; 64 ordinary heads over one key head do not."""
+    h100 = device("h100-sxm")
+
+    def decode(heads, qk_dim, v_dim):
+        kernel = Attention(16, heads, 1, 1, 8192, 8192, qk_dim, v_dim, BF16, BF16)
+        return price(kernel, 2 * 16 * 8192 * qk_dim, 2 * 16 * heads * v_dim, h100).tiled
+
+    assert decode(128, 576, 512) < 4 * decode(16, 576, 512)
+    assert decode(64, 128, 128) > 5 * decode(16, 128, 128)
