@@ -183,7 +183,7 @@ def database(folder: Path | str, gpus: tuple[str, ...] = ()) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame, by: list[str] | None = None) -> pd.DataFrame:
-    """Median absolute error and signed median of the tiled time, and median abs error of the datasheet roofline, by group.
+    """Median absolute error, its 90th percentile and the signed median of `tiled`, and the roofline's error, by group.
 
     `impossible` counts rows measured faster than compulsory traffic allows (results served from L2, or a
     benchmark that does not touch what it should).

@@ -63,8 +63,8 @@ class GpuConstants:
             a barrier each. *Fitted*.
         step_loads: least load latencies per step, in a pipeline of depth 1/step_loads.
         packed_rows: most query rows of a group of heads that share one tile (TensorRT-LLM's XQA kernels: 32).
-        latent_dim: heads wider than this hold a shared latent vector (DeepSeek's MLA: 576), for which kernels pack every
-            head of the group (FlashMLA: tiles of 64 heads).
+        latent_dim: heads wider than this hold a shared latent vector (DeepSeek's MLA: 576), for which kernels pack
+            every head of the group (FlashMLA: tiles of 64 heads).
         single_row_blocks: blocks per SM of the kernel for one query row, which keeps no tiles in shared memory.
             *Fitted*.
         key_tile: keys per step of a fused attention kernel.
