@@ -146,7 +146,7 @@ def _index() -> dict[str, _Place]:
             aliases = _ALIASES.search(place.text)
             others = [a.strip() for a in aliases.group(1).split(",")] if aliases else []
             for key in map(_normal, [name, *others]):
-                if key in index:
+                if key in index and index[key].name != name:
                     raise ValueError(f"{file.name}: {name!r} answers to {key!r}, and so does {index[key].name!r}")
                 index[key] = place
     return index

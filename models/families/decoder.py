@@ -21,6 +21,7 @@ from peakline.models.families.layers import (
     lengths,
     loss_of,
     note_length,
+    reads_cache,
     runs,
 )
 from peakline.models.families.mla import latent_attention
@@ -31,7 +32,7 @@ from peakline.models.operators.dropout import dropout
 from peakline.models.operators.elementwise import activation, add, cast, mul, scale, view
 from peakline.models.operators.embedding import embedding
 from peakline.models.operators.gated import gated_activation
-from peakline.models.operators.indexing import contiguous, split
+from peakline.models.operators.indexing import contiguous, split, take
 from peakline.models.operators.matmul import linear
 from peakline.models.operators.normalization import layer_norm, rms_norm
 from peakline.models.operators.rotary import rotary, rotary_tables
@@ -197,7 +198,7 @@ def _attention(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
                 window=window,
                 backend=backend,  # type: ignore[arg-type]
                 p_dropout=p,
-                mask=_as_long_as(run, mask, k),
+                mask=_as_long_as(run, mask, k, window),
                 softcap=c.attention_softcap,
                 upcast=c.softmax_fp32,
                 scaled=c.scaled_scores,
@@ -206,12 +207,10 @@ def _attention(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
     return dropout(b, y, run.p(c.residual_dropout), name="resid_dropout")
 
 
-def _as_long_as(run: _Pass, mask: Tensor | None, k: Tensor) -> Tensor | None:
-    """The mask cut to the keys of a windowed layer's cache."""
-    if mask is None or k.shape[1] is run.keys or mask.shape[3] is k.shape[1]:
+def _as_long_as(run: _Pass, mask: Tensor | None, k: Tensor, window: int | None) -> Tensor | None:
+    """The mask cut to the keys of a windowed layer's cache, where attention reads that."""
+    if mask is None or window is None or not reads_cache(run.workload):
         return mask
-    from peakline.models.operators.indexing import take
-
     return take(run.b, mask, (*mask.shape[:3], k.shape[1]), name="mask_window")
 
 

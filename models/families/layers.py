@@ -21,7 +21,19 @@ from peakline.models.operators.matmul import linear
 from peakline.models.operators.quantized import quantized_linear
 from peakline.models.workload import Workload
 
-__all__ = ["Projections", "cached", "family_name", "in_group", "lengths", "loss_of", "note_length", "runs", "sequence"]
+__all__ = [
+    "Projections",
+    "cached",
+    "family_name",
+    "in_group",
+    "last_token",
+    "lengths",
+    "loss_of",
+    "note_length",
+    "reads_cache",
+    "runs",
+    "sequence",
+]
 
 Kind = TypeVar("Kind")
 
@@ -143,8 +155,12 @@ def cached(b: GraphBuilder, workload: Workload, x: Tensor, keys: Dim, window: Di
     cache = b.input(name, (x.shape[0], kept, x.shape[2]), kind, "kv_cache")
     fresh = x if window is None else take(b, x, (x.shape[0], minimum(x.shape[1], window), x.shape[2]))
     stored = write_cache(b, fresh, cache, name=f"write_{name}")
-    whole = workload.phase == "prefill" and workload.context is None
-    return x if whole else stored
+    return stored if reads_cache(workload) else x
+
+
+def reads_cache(workload: Workload) -> bool:
+    """Whether attention reads keys and values from the cache, because some were computed before this step."""
+    return workload.phase == "decode" or (workload.phase == "prefill" and workload.context is not None)
 
 
 # ---- repeated layers -------------------------------------------------------------------------------------------------

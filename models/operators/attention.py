@@ -75,6 +75,11 @@ class FusedAttention(OperatorType):
         """One attention kernel."""
         return (_kernel(node, backward=False),)
 
+    def reads(self, node: Node) -> Dim:
+        """q, k and v; k and v once where v is a part of k (a latent cache, arXiv:2405.04434 §2.1.2)."""
+        q, k, v = (t.storage or t.name for t in node.inputs)
+        return node.input_bytes - (node.inputs[2].bytes if k == v != q else 0)
+
     def backward(self, node: Node, context: GradientContext) -> None:
         """dq, dk, dv from q, k, v, out and the log-sum-exp."""
         q, k, v = node.inputs
@@ -86,7 +91,7 @@ class FusedAttention(OperatorType):
         made = context.emit("attention_backward", [dout, out, lse, q, k, v], outputs, attributes=node.attributes)
         for target, gradient in zip((q, k, v), made):
             if context.needs(target):
-                context.give(target, gradient)
+                context.give(target, gradient, view=True)
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class Scores(OperatorType):
             if context.needs(target):
                 outputs = {"grad": (target.shape, target.dtype)}
                 (grad,) = context.emit("attention_values", [ds, other], outputs, attributes=node.attributes)
-                context.give(target, grad)
+                context.give(target, grad, view=True)
 
 
 @dataclass(frozen=True)
@@ -188,11 +193,11 @@ class Values(OperatorType):
             (dp,) = context.emit(
                 "attention_scores", [dout, v], {"p_grad": (p.shape, p.dtype)}, attributes=node.attributes
             )
-            context.give(p, dp)
+            context.give(p, dp, view=True)
         if context.needs(v):
             outputs = {"v_grad": (v.shape, v.dtype)}
             (dv,) = context.emit("attention_values", [p, dout], outputs, attributes=node.attributes)
-            context.give(v, dv)
+            context.give(v, dv, view=True)
 
 
 for _type in (FusedAttention(), FusedAttentionBackward(), CacheWrite(), Scores(), Values()):

@@ -37,14 +37,13 @@ def product_flops(graph: Graph) -> int:
     )
 
 
-def kept_for_backward(forward: Graph, loss: str) -> dict[str, int]:
+def kept_for_backward(forward: Graph, loss: str, recomputation: Any = "none") -> dict[str, int]:
     """Storages that backward reads and forward made or was given, parameters aside, with their bytes."""
-    step = train(forward, loss, optimizer=None).flatten()
-    made_backward = {o for op in step.blocks[0].operators if op.phase == "backward" for o in op.outputs}
+    step = train(forward, loss, optimizer=None, recomputation=recomputation).flatten()
+    later = [op for op in step.blocks[0].operators if op.phase in ("backward", "recompute")]
+    made_backward = {o for op in later for o in op.outputs}
     kept = {}
-    for operator in step.blocks[0].operators:
-        if operator.phase != "backward":
-            continue
+    for operator in later:
         for name in operator.inputs:
             tensor = step.tensors[name]
             root = step.tensors[tensor.storage] if tensor.storage else tensor
@@ -56,17 +55,42 @@ def kept_for_backward(forward: Graph, loss: str) -> dict[str, int]:
 # ---- theirs ----------------------------------------------------------------------------------------------------------
 
 
-def torch_model(config: dict[str, Any], *, device: str = "cpu", attention: str = "eager", kind: str = "float32") -> Any:
-    """The transformers model with a language-modelling head, random weights."""
+def torch_model(
+    config: dict[str, Any],
+    *,
+    device: str = "cpu",
+    attention: str = "eager",
+    kind: str = "float32",
+    experts: str | None = None,
+) -> Any:
+    """The transformers model with a language-modelling head, random weights.
+
+    `experts="eager"` runs experts one by one, with products that `FlopCounterMode` knows.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     values = dict(config)
     hf = AutoConfig.for_model(values.pop("model_type"), **values)
-    auto: Any = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(config["model_type"], AutoModelForCausalLM)
+    auto: Any = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(
+        config["model_type"], AutoModelForCausalLM
+    )
+    extra = {} if config["model_type"] == "mamba" else {"attn_implementation": attention}
+    if experts is not None:
+        extra["experts_implementation"] = experts
     with torch.device(device):
-        extra = {} if config["model_type"] == "mamba" else {"attn_implementation": attention}
         return auto.from_config(hf, dtype=getattr(torch, kind), **extra)
+
+
+def step(config: dict[str, Any], batch: int, seq: int, *, model: Any = None) -> Callable[[], Any]:
+    """A forward pass with its loss, on random tokens."""
+    import torch
+
+    model = torch_model(config) if model is None else model
+    torch.manual_seed(0)
+    ids = torch.randint(3, 100, (batch, seq))
+    options = {} if config["model_type"] in ("bert", "t5") else {"use_cache": False}
+    return lambda: model.train()(input_ids=ids, labels=ids, **options).loss
 
 
 def torch_parameters(model: Any) -> dict[str, int]:
