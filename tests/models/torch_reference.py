@@ -39,14 +39,15 @@ def torch_step(module: Any, *inputs: Any, loss: Callable[[Any], Any] | None = No
 def graph_step(build: Callable[[GraphBuilder], Tensor], kind: str = "fp32") -> tuple[int, int]:
     """The same two figures from a graph whose `build` returns the result, or the loss.
 
-    A tensor is kept if the forward pass makes or is given it, it is no parameter, and a backward operator reads it.
+    A tensor is kept if the forward pass makes or is given it, it is no parameter, and a backward operator reads it;
+    the result itself is held by whoever called the model, not by autograd.
     """
     b = GraphBuilder("test", kind=kind, training=True)
     result = build(b)
     unrolled = b.graph()
     step = train(unrolled, result.name, optimizer=None).flatten()
     forward = unrolled.flatten()
-    given = {t.name for t in step.tensors.values() if t.role in ("parameter", "buffer")}
+    given = {t.name for t in step.tensors.values() if t.role in ("parameter", "buffer")} | {result.name}
     kept: dict[str, int] = {}
     flops = 0
     for _, operator in step.operators():
