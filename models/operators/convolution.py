@@ -62,7 +62,9 @@ def cudnn_workspace(*tensors: Tensor, groups: int, channels_last: bool) -> Dim:
     runs as `_conv_depthwise2d` (aten/src/ATen/native/cuda/DepthwiseConv2d.cu) without a workspace.
 
     Where it holds: Ampere and later with TF32 convolutions allowed (PyTorch's default), or 16-bit formats on any
-    tensor-core GPU, `cudnn.benchmark` off. Other choices of cuDNN's heuristic (Winograd, FFT, split-K partial sums)
+    tensor-core GPU, `cudnn.benchmark` off. It is a lower estimate for wide 3×3 convolutions over large maps (VGG),
+    for which the heuristic also takes Winograd and FFT algorithms (pytorch/pytorch#49207, kernel statistics of VGG-16
+    on Ampere) that hold transformed tiles several times the tensors' size. Other choices (split-K partial sums)
     need more or less; integer formats run elsewhere and get none.
     """
     if channels_last or groups > 1 or not all(t.dtype.is_float for t in tensors):
