@@ -19,6 +19,7 @@ from peakline.hardware.schema import SCHEMA, Device
 __all__ = ["MAX_BYTES", "device_from_json", "device_from_tree", "read_device", "shared_sources"]
 
 MAX_BYTES = 2**20
+MAX_DEPTH = 500
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -76,6 +77,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     """The mapping in a YAML file and the line of each of its fields."""
     text = _read_text(path)
     try:
+        if sum(map(text.count, ("[", "{", "- ", "? "))) > MAX_DEPTH:
+            _refuse_depth(text)
         root = yaml.compose(text, Loader=_Loader)
         reader = _Nodes()
         tree = reader.value(root, ()) if root is not None else None
@@ -94,6 +97,18 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     if reader.faults:
         raise DeviceFileError(str(path), reader.faults)
     return tree, reader.lines
+
+
+def _refuse_depth(text: str) -> None:
+    """Raise YAMLError for nesting that would exhaust the C stack of libyaml's composer, which does not check it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
 
 
 def _read_text(path: Path) -> str:
