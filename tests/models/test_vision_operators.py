@@ -167,11 +167,8 @@ def test_a_residual_block_with_in_place_activations_keeps_what_pytorch_keeps() -
         y = view(b, adaptive_avg_pool(b, y, 1), (4, 8))
         return cross_entropy(b, linear(b, y, 5, bias=True), b.input("labels", (4,)), upcast=False)
 
-    kept, flops = torch_step(Block(), torch.randn(4, 3, 10, 10), torch.randint(5, (4,)))
-    ours, our_flops = graph_step(build)
-    assert our_flops == flops
-    # nll_loss also keeps its total weight, one float32
-    assert kept - ours == 4
+    inputs = torch.randn(4, 3, 10, 10), torch.randint(5, (4,))
+    assert graph_step(build) == torch_step(Block(), *inputs)
 
 
 def test_weight_gradient_is_a_convolution_of_the_same_work_as_the_forward_pass() -> None:
