@@ -27,7 +27,7 @@ from peakline.models.families.layers import (
 from peakline.models.families.mla import latent_attention
 from peakline.models.families.moe_layer import experts_layer
 from peakline.models.graph import Tensor
-from peakline.models.operators.attention import attention
+from peakline.models.operators.attention import Backend, attention
 from peakline.models.operators.dropout import dropout
 from peakline.models.operators.elementwise import activation, add, cast, mul, scale, view
 from peakline.models.operators.embedding import embedding
@@ -137,7 +137,7 @@ def _shared_inputs(run: _Pass, x: Tensor, queries: Dim) -> None:
         run.alibi = b.input("alibi", (batch, c.heads, 1, run.keys), kind, "buffer")
 
 
-def _backend(run: _Pass) -> str:
+def _backend(run: _Pass) -> Backend:
     """The attention backend; capped scores, ALiBi and implementations without fused attention run eagerly."""
     c, w = run.config, run.workload
     if w.attention == "auto" and run.b.eager and (c.attention_softcap or c.positions == "alibi" or not c.sdpa):
@@ -196,7 +196,7 @@ def _attention(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
                 kv_heads=c.kv_heads,
                 causal=True,
                 window=window,
-                backend=backend,  # type: ignore[arg-type]
+                backend=backend,
                 p_dropout=p,
                 mask=_as_long_as(run, mask, k, window),
                 softcap=c.attention_softcap,

@@ -1,8 +1,7 @@
 """T5 encoder–decoders (arXiv:1910.10683): relative position biases, RMS norms without mean, tied embeddings.
 
-`seq` is the source's length, and `context` the target's where it differs. A prefill encodes the source, fills the
-cross-attention caches and decodes the first token; a decode step computes one target token against `context` target
-tokens and `seq` source tokens (by default as many).
+Source and target have the same length, `seq`. A prefill encodes the source, fills the cross-attention caches and
+decodes the first token; a decode step computes one target token against `context` target and as many source tokens.
 Source of the program: transformers 5 `models/t5/modeling_t5.py`. Its position biases have no flash form, so attention
 is eager unless a backend is asked for.
 """
@@ -17,7 +16,7 @@ from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim
 from peakline.models.dtypes import dtype
 from peakline.models.families.fields import Fields, positive
-from peakline.models.families.layers import Projections, loss_of, sequence
+from peakline.models.families.layers import Projections, lengths, loss_of
 from peakline.models.graph import Tensor
 from peakline.models.operators.attention import Backend, attention, write_cache
 from peakline.models.operators.dropout import dropout
@@ -92,10 +91,8 @@ def build(b: GraphBuilder, config: T5Config, workload: Workload) -> Tensor:
     """
     w = workload
     decoding = w.phase == "decode"
-    source = (w.context if w.seq is None else w.seq) if decoding else sequence(w)
-    if source is None or (decoding and w.context is None):
-        raise ValueError("context is missing; a decode workload needs the number of target tokens attended to")
-    target: Dim = w.context if w.context is not None else (1 if w.phase == "prefill" else source)
+    source = lengths(w)[1]
+    target: Dim = 1 if w.phase == "prefill" else source
     backend: Backend = "eager" if w.attention == "auto" else w.backend()
     table = b.parameter("shared.weight", (config.vocab, config.hidden))
     run = _Pass(b, config, w, Projections(b, w), backend, table)

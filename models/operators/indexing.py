@@ -267,6 +267,6 @@ def index_math(b: GraphBuilder, x: Tensor, *, name: str) -> Tensor:
 
 def sort(b: GraphBuilder, keys: Tensor, *, name: str = "sort") -> tuple[Tensor, Tensor]:
     """Sorted keys and the int64 permutation that sorts them."""
-    outputs = {"sorted": (keys.shape, keys.dtype), "permutation": (keys.shape, "int64")}
-    values, permutation = b.add("sort", (keys,), outputs, name=name)
-    return values, permutation
+    shape = keys.shape
+    values, order = b.add("sort", (keys,), {"sorted": (shape, keys.dtype), "permutation": (shape, "int64")}, name=name)
+    return values, order
