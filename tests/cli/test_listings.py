@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import Run
+from cli_command import Run
 
 import peakline as pk
 
