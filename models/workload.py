@@ -45,7 +45,8 @@ class Workload:
         weight_kind: storage format of quantised linear weights, or None.
         attention: backend of `operators.attention`, or `auto`.
         eager: kernel by kernel as eager PyTorch and transformers run it; False for fused kernels.
-        loss: `unfused` (logits upcast to float32), `fused` or `chunked` (never the whole logits).
+        loss: `unfused` (logits upcast to float32), `native` (in the logits' own format), `fused` or `chunked` (never
+            the whole logits).
         dropout: whether the configuration's dropout probabilities apply.
         lora: adapters, or None for full training.
     """
@@ -61,7 +62,7 @@ class Workload:
     weight_kind: DType | None = None
     attention: Backend | Literal["auto"] = "auto"
     eager: bool = True
-    loss: Literal["unfused", "fused", "chunked"] = "unfused"
+    loss: Literal["unfused", "native", "fused", "chunked"] = "unfused"
     loss_chunks: int = 8
     dropout: bool = True
     lora: Lora | None = None

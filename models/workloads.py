@@ -27,7 +27,7 @@ _DEFAULT_SEQ = 2048
 _CHOICES = {
     "attention": ("auto", "flash", "efficient", "math", "eager"),
     "kernels": ("eager", "fused"),
-    "loss": ("unfused", "fused", "chunked"),
+    "loss": ("unfused", "native", "fused", "chunked"),
 }
 
 
@@ -136,7 +136,8 @@ def forward(
         kv_dtype, weight_dtype: formats of the KV cache and of quantised linear weights.
         attention: `auto`, `flash`, `efficient`, `math` or `eager`.
         kernels: `eager` (kernel by kernel, as transformers runs) or `fused`.
-        loss: `unfused`, `fused` or `chunked` (in `loss_chunks` slices).
+        loss: `unfused` (float32 logits), `native` (in their own format), `fused` or `chunked` (in `loss_chunks`
+            slices).
         dropout: whether the configuration's dropout applies in training.
         lora: rank of low-rank adapters, or a `Lora`; the base is then frozen.
         overrides: configuration fields to replace, as in `{"num_hidden_layers": 2}`.

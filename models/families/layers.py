@@ -225,7 +225,7 @@ def loss_of(
         upcast: the loss is computed on float32 logits.
     """
     training = workload.training
-    if training and workload.loss != "unfused":
+    if training and workload.loss in ("fused", "chunked"):
         with b.scope(head):
             weight = table if table is not None else b.parameter("weight", (vocab, x.shape[-1]))
         labels = b.input("labels", x.shape[:-1])
@@ -239,7 +239,7 @@ def loss_of(
         return logits
     labels = b.input("labels", x.shape[:-1])
     rows = prod(logits.shape[:-1])
-    return cross_entropy(b, view(b, logits, (rows, vocab)), labels, upcast=upcast)
+    return cross_entropy(b, view(b, logits, (rows, vocab)), labels, upcast=upcast and workload.loss != "native")
 
 
 def soft_capped(b: GraphBuilder, x: Tensor) -> Tensor:

@@ -50,7 +50,9 @@ def estimate(
     ] = None,
     recompute: Annotated[str | None, typer.Option(help="none, full or selective.", rich_help_panel=_TRAINING)] = None,
     accumulation: Annotated[int | None, typer.Option(help="Microbatches in a step.", rich_help_panel=_TRAINING)] = None,
-    loss: Annotated[str | None, typer.Option(help="unfused, fused or chunked.", rich_help_panel=_TRAINING)] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="unfused, native, fused or chunked.", rich_help_panel=_TRAINING)
+    ] = None,
     loss_chunks: Annotated[
         int | None, typer.Option(help="Slices of a chunked loss.", rich_help_panel=_TRAINING)
     ] = None,

@@ -166,7 +166,10 @@ def _left_by_forward(graph: Graph) -> int:
 
 
 def _litgpt(row: Row) -> Case:
-    """lit-gpt's finetune scripts, the longest sample setting the peak; weights bf16, adapters bf16."""
+    """lit-gpt's finetune scripts, the longest sample setting the peak; weights bf16, adapters bf16.
+
+    Its loss stays in bf16 (`chunked_cross_entropy`), its GELU is PyTorch's kernel (`lit_gpt/model.py`, `utils.py`).
+    """
     if "LoRA" not in row["task"]:
         raise NotPredicted("adapters other than LoRA are not modelled")
     name = {
@@ -186,6 +189,8 @@ def _litgpt(row: Row) -> Case:
         dtype="bf16",
         weight_dtype=weight,
         optimizer="adamw",
+        loss="native",
+        overrides={"activation": "gelu"} if name == "phi-1.5" else None,
         lora=Lora(8, ("query_key_value",) if name.startswith("stablelm") else ("q_proj", "v_proj"), 0.05),
     )
     return Case(graph, _gpu(row["gpu"]), "allocated")
