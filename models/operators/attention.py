@@ -156,12 +156,12 @@ class Scores(OperatorType):
         return (Gemm(q.shape[0] * heads, q.shape[1], k.shape[1], q.shape[2] // heads, q.dtype, k.dtype, q.dtype),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
-        """dq = ds·k, dk = dsᵀ·q."""
+        """dk = dsᵀ·q, dq = ds·k, in `BmmBackward0`'s order."""
         q, k = node.inputs
         ds = context.grad(node.outputs[0])
         if ds is None:
             return
-        for target, other in ((q, k), (k, q)):
+        for target, other in ((k, q), (q, k)):
             if context.needs(target):
                 outputs = {"grad": (target.shape, target.dtype)}
                 (grad,) = context.emit("attention_values", [ds, other], outputs, attributes=node.attributes)
@@ -184,20 +184,20 @@ class Values(OperatorType):
         return (Gemm(p.shape[0] * heads, y.shape[1], d, k, p.dtype, v.dtype, y.dtype),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
-        """dp = dout·vᵀ, dv = pᵀ·dout."""
+        """dv = pᵀ·dout, dp = dout·vᵀ, in `BmmBackward0`'s order."""
         p, v = node.inputs
         dout = context.grad(node.outputs[0])
         if dout is None:
             return
+        if context.needs(v):
+            outputs = {"v_grad": (v.shape, v.dtype)}
+            (dv,) = context.emit("attention_values", [p, dout], outputs, attributes=node.attributes)
+            context.give(v, dv, view=True)
         if context.needs(p):
             (dp,) = context.emit(
                 "attention_scores", [dout, v], {"p_grad": (p.shape, p.dtype)}, attributes=node.attributes
             )
             context.give(p, dp, view=True)
-        if context.needs(v):
-            outputs = {"v_grad": (v.shape, v.dtype)}
-            (dv,) = context.emit("attention_values", [p, dout], outputs, attributes=node.attributes)
-            context.give(v, dv, view=True)
 
 
 for _type in (FusedAttention(), FusedAttentionBackward(), CacheWrite(), Scores(), Values()):

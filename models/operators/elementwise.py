@@ -253,7 +253,7 @@ class Mul(OperatorType):
         a, b = node.inputs
         products = [  # both are made before either is reduced to its operand's shape (autograd's validate_outputs)
             (operand, *context.emit("elementwise_backward", [dy, other], {"product": (dy.shape, dy.dtype)}))
-            for operand, other in ((a, b), (b, a))
+            for operand, other in ((b, a), (a, b))
             if context.needs(operand)
         ]
         for operand, product in products:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim, minimum, prod
+from peakline.models.dims import Dim, minimum
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
@@ -51,13 +51,22 @@ class EmbeddingBackward(OperatorType):
         return (Stream(dy.elements, dy.dtype, self.launches),)
 
     def workspace(self, node: Node) -> tuple[Dim, ...]:
-        """Sorted ids, the original positions and their order: int64 each (`embedding_dense_backward_cuda`).
+        """Above 3,072 ids: sorted and original indices, segment tables, and a float32 partial sum per segment.
 
-        Source: aten/src/ATen/native/cuda/Embedding.cu: `sorted_indices`, `orig_indices` and the range they are sorted
-        with, each of `num_indices` int64; above 3072 ids (`num_indices <= 3072` takes the unsorted kernel).
+        n ids of a table of V rows make s = min(n, V) segments and p = ⌊n/10⌋ + s partial ones. Source:
+        aten/src/ATen/native/cuda/Embedding.cu `embedding_dense_backward_cuda` (up to 3,072 ids one kernel without a
+        workspace) and EmbeddingBackwardKernel.cu `embedding_backward_cuda_kernel` (`NROWS_PER_THREAD` = 10).
         """
-        n = prod(node.inputs[1].shape)
-        return (8 * n, 8 * n, 8 * n)
+        n, weight = node.inputs[1].elements, node.outputs[0]
+        sorts = n > 3072
+        if sorts is False:
+            return ()
+        n = n * sorts
+        rows, width = weight.shape
+        segments = minimum(n, rows)
+        partial = n // 10 + segments
+        sum_bytes = max(weight.dtype.bits // 8, 4)
+        return (8 * n, 8 * n, 8 * n, 8 * segments, 8 * segments, 8 * partial, sum_bytes * partial * width)
 
 
 register(Embedding())

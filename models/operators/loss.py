@@ -4,7 +4,7 @@ chunked or fused forms that never hold the whole logits (Liger, Cut Cross-Entrop
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim, ceil_div
@@ -19,7 +19,7 @@ __all__ = ["cross_entropy", "linear_cross_entropy", "mse_loss"]
 
 @dataclass(frozen=True)
 class NllLoss(OperatorType):
-    """Mean negative log-likelihood of the labels; keeps log-probabilities and labels (and a scalar weight)."""
+    """Mean negative log-likelihood of the labels; keeps log-probabilities, labels and the scalar total weight."""
 
     name: str = "nll_loss"
 
@@ -35,9 +35,11 @@ class NllLoss(OperatorType):
     def backward(self, node: Node, context: GradientContext) -> None:
         """A zero-filled tensor of the log-probabilities' size with −1/n at the labels (`nll_loss_backward`)."""
         log_probs, labels = node.inputs
-        dy = context.grad(node.outputs[0])
+        loss, *total = node.outputs
+        dy = context.grad(loss)
         if dy is not None and context.needs(log_probs):
-            (dx,) = context.emit("fill_backward", [dy, labels], {"dx": (log_probs.shape, log_probs.dtype)})
+            outputs = {"dx": (log_probs.shape, log_probs.dtype)}
+            (dx,) = context.emit("fill_backward", [dy, labels, *total], outputs)
             context.give(log_probs, dx)
 
 
@@ -55,9 +57,22 @@ class FillBackward(OperatorType):
 
 @dataclass(frozen=True)
 class MseLoss(OperatorType):
-    """Mean squared error; keeps prediction and target."""
+    """Mean squared error; keeps prediction and target.
+
+    Its scalar lies in memory of the prediction's size, and the squares stand beside it while they are averaged:
+    `TORCH_META_FUNC(mse_loss)` builds the elementwise output and resizes it to a scalar, which frees nothing
+    (aten/src/ATen/native/Loss.cpp).
+    """
 
     name: str = "mse_loss"
+
+    def workspace(self, node: Node) -> tuple[Dim, ...]:
+        """The squared differences."""
+        return (node.inputs[0].bytes,)
+
+    def writes(self, node: Node) -> Dim:
+        """A scalar."""
+        return node.outputs[0].dtype.bits // 8
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
         """Subtract, square, add."""
@@ -121,7 +136,8 @@ def cross_entropy(b: GraphBuilder, logits: Tensor, labels: Tensor, *, upcast: bo
         if upcast or b.autocast is not None:
             logits = cast(b, logits, "fp32", name="upcast")
         (log_probs,) = b.add("log_softmax", (logits,), {"out": (logits.shape, logits.dtype)}, name="log_softmax")
-        return b.add("nll_loss", (log_probs, labels), {"out": ((), logits.dtype)}, name="nll_loss")[0]
+        scalars = {"out": ((), logits.dtype), "total_weight": ((), logits.dtype)}
+        return b.add("nll_loss", (log_probs, labels), scalars, name="nll_loss")[0]
 
 
 def linear_cross_entropy(b: GraphBuilder, x: Tensor, weight: Tensor, labels: Tensor, *, chunks: Dim) -> Tensor:
@@ -136,4 +152,6 @@ def linear_cross_entropy(b: GraphBuilder, x: Tensor, weight: Tensor, labels: Ten
 def mse_loss(b: GraphBuilder, prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error, a scalar."""
     with b.scope("loss"):
-        return b.add("mse_loss", (prediction, target), {"out": ((), prediction.dtype)}, name="mse")[0]
+        (loss,) = b.add("mse_loss", (prediction, target), {"out": ((), prediction.dtype)}, name="mse")
+        b.tensors[loss.name] = replace(loss, bytes_override=prediction.bytes)
+        return b.tensors[loss.name]

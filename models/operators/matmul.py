@@ -35,21 +35,30 @@ class Linear(OperatorType):
         return (Gemm(1, _rows(x), w.shape[0], w.shape[1], x.dtype, w.dtype, node.outputs[0].dtype),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
-        """db = Σ dy, dx = dy·W, dW = dyᵀ·x."""
-        x, w = node.inputs[:2]
+        """dx = dy·W, dW = dyᵀ·x, db = Σ dy.
+
+        In the generated nodes' order, by argument name: `AddmmBackward0` mat1, mat2, self; `MmBackward0` mat2, self.
+        PyTorch multiplies two-dimensional views: dx of a batch of sequences is reshaped back, dW (of `weight.t()`)
+        transposed back, so both arrive as views.
+        """
+        x, w, *bias = node.inputs
         dy = context.grad(node.outputs[0])
         if dy is None:
             return
-        if len(node.inputs) > 2 and context.needs(node.inputs[2]):
-            bias = node.inputs[2]
-            (db,) = context.emit("reduce", [dy], {"bias_grad": (bias.shape, bias.dtype)})
-            context.give(bias, db)
-        if context.needs(x):
-            (dx,) = context.emit("linear_input_gradient", [dy, w], {"input_grad": (x.shape, x.dtype)})
-            context.give(x, dx)
+        if bias and context.needs(x):
+            self._input_gradient(context, dy, x, w)
         if context.needs(w):
             (dw,) = context.emit("linear_weight_gradient", [dy, x], {"weight_grad": (w.shape, w.dtype)})
-            context.give(w, dw)
+            context.give(w, dw, view=True)
+        if not bias and context.needs(x):
+            self._input_gradient(context, dy, x, w)
+        if bias and context.needs(bias[0]):
+            (db,) = context.emit("reduce", [dy], {"bias_grad": (bias[0].shape, bias[0].dtype)})
+            context.give(bias[0], db)
+
+    def _input_gradient(self, context: GradientContext, dy: Tensor, x: Tensor, w: Tensor) -> None:
+        (dx,) = context.emit("linear_input_gradient", [dy, w], {"input_grad": (x.shape, x.dtype)})
+        context.give(x, dx, view=len(x.shape) > 2)
 
 
 @dataclass(frozen=True)
@@ -93,25 +102,25 @@ class MatMul(OperatorType):
         return (Gemm(prod(y.shape[:-2]), y.shape[-2], y.shape[-1], k, a.dtype, b.dtype, y.dtype),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
-        """da = dy·bᵀ, db = aᵀ·dy, reduced over broadcast batch dimensions."""
+        """da = dy·bᵀ, db = aᵀ·dy, reduced over broadcast batch dimensions; reshaped back from `bmm`, as views."""
         a, b = node.inputs
         dy = context.grad(node.outputs[0])
         if dy is None:
             return
         transposed = bool(node.attributes.get("transpose_b"))
-        if context.needs(a):
-            shape = (*dy.shape[:-1], a.shape[-1])
-            (da,) = context.emit(
-                "matmul", [dy, b], {"a_grad": (shape, a.dtype)}, attributes={"transpose_b": not transposed}
-            )
-            context.give(a, reduce_to(context, da, a))
         if context.needs(b):
             left, right = (dy, a) if transposed else (a, dy)
             shape = (*dy.shape[:-2], *b.shape[-2:])
             (db,) = context.emit(
                 "matmul", [left, right], {"b_grad": (shape, b.dtype)}, attributes={"transpose_a": True}
             )
-            context.give(b, reduce_to(context, db, b))
+            context.give(b, reduce_to(context, db, b), view=True)
+        if context.needs(a):
+            shape = (*dy.shape[:-1], a.shape[-1])
+            (da,) = context.emit(
+                "matmul", [dy, b], {"a_grad": (shape, a.dtype)}, attributes={"transpose_b": not transposed}
+            )
+            context.give(a, reduce_to(context, da, a), view=True)
 
 
 @dataclass(frozen=True)

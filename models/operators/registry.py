@@ -89,8 +89,11 @@ class GradientContext(Protocol):
     ) -> list[Tensor]:
         """Append a backward operator named after the forward one; its outputs are temporaries or gradients."""
 
-    def give(self, tensor: Tensor, gradient: Tensor) -> None:
-        """Pass a gradient on to an input: the first one is kept, later ones are added."""
+    def give(self, tensor: Tensor, gradient: Tensor, *, view: bool = False) -> None:
+        """Pass a gradient on to an input: the first one is kept, later ones are added.
+
+        `view`: PyTorch hands it over as a view of what was computed (a transpose, a reshape).
+        """
 
 
 class OperatorType:

@@ -15,7 +15,7 @@ from typing import Any
 
 from peakline.models.dims import Shape
 from peakline.models.dtypes import DType
-from peakline.models.graph import Block, Carry, Graph, GraphError, Operator, Role, Tensor
+from peakline.models.graph import RESIDENT_ROLES, Block, Carry, Graph, GraphError, Operator, Role, Tensor
 from peakline.models.operators.registry import Node, operator_type
 
 __all__ = ["Gradients", "differentiate", "requiring_gradient"]
@@ -88,6 +88,7 @@ class _Walk:
     family: str | None = None
     port: str | None = None
     given: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    views: set[str] = field(default_factory=set)
     uses: dict[str, int] = field(default_factory=dict)
     waiting: dict[str, int] = field(default_factory=dict)
 
@@ -110,6 +111,8 @@ class _Walk:
                 self._close(block.name)
             else:
                 self._repeated(block, families)
+        held = Operator(f"loss.held{self.suffix}", "release", (seed.name,), (), phase="backward")
+        self.blocks.append(Block(f"end of backward{self.suffix}", (held,)))  # `torch.autograd.backward` holds its seed
         return Gradients(tuple(self.blocks), self.tensors, self.gradients)
 
     def _differentiate(self, block: Block, families: Mapping[str, int]) -> None:
@@ -119,7 +122,9 @@ class _Walk:
             self.forward = operator
             kind = operator_type(operator.type)
             if kind.differentiable:
+                begin = len(self.operators)
                 kind.backward(Node.of(self.graph, operator, families), self)
+                self._end_node(begin)
                 self._deliver()
             for output in operator.outputs:
                 self.pending.pop(output, None)
@@ -175,6 +180,14 @@ class _Walk:
         self.tensors[name] = tensor
         return tensor
 
+    def _operator_name(self, forward: str) -> str:
+        name, n = f"{forward}.backward{self.suffix}", 1
+        while name in self.names:
+            n += 1
+            name = f"{forward}.backward_{n}{self.suffix}"
+        self.names.add(name)
+        return name
+
     # ---- GradientContext ------------------------------------------------------------------------------------------
     def grad(self, output: Tensor) -> Tensor | None:
         return self.pending.get(output.name)
@@ -203,11 +216,9 @@ class _Walk:
             )
             for key, (shape, kind) in outputs.items()
         ]
-        name, n = f"{self.forward.name}.backward{self.suffix}", 1
-        while name in self.names:
-            n += 1
-            name = f"{self.forward.name}.backward_{n}{self.suffix}"
-        self.names.add(name)
+        name = self._operator_name(self.forward.name)
+        if type == "view":
+            self.views.update(t.name for t in made)
         self.operators.append(
             Operator(
                 name,
@@ -221,8 +232,28 @@ class _Walk:
         )
         return made
 
-    def give(self, tensor: Tensor, gradient: Tensor) -> None:
+    def give(self, tensor: Tensor, gradient: Tensor, *, view: bool = False) -> None:
         self.given.append((tensor, gradient))
+        if view:
+            self.views.add(gradient.name)
+
+    def _end_node(self, begin: int) -> None:
+        """An autograd node keeps what it was given and what it saved until its last kernel: hold them to there."""
+        operators = self.operators[begin:]
+        if len(operators) < 2:
+            return
+        made = {name for operator in operators for name in operator.outputs}
+        read = dict.fromkeys(name for operator in operators[:-1] for name in operator.inputs)
+        held = [
+            name
+            for name in read
+            if name not in made and name not in operators[-1].inputs and self.tensors[name].role not in RESIDENT_ROLES
+        ]
+        if held and self.forward is not None:
+            name = self._operator_name(self.forward.name)
+            self.operators.append(
+                Operator(name, "release", tuple(held), (), phase="backward", module=self.forward.module)
+            )
 
     def _deliver(self) -> None:
         """Pass on what the operator gave: all its gradients exist before the first is added to another."""
@@ -240,13 +271,23 @@ class _Walk:
         else:
             self._give_activation(tensor, gradient)
 
+    def _add(self, first: Tensor, second: Tensor, owner: str | None) -> Tensor:
+        """first + second: in place unless another gradient (not `owner`'s) or a view's base holds first's memory."""
+        held = first.storage or first.name
+        shared = first.name in self.views or any(
+            name != owner and held == (g.storage or g.name) for name, g in self.pending.items()
+        )
+        outputs = {"sum": (first.shape, first.dtype)}
+        if shared:
+            return self.emit("add", [first, second], outputs)[0]
+        return self.emit("accumulate", [first, second], outputs, in_place={"sum": first})[0]
+
     def _give_existing(self, leaf: Tensor, gradient: Tensor) -> None:
         """Add into a gradient that exists, once all of the leaf's uses have contributed (`AccumulateGrad`)."""
         self.waiting[leaf.name] = self.waiting.get(leaf.name, self.uses.get(leaf.name, 1)) - 1
         first = self.pending.get(leaf.name)
         if first is not None:
-            outputs = {"sum": (first.shape, first.dtype)}
-            (gradient,) = self.emit("accumulate", [first, gradient], outputs, in_place={"sum": first})
+            gradient = self._add(first, gradient, leaf.name)
         self.pending[leaf.name] = gradient
         if self.waiting[leaf.name] > 0 and self.family is None:
             return
@@ -258,32 +299,31 @@ class _Walk:
 
     def _give_activation(self, tensor: Tensor, gradient: Tensor) -> None:
         first = self.pending.get(tensor.name)
-        if first is None:
-            self.pending[tensor.name] = gradient
-            return
-        held = first.storage or first.name
-        shared = any(name != tensor.name and held == (g.storage or g.name) for name, g in self.pending.items())
-        in_place = None if shared else {"sum": first}
-        kind = "add" if shared else "accumulate"
-        (total,) = self.emit(kind, [first, gradient], {"sum": (tensor.shape, first.dtype)}, in_place=in_place)
-        self.pending[tensor.name] = total
+        self.pending[tensor.name] = gradient if first is None else self._add(first, gradient, tensor.name)
 
     def _give_leaf(self, parameter: Tensor, gradient: Tensor) -> None:
-        first = self.gradients.get(parameter.name)
-        if first is not None:
-            owner = self.tensors[first]
-            self.emit("accumulate", [owner, gradient], {"sum": (owner.shape, owner.dtype)}, in_place={"sum": owner})
+        known = self.gradients.get(parameter.name)
+        if known is not None:
+            first = self.tensors[known]
+            total = self._add(first, gradient, None)
+            if total.storage is None:
+                self._keep(parameter, total.name)
         elif self.family is not None and parameter.family is None:
             self._give_outer(parameter, gradient)
         else:
             name = gradient.storage or gradient.name
             held = [g.storage or g.name for g in self.pending.values()]
-            foreign = self.tensors[name].family != parameter.family
-            if name in held or self.tensors[name].role != "activation" or name == self.port or foreign:
+            if name in held or self.tensors[name].role != "activation" or name == self.port:
                 (gradient,) = self.emit("copy", [gradient], {"grad": (parameter.shape, parameter.dtype)})
                 name = gradient.name
-            self.tensors[name] = replace(self.tensors[name], role="gradient")
-            self.gradients[parameter.name] = name
+            elif gradient.name in self.views:
+                self.views.add(name)
+            self._keep(parameter, name)
+
+    def _keep(self, parameter: Tensor, name: str) -> None:
+        """The tensor `name` is what the parameter's `.grad` will hold."""
+        self.tensors[name] = replace(self.tensors[name], role="gradient")
+        self.gradients[parameter.name] = name
 
     def _give_outer(self, tensor: Tensor, gradient: Tensor) -> None:
         """A tensor outside the layers, used in each: an accumulator zeroed before the block, added into per layer."""

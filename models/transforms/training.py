@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from peakline.models.dtypes import dtype
-from peakline.models.graph import Block, Carry, Graph, Operator, Tensor
+from peakline.models.graph import Block, Carry, Graph, Operator, Phase, Tensor
 from peakline.models.transforms.gradients import differentiate
 from peakline.models.transforms.optimizer import add_optimizer
 from peakline.models.transforms.recompute import POLICIES, Policy, recompute
@@ -28,7 +28,7 @@ def train(
     seed: str | None = None,
     workload: Mapping[str, Any] | None = None,
 ) -> Graph:
-    """A training step of `forward`.
+    """A training step of `forward`; the loss stays until its end, as the variable of a training loop holds it.
 
     Args:
         forward: the model with its loss, built with `training=True`.
@@ -67,6 +67,7 @@ def train(
         tensors = second.tensors
         again = [*later.blocks, *recompute(later, second.blocks, tensors, recomputation, "+")]
         blocks += [replace(block, times=accumulation - 1) for block in again]
+    last_phase: Phase = "backward" if optimizer is None else "optimizer"
     if optimizer is not None:
         blocks += add_optimizer(
             optimizer,
@@ -81,6 +82,7 @@ def train(
         grads = tuple(f"{g}[*]" if tensors[g].family else g for g in dict.fromkeys(first.of.values()))
         held = Operator("hold_gradients", "release", grads, (), phase="backward")
         blocks.append(Block("gradients", (held,)))
+    blocks.append(Block("end of step", (Operator("hold_loss", "release", (loss,), (), phase=last_phase),)))
     graph = Graph(forward.name, tensors, tuple(blocks), {**forward.workload, **(workload or {})}, forward.notes)
     graph.check()
     return graph

@@ -131,7 +131,7 @@ def _stream(program: Program, *, first: bool, library_workspace: int) -> Request
             ops.append(block)
         inside = workspaces.get(id(operator))
         if inside:
-            blocks = [new(("workspace", position, i), int(size), -1, operator) for i, size in enumerate(inside)]
+            blocks = [new(("workspace", position, i), int(size), -1, operator) for i, size in enumerate(inside) if size]
             ops.extend(blocks)
             ops.extend([~b for b in blocks])
         for key in dying[position]:
