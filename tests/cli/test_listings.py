@@ -65,13 +65,3 @@ def test_help_names_the_commands_and_exit_codes(run: Run) -> None:
         assert done.code == 0
         for word in ("estimate", "devices", "models", "Exit codes"):
             assert word in done.out
-
-
-def test_help_of_estimate_names_every_option_of_the_guide(run: Run) -> None:
-    from pathlib import Path
-
-    guide = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-    shown = run("estimate --help").out
-    options = {word for word in guide.replace("`", " ").split() if word.startswith("--") and word.strip("-")}
-    listed = {word for word in shown.split() if word.startswith("--")}
-    assert {word for word in listed if word not in options} == set()

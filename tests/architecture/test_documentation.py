@@ -1,0 +1,72 @@
+"""The documentation's code runs, its links lead somewhere, and its tables are complete."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import peakline as pk
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text(encoding="utf-8")]
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=_name)
+def test_the_python_blocks_of_a_page_run_one_after_the_other(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, _name(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_set_up_command_is_one_line() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"<!-- set-up: (\w+) -->\s*```bash\n(.*?)\n```", text, re.DOTALL))
+    assert found.keys() == {"try", "test"}
+    assert all("\n" not in command for command in found.values())
+
+
+def _paths(value: Any, path: str = "") -> set[str]:
+    """Dotted paths of the fields of a JSON object; what is keyed by a role, level or resource counts as one field."""
+    keyed = ("memory.by_role", "time.limited_by", "traffic", "io_lower_bound", "workload")
+    if isinstance(value, dict) and path not in keyed:
+        inner = [_paths(v, f"{path}.{'*' if path == 'memory.stores' else k}".lstrip(".")) for k, v in value.items()]
+        return set().union(*inner)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return _paths(value[0], f"{path}[]")
+    return {path}
+
+
+def test_the_page_on_json_documents_exactly_the_fields_there_are() -> None:
+    data = pk.estimate(pk.inference("mcunet-in0", dtype="int8"), "stm32f746").to_dict()
+    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
+    assert _paths(data) | {"memory.largest", "memory.stores"} == documented
+
+
+def test_the_page_on_the_command_line_names_every_option() -> None:
+    import inspect
+
+    from peakline.cli.estimate import estimate
+
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for parameter in inspect.signature(estimate).parameters:
+        option = "--" + parameter.strip("_").replace("_", "-")
+        assert option in page or parameter == "model", option
