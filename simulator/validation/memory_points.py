@@ -294,7 +294,15 @@ def _megatron(row: Row) -> Case:
         optimizer="adam-fused",
         master_weights=True,
         recompute={"none": "none", "full": "full", "selective": "selective"}[row["activation_checkpointing"]],
-        overrides={"layers": layers, "hidden": hidden, "heads": heads, "intermediate": 4 * hidden},
+        overrides={
+            "layers": layers,
+            "hidden": hidden,
+            "heads": heads,
+            "kv_heads": heads,
+            "head_dim": hidden // heads,
+            "rotary_dim": hidden // heads,
+            "ffn": 4 * hidden,
+        },
     )
     return Case(graph, _gpu(row["gpu"]), "allocated")
 
