@@ -29,7 +29,7 @@ def in_chunks(graph: Graph, evaluate: Callable[[Graph], tuple[Memory, ProgramCos
         figures.append(
             {name: getattr(memory, name) for name in _MEMORY} | {name: getattr(cost, name) for name in _COST}
         )
-    joined = {
+    joined: dict[str, Any] = {
         name: (_join_mapping if name in _MAPPINGS else _join)([part[name] for part in figures], shape)
         for name in (*_MEMORY, *_COST)
     }
