@@ -58,7 +58,6 @@ def arena_footprint(program: Program, device: Device) -> Memory:
     fits = (needed <= main.capacity) & np.asarray(fits_flash)
     return Memory(
         program,
-        table,
         peak.bytes,
         arena,
         arena,
@@ -69,6 +68,7 @@ def arena_footprint(program: Program, device: Device) -> Memory:
         peak.step,
         stores=stores,
         context=device.software.context_bytes,
+        occupied=table,
         arena=plan,
         notes=_notes(device, arena),
     )

@@ -19,10 +19,10 @@ import numpy as np
 from peakline.hardware import Device
 from peakline.memory.caching_allocator import Allocator
 from peakline.memory.lifetimes import Program
-from peakline.memory.live import LivePeak, Occupancy, live_peak, occupancy
+from peakline.memory.live import LivePeak, Occupancy, occupancy, program_peak
 from peakline.memory.options import AllocatorOptions
 from peakline.memory.replay import Replay
-from peakline.memory.requests import RequestStream, request_streams
+from peakline.memory.requests import RequestStream, request_streams, script
 from peakline.models.dims import is_array
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ class Memory:
         context: bytes outside the allocator.
         arena: where every tensor lies, on a device with a static arena.
         options: settings of the caching allocator, where one was replayed.
+        occupied: the table, where it is not simply the program's.
     """
 
     program: Program
-    table: Occupancy
     live: Any
     allocated: Any
     reserved: Any
@@ -79,6 +79,12 @@ class Memory:
     arena: StaticArena | None = None
     options: AllocatorOptions | None = None
     notes: tuple[str, ...] = ()
+    occupied: Occupancy | None = None
+
+    @cached_property
+    def table(self) -> Occupancy:
+        """How many storages of each tensor are alive while each step runs (of a large sweep: its last part's)."""
+        return self.occupied or occupancy(self.program)
 
     @property
     def peak_operator(self) -> Any:
@@ -141,30 +147,29 @@ def footprint(
     capacity = device.main.capacity
     if capacity is None:
         raise ValueError(f"device {device.name}: {device.main.name} has no capacity; derive a variant that states it")
-    table = occupancy(program)
-    peak = live_peak(table)
+    peak = program_peak(program)
     if device.kind != "gpu":
-        return _exact(program, table, peak, capacity)
-    memory = _unreplayed(program, table, peak, device, capacity)
+        return _exact(program, peak, capacity)
+    memory = _unreplayed(program, peak, device, capacity)
     if not replay or np.size(peak.bytes) > REPLAY_LIMIT:
         return memory
     return _cached(memory, device, options or AllocatorOptions())
 
 
-def _exact(program: Program, table: Occupancy, peak: LivePeak, capacity: int) -> Memory:
+def _exact(program: Program, peak: LivePeak, capacity: int) -> Memory:
     """No allocator known for this kind: every figure is the live bytes."""
     fits = peak.bytes <= capacity
     return Memory(
-        program, table, peak.bytes, peak.bytes, peak.bytes, peak.bytes, capacity, fits, peak.by_role, peak.step,
+        program, peak.bytes, peak.bytes, peak.bytes, peak.bytes, capacity, fits, peak.by_role, peak.step,
         notes=("allocated, reserved and device bytes are the live bytes: this kind of device has no allocator model",),
     )  # fmt: skip
 
 
-def _unreplayed(program: Program, table: Occupancy, peak: LivePeak, device: Device, capacity: int) -> Memory:
+def _unreplayed(program: Program, peak: LivePeak, device: Device, capacity: int) -> Memory:
     """Live bytes beside the context; what the allocator adds is not known."""
     context = device.software.context_bytes + device.software.library_bytes
     return Memory(
-        program, table, peak.bytes, None, None, None, capacity, peak.bytes + context <= capacity, peak.by_role,
+        program, peak.bytes, None, None, None, capacity, peak.bytes + context <= capacity, peak.by_role,
         peak.step, context=context,
         notes=("the allocator was not replayed for this many configurations: fits compares live bytes and context",),
     )  # fmt: skip
@@ -180,9 +185,10 @@ def _cached(memory: Memory, device: Device, options: AllocatorOptions) -> Memory
             _replay(streams, room, memory.capacity, options)
             for streams in _per_configuration(program, shape, repetitions, workspace)
         ]
-        allocated, reserved, fits, retries = (np.asarray(column).reshape(shape) for column in zip(*rows))
+        figures: Any = [np.asarray(column).reshape(shape) for column in zip(*rows)]
     else:
-        allocated, reserved, fits, retries = _replay(request_history(program, device), room, memory.capacity, options)
+        figures = _replay(request_history(program, device), room, memory.capacity, options)
+    allocated, reserved, fits, retries = figures
     return replace(
         memory, allocated=allocated, reserved=reserved, device=reserved + memory.context, fits=fits, retries=retries,
         options=options, notes=(),
@@ -207,13 +213,12 @@ def _per_configuration(program: Program, shape: tuple[int, ...], repetitions: in
         key: [np.broadcast_to(np.asarray(s), shape).reshape(-1) for s in sizes]
         for key, sizes in program.workspaces.items()
     }
+    written = script(program)
     for i in range(int(np.prod(shape))):
         one = replace(program)
         one.__dict__["sizes"] = [int(s[i]) for s in flat]
         one.__dict__["workspaces"] = {key: tuple(int(s[i]) for s in sizes) for key, sizes in inside.items()}
-        for cached in ("births", "deaths", "dying"):
-            one.__dict__[cached] = getattr(program, cached)
-        yield request_streams(one, repetitions=repetitions, library_workspace=workspace)
+        yield request_streams(one, repetitions=repetitions, library_workspace=workspace, written=written)
 
 
 def _replay(

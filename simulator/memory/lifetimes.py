@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 from peakline.models.dims import Dim
 from peakline.models.flatten import Resolver, instance_name
@@ -19,8 +20,7 @@ from peakline.models.operators import Node, OperatorType, operator_type
 __all__ = ["Program", "Step", "Storage", "unroll"]
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(NamedTuple):
     """One piece of memory: the tensor that owns it, and in which layer."""
 
     tensor: Tensor
@@ -32,8 +32,7 @@ class Storage:
         return instance_name(self.tensor.name, self.tensor.family, self.layer)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One executed operator: which storages (by number) it makes and touches."""
 
     operator: Operator
@@ -127,6 +126,7 @@ def unroll(graph: Graph) -> Program:
 
 
 _NO_WORKSPACE = OperatorType.workspace
+_Plan: TypeAlias = list[tuple[int, int]] | tuple[tuple[int, int] | str, ...]
 
 
 class _Unroller:
@@ -158,6 +158,7 @@ class _Unroller:
             and (storage.tensor.role in RESIDENT_ROLES or storage.tensor.role == "gradient")
         ]
         steps: list[Step] = []
+        owner = self.owner
         for block in graph.blocks:
             plans = [(o, self._plan(o.inputs, block), self._plan(o.outputs, block)) for o in block.operators]
             aliases = [self._aliases(o) for o in block.operators]
@@ -166,39 +167,37 @@ class _Unroller:
                     made = self._keys(outputs, block, index)
                     if alias:
                         self._share(operator, block, index)
-                        owners = tuple([self.owner[k] for k in made])
-                        fresh = tuple([k for k in made if self.owner[k] == k])
+                        owners = tuple([owner[k] for k in made])
+                        fresh = tuple([k for k in made if owner[k] == k])
                     else:
                         owners = fresh = tuple(made)
-                    owner = self.owner
                     touched = tuple([owner[k] for k in self._keys(inputs, block, index)]) + owners
                     steps.append(Step(operator, block, index, fresh, touched))
         return Program(graph, self.storages, steps, resident)
 
-    def _plan(self, references: Sequence[str], block: Block) -> list[tuple[int, int, str]]:
-        """(kind, base, name) per reference: 0 a fixed number, 1 base + layer, 2 a carry, 3 every layer."""
-        plans = []
+    def _plan(self, references: Sequence[str], block: Block) -> _Plan:
+        """Numbers as base + step·layer, where that is all a reference needs; else its name, resolved per layer."""
+        plans: list[tuple[int, int] | str] = []
         for reference in references:
-            if reference.endswith(ALL):
-                plans.append((3, 0, reference))
-            elif reference in self.carried:
-                plans.append((2, 0, reference))
+            if reference.endswith(ALL) or reference in self.carried:
+                plans.append(reference)
             elif self.graph.tensors[reference].family == block.family and block.family is not None:
-                plans.append((1, self.base[reference], reference))
+                plans.append((self.base[reference], 1))
             else:
                 name, layer = self.resolve.one(reference, block, 0)
-                plans.append((0, self.base[name] + layer, reference))
-        return plans
+                plans.append((self.base[name] + layer, 0))
+        simple = [plan for plan in plans if not isinstance(plan, str)]
+        return simple if len(simple) == len(plans) else tuple(plans)
 
-    def _keys(self, plans: list[tuple[int, int, str]], block: Block, index: int) -> list[int]:
+    def _keys(self, plan: _Plan, block: Block, index: int) -> list[int]:
+        if isinstance(plan, list):
+            return [base + step * index for base, step in plan]
         keys: list[int] = []
-        for kind, base, name in plans:
-            if kind == 1:
-                keys.append(base + index)
-            elif kind == 0:
-                keys.append(base)
+        for part in plan:
+            if isinstance(part, str):
+                keys.extend([self.base[name] + layer for name, layer in self.resolve(part, block, index)])
             else:
-                keys.extend([self.base[n] + i for n, i in self.resolve(name, block, index)])
+                keys.append(part[0] + part[1] * index)
         return keys
 
     def _aliases(self, operator: Operator) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from peakline.memory.lifetimes import Program
 from peakline.models.dims import Dim, is_array
 
-__all__ = ["Occupancy", "live_peak", "occupancy"]
+__all__ = ["LivePeak", "Occupancy", "live_peak", "occupancy", "program_peak"]
 
 _CHUNK = 1 << 15
 
@@ -78,6 +78,36 @@ def occupancy(program: Program) -> Occupancy:
         if index is not None:
             counts[position, index] = 1
     return Occupancy(counts, roles, names, sizes)
+
+
+def program_peak(program: Program) -> LivePeak:
+    """`live_peak` of a program; a single configuration is added up storage by storage, without the table."""
+    if is_array(*program.sizes, *(size for sizes in program.workspaces.values() for size in sizes)):
+        return live_peak(occupancy(program))
+    end = len(program.steps)
+    sizes = np.asarray(program.sizes, dtype=np.int64)
+    births, deaths = np.asarray(program.births), np.asarray(program.deaths)
+    births[program.resident] = 0
+    alive = births >= 0
+    change = np.zeros(end + 1, dtype=np.int64)
+    np.add.at(change, births[alive], sizes[alive])
+    ends = alive & (deaths < end)
+    np.subtract.at(change, deaths[ends] + 1, sizes[ends])
+    live = np.cumsum(change[:-1])
+    inside = {operator: sum(map(int, blocks)) for operator, blocks in program.workspaces.items()}
+    if inside:
+        live += np.asarray([inside.get(id(step.operator), 0) for step in program.steps], dtype=np.int64)
+    if not end:
+        return LivePeak(0, 0, {})
+    step = int(live.argmax())
+    by_role: dict[str, int] = {}
+    for key in np.flatnonzero(alive & (births <= step) & (deaths >= step)).tolist():
+        role = program.storages[key].tensor.role
+        by_role[role] = by_role.get(role, 0) + int(program.sizes[key])
+    workspace = inside.get(id(program.steps[step].operator), 0)
+    if workspace:
+        by_role["workspace"] = by_role.get("workspace", 0) + workspace
+    return LivePeak(int(live[step]), step, {role: size for role, size in by_role.items() if size})
 
 
 def undominated(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,8 +1,16 @@
-"""From lifetimes to what the program asks of an allocator: one stream of allocations and frees per training step."""
+"""From lifetimes to what the program asks of an allocator: one stream of allocations and frees per training step.
+
+The order of requests is the same for every configuration of a sweep and for every step: it is written down once, as
+a *script* over keys, and turned into a stream of numbered blocks with the sizes at hand.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from peakline.memory.events import EventStream
 from peakline.memory.lifetimes import Program
@@ -10,7 +18,11 @@ from peakline.models.graph import Operator
 from peakline.models.kernels import Convolution, Gemm, GroupedGemm
 from peakline.models.operators import Node, operator_type
 
-__all__ = ["RequestStream", "request_streams"]
+__all__ = ["RequestStream", "Script", "request_streams", "script"]
+
+Int64 = NDArray[np.int64]
+
+_THREADS = ("main", "autograd")
 
 
 @dataclass(frozen=True)
@@ -18,136 +30,185 @@ class RequestStream:
     """The allocator's view of one step.
 
     Attributes:
-        events: allocations and frees.
+        events: allocations and frees; a block's key is its storage's number, or a larger one for a workspace.
         step_of_event: number of the program's step during which each event happens; −1 before the first.
-        storage_of_block: number of the program's storage in each block; −1 for a workspace.
-        operator_of_block: operator that asked for each block (None: before the first).
+        program: the program whose storages and steps are numbered.
     """
 
     events: EventStream
-    step_of_event: list[int]
-    storage_of_block: list[int]
-    operator_of_block: list[Operator | None]
+    step_of_event: Int64
+    program: Program
+
+    @cached_property
+    def storage_of_block(self) -> list[int]:
+        """Number of the program's storage in each block; −1 for a workspace."""
+        storages = len(self.program.storages)
+        return [key if key < storages else -1 for key in self.events.keys]  # type: ignore[operator, misc]
+
+    @cached_property
+    def operator_of_block(self) -> list[Operator | None]:
+        """Operator that asked for each block; None: before the first."""
+        owners: list[Operator | None] = [None] * len(self.events.sizes)
+        for op, step in zip(self.events.ops, self.step_of_event.tolist()):
+            if op >= 0 and step >= 0:
+                owners[op] = self.program.steps[step].operator
+        return owners
 
 
-def request_streams(program: Program, *, repetitions: int, library_workspace: int = 0) -> list[RequestStream]:
+@dataclass(frozen=True)
+class Script:
+    """What a step requests, over keys: storages by number, then one key per workspace block, then the libraries'.
+
+    Attributes:
+        codes: `key` allocates, `~key` frees.
+        steps: number of the step during which each happens.
+        before: keys that exist before the first step, in order of creation; without optimizer states.
+        states: optimizer states, in order of creation.
+        first_update: place in `codes` where the first optimizer operator begins.
+        workspaces: (id of the operator, index of the block) of each workspace key.
+        libraries: (thread, place in `codes`) of the first matrix product of each thread.
+    """
+
+    codes: Int64
+    steps: Int64
+    before: list[int]
+    states: list[int]
+    first_update: int
+    workspaces: list[tuple[int, int]]
+    libraries: list[tuple[str, int]]
+
+
+def script(program: Program) -> Script:
+    """Write down the order of a program's requests."""
+    storages = len(program.storages)
+    workspaces: list[tuple[int, int]] = []
+    library = _uses_library(program)
+    places: dict[str, int] = {}
+    codes: list[int] = []
+    steps: list[int] = []
+    first_update = -1
+    for position, (step, dying) in enumerate(zip(program.steps, program.dying)):
+        operator = step.operator
+        if first_update < 0 and operator.phase == "optimizer":
+            first_update = len(codes)
+        if operator.type in library:
+            places.setdefault(_thread(operator), len(codes))
+        codes.extend(step.makes)
+        inside = program.workspaces.get(id(operator))
+        if inside:
+            keys = range(storages + len(workspaces), storages + len(workspaces) + len(inside))
+            workspaces.extend([(id(operator), i) for i in range(len(inside))])
+            codes.extend(keys)
+            codes.extend([~key for key in keys])
+        codes.extend([~key for key in dying])
+        steps.extend([position] * (len(codes) - len(steps)))
+    created = _creation_order(program)
+    is_state = [program.storages[key].tensor.role == "optimizer_state" for key in created]
+    return Script(
+        np.asarray(codes, dtype=np.int64),
+        np.asarray(steps, dtype=np.int64),
+        [key for key, state in zip(created, is_state) if not state],
+        [key for key, state in zip(created, is_state) if state],
+        first_update if first_update >= 0 else len(codes),
+        workspaces,
+        [(thread, places[thread]) for thread in _THREADS if thread in places],
+    )
+
+
+def request_streams(
+    program: Program, *, repetitions: int, library_workspace: int = 0, written: Script | None = None
+) -> list[RequestStream]:
     """Streams of `repetitions` steps run one after the other by the same process.
 
     The first one allocates parameters, buffers, inputs and caches; optimizer states appear at the first optimizer
     operator, as PyTorch creates them lazily. `library_workspace` bytes are allocated once by the first matrix product
     of the forward thread and once by the first of the autograd thread (cuBLAS: one workspace per handle and stream,
-    `at::cuda::getCurrentCUDABlasHandle`; handles are per thread), and stay.
+    `at::cuda::getCurrentCUDABlasHandle`; handles are per thread), and stay. A tensor without elements asks for nothing.
+
+    Args:
+        written: the program's `script`, if at hand.
     """
-    return [_stream(program, first=i == 0, library_workspace=library_workspace) for i in range(repetitions)]
+    order = written or script(program)
+    libraries = order.libraries if library_workspace else []
+    size_of = np.asarray(
+        [
+            *map(int, program.sizes),
+            *(int(program.workspaces[operator][i]) for operator, i in order.workspaces),
+            *(library_workspace for _ in libraries),
+        ],
+        dtype=np.int64,
+    )
+    keys = range(len(size_of) - len(libraries), len(size_of))
+    return [_stream(program, order, size_of, [*zip(libraries, keys)], first=i == 0) for i in range(repetitions)]
+
+
+def _stream(
+    program: Program, order: Script, size_of: Int64, libraries: list[tuple[tuple[str, int], int]], *, first: bool
+) -> RequestStream:
+    """Number the blocks of a step: the first step's, or a later one's on top of what the first left."""
+    codes, steps = order.codes, order.steps
+    before = np.asarray(order.before, dtype=np.int64)
+    if first:
+        places = [order.first_update] * len(order.states) + [place for (_, place), _ in libraries]
+        late = np.asarray([*order.states, *(key for _, key in libraries)], dtype=np.int64)
+        step_at = np.append(steps, steps[-1:])
+        codes = np.concatenate([before, np.insert(codes, places, late)])
+        steps = np.concatenate([np.full(len(before), -1), np.insert(steps, places, step_at[places])])
+        inherited = np.empty(0, dtype=np.int64)
+    else:
+        inherited = np.concatenate([before, order.states, [key for _, key in libraries]]).astype(np.int64)
+        inherited = inherited[size_of[inherited] > 0]
+    key_of = np.where(codes >= 0, codes, ~codes)
+    asked = size_of[key_of] > 0
+    codes, steps, key_of = codes[asked], steps[asked], key_of[asked]
+    made = np.concatenate([inherited, codes[codes >= 0]])
+    block_of = np.zeros(len(size_of), dtype=np.int64)
+    block_of[made] = np.arange(len(made))
+    blocks = block_of[key_of]
+    events = EventStream(
+        ops=np.where(codes >= 0, blocks, ~blocks).tolist(),
+        sizes=size_of[made].tolist(),
+        streams=[0] * len(made),
+        keys=made.tolist(),
+        inherited=len(inherited),
+    )
+    return RequestStream(events, steps, program)
 
 
 def _creation_order(program: Program) -> list[int]:
     """Resident storages as a process creates them: module by module, layer by layer; optimizer states last."""
     first: dict[str, int] = {}
+    position_of: dict[str, int] = {}
     for position, tensor in enumerate(program.graph.tensors.values()):
+        position_of[tensor.name] = position
         if tensor.family:
             first.setdefault(tensor.family, position)
-    position_of = {name: i for i, name in enumerate(program.graph.tensors)}
+    places: dict[str, tuple[int, int, int]] = {}
 
     def order(key: int) -> tuple[int, int, int, int]:
-        tensor, layer = program.storages[key].tensor, program.storages[key].layer
-        name = tensor.name
-        if tensor.role == "optimizer_state":
-            name = name.rsplit(".", 1)[0]
-        position = position_of.get(name, position_of[tensor.name])
-        return (first.get(tensor.family or "", position), layer, position, position_of[tensor.name])
+        tensor, layer = program.storages[key]
+        place = places.get(tensor.name)
+        if place is None:
+            own = position_of[tensor.name]
+            owner = tensor.name.rsplit(".", 1)[0] if tensor.role == "optimizer_state" else tensor.name
+            position = position_of.get(owner, own)
+            place = places[tensor.name] = (first.get(tensor.family or "", position), position, own)
+        return (place[0], layer, place[1], place[2])
 
     return sorted(program.resident, key=order)
 
 
-def _uses_library(program: Program) -> set[int]:
-    """`id` of the operators that run a matrix product of the vendor's library."""
+def _uses_library(program: Program) -> set[str]:
+    """Operator types that run a matrix product of the vendor's library."""
     families = program.graph.families
-    found = set()
+    uses: dict[str, bool] = {}
     for _, operator in program.graph.operators():
-        kernels = operator_type(operator.type).kernels(Node.of(program.graph, operator, families))
-        if any(isinstance(k, Gemm | GroupedGemm) for k in kernels) and not any(
-            isinstance(k, Convolution) for k in kernels
-        ):
-            found.add(id(operator))
-    return found
-
-
-def _stream(program: Program, *, first: bool, library_workspace: int) -> RequestStream:
-    sizes = program.sizes
-    storages = program.storages
-    workspaces = program.workspaces
-    dying = program.dying
-    library = _uses_library(program) if library_workspace else set()
-
-    ops: list[int] = []
-    block_bytes: list[int] = []
-    keys: list[object] = []
-    storage_of_block: list[int] = []
-    owners: list[Operator | None] = []
-    step_of_event: list[int] = []
-    block_of: dict[int, int] = {}
-
-    def new(key: object, size: int, storage: int, operator: Operator | None) -> int:
-        number = len(block_bytes)
-        block_bytes.append(size)
-        keys.append(key)
-        storage_of_block.append(storage)
-        owners.append(operator)
-        return number
-
-    created = _creation_order(program)
-    states = [k for k in created if storages[k].tensor.role == "optimizer_state"]
-    others = [k for k in created if storages[k].tensor.role != "optimizer_state"]
-    threads = [t for t, uses in _threads(program, library).items() if uses]
-    for key in others:
-        block_of[key] = new(key, int(sizes[key]), key, None)
-    if first:
-        ops.extend(range(len(block_bytes)))
-        step_of_event.extend([-1] * len(block_bytes))
-    else:
-        for key in states:
-            block_of[key] = new(key, int(sizes[key]), key, None)
-        for thread in threads:
-            new(("library workspace", thread), library_workspace, -1, None)
-    inherited = 0 if first else len(block_bytes)
-
-    pending_states = states if first else []
-    seen_threads = set() if first else set(threads)
-    for position, step in enumerate(program.steps):
-        operator = step.operator
-        if pending_states and operator.phase == "optimizer":
-            for key in pending_states:
-                block_of[key] = new(key, int(sizes[key]), key, operator)
-                ops.append(block_of[key])
-            pending_states = []
-        if id(operator) in library:
-            thread = _thread(operator)
-            if thread not in seen_threads:
-                seen_threads.add(thread)
-                ops.append(new(("library workspace", thread), library_workspace, -1, operator))
-        for key in step.makes:
-            block = block_of[key] = new(key, int(sizes[key]), key, operator)
-            ops.append(block)
-        inside = workspaces.get(id(operator))
-        if inside:
-            blocks = [new(("workspace", position, i), int(size), -1, operator) for i, size in enumerate(inside) if size]
-            ops.extend(blocks)
-            ops.extend([~b for b in blocks])
-        for key in dying[position]:
-            ops.append(~block_of[key])
-        step_of_event.extend([position] * (len(ops) - len(step_of_event)))
-    events = EventStream(ops=ops, sizes=block_bytes, streams=[0] * len(block_bytes), keys=keys, inherited=inherited)  # type: ignore[arg-type]
-    return RequestStream(events, step_of_event, storage_of_block, owners)
+        if operator.type not in uses:
+            kernels = operator_type(operator.type).kernels(Node.of(program.graph, operator, families))
+            products = any(isinstance(k, Gemm | GroupedGemm) for k in kernels)
+            uses[operator.type] = products and not any(isinstance(k, Convolution) for k in kernels)
+    return {kind for kind, product in uses.items() if product}
 
 
 def _thread(operator: Operator) -> str:
     return "autograd" if operator.phase in ("backward", "recompute") else "main"
-
-
-def _threads(program: Program, library: set[int]) -> dict[str, bool]:
-    uses = {"main": False, "autograd": False}
-    for _, operator in program.graph.operators():
-        if id(operator) in library:
-            uses[_thread(operator)] = True
-    return uses
