@@ -172,7 +172,7 @@ def forward(
         loss=loss,  # type: ignore[arg-type]
         loss_chunks=int(_whole("loss_chunks", loss_chunks)),
         dropout=dropout,
-        lora=Lora(_whole("lora", lora)) if isinstance(lora, int) and not isinstance(lora, bool) else lora or None,
+        lora=lora if lora is None or isinstance(lora, Lora) else Lora(_whole("lora", lora)),
     )
     work = _lengths(work, name, family, config, seq, context)
     if phase == "training" and not work.kind.is_float:
