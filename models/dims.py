@@ -87,7 +87,8 @@ def flops(*factors: Dim) -> Flops:
     rounded scalar result; only beyond 2**62 does it multiply in float64.
     """
     if not is_array(*factors):
-        return prod(factors)
+        count: Any = prod(factors)
+        return int(count)
     bound = 1.0
     for factor in factors:
         bound *= float(np.max(factor))
