@@ -73,7 +73,7 @@ class GraphBuilder:
         self._names: set[str] = set()
         self._path: list[str] = []
         self._family: str | None = None
-        self._casts: dict[tuple[str, str], Tensor] = {}
+        self._casts: dict[str, Tensor] = {}
 
     # ---- names ----------------------------------------------------------------------------------------------------
     @property
@@ -177,14 +177,19 @@ class GraphBuilder:
         return made
 
     def cast_once(self, parameter: Tensor) -> Tensor:
-        """The parameter in the autocast format: one copy per forward pass, as autocast's weight cache keeps it."""
+        """The parameter in the autocast format: one copy, kept to the end of the forward pass by autocast's cache.
+
+        The cache holds float32 leaves that require a gradient; others are cast each time they are used
+        (`cached_cast`, aten/src/ATen/autocast_mode.cpp).
+        """
         if self.autocast is None or parameter.dtype.name == self.autocast.name:
             return parameter
-        key = (parameter.name, self.autocast.name)
-        if key not in self._casts:
-            outputs = {"cast": (parameter.shape, self.autocast)}
-            self._casts[key] = self.add("cast", (parameter,), outputs, name="autocast")[0]
-        return self._casts[key]
+        outputs = {"cast": (parameter.shape, self.autocast)}
+        if not parameter.trainable or parameter.dtype.name != "fp32":
+            return self.add("cast", (parameter,), outputs, name="autocast")[0]
+        if parameter.name not in self._casts:
+            self._casts[parameter.name] = self.add("cast", (parameter,), outputs, name="autocast")[0]
+        return self._casts[parameter.name]
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
     def _close(self, name: str, **kwargs: Any) -> None:
@@ -219,7 +224,10 @@ class GraphBuilder:
         layer.result = layer.x
 
     def graph(self, **workload: Any) -> Graph:
-        """The finished graph, checked."""
+        """The finished graph, checked. Under autocast it ends where the context is left and its casts are let go."""
+        if self._casts:
+            held = tuple(f"{t.name}[*]" if t.family else t.name for t in self._casts.values())
+            self._operators.append(Operator(self.unique("leave_autocast"), "release", held, ()))
         self._close("main" if not self.blocks else "tail")
         graph = Graph(self.name, dict(self.tensors), tuple(self.blocks), workload, tuple(self.notes))
         graph.check()

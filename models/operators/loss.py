@@ -150,8 +150,10 @@ def linear_cross_entropy(b: GraphBuilder, x: Tensor, weight: Tensor, labels: Ten
 
 
 def mse_loss(b: GraphBuilder, prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, a scalar."""
+    """Mean squared error, a scalar; in float32 under autocast."""
     with b.scope("loss"):
+        if b.autocast is not None:
+            prediction, target = (cast(b, t, "fp32", name="upcast") for t in (prediction, target))
         (loss,) = b.add("mse_loss", (prediction, target), {"out": ((), prediction.dtype)}, name="mse")
         b.tensors[loss.name] = replace(loss, bytes_override=prediction.bytes)
         return b.tensors[loss.name]

@@ -39,26 +39,30 @@ class Linear(OperatorType):
 
         In the generated nodes' order, by argument name: `AddmmBackward0` mat1, mat2, self; `MmBackward0` mat2, self.
         PyTorch multiplies two-dimensional views: dx of a batch of sequences is reshaped back, dW (of `weight.t()`)
-        transposed back, so both arrive as views.
+        transposed back, so both arrive as views, after what is no view, and the later view of the forward pass first
+        (`_flatten_nd_linear` reshapes the input before it transposes the weight, `matmul` after).
         """
         x, w, *bias = node.inputs
         dy = context.grad(node.outputs[0])
         if dy is None:
             return
-        if bias and context.needs(x):
-            self._input_gradient(context, dy, x, w)
-        if context.needs(w):
-            (dw,) = context.emit("linear_weight_gradient", [dy, x], {"weight_grad": (w.shape, w.dtype)})
-            context.give(w, dw, view=True)
-        if not bias and context.needs(x):
-            self._input_gradient(context, dy, x, w)
-        if bias and context.needs(bias[0]):
-            (db,) = context.emit("reduce", [dy], {"bias_grad": (bias[0].shape, bias[0].dtype)})
-            context.give(bias[0], db)
+        wanted = [t for t in ((x, w, *bias) if bias else (w, x)) if context.needs(t)]
+        made = {t.name: _linear_gradient(context, t, dy, x, w) for t in wanted}
+        reshaped = len(x.shape) > 2
+        for target in (*bias, w, x) if bias and reshaped else (x, *bias, w):
+            if target.name in made:
+                context.give(target, made[target.name], view=target is w or (target is x and reshaped))
 
-    def _input_gradient(self, context: GradientContext, dy: Tensor, x: Tensor, w: Tensor) -> None:
-        (dx,) = context.emit("linear_input_gradient", [dy, w], {"input_grad": (x.shape, x.dtype)})
-        context.give(x, dx, view=len(x.shape) > 2)
+
+def _linear_gradient(context: GradientContext, target: Tensor, dy: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """The gradient of a linear layer's input, weight or (`target` is neither) bias."""
+    if target is x:
+        kind, read, name = "linear_input_gradient", [dy, w], "input_grad"
+    elif target is w:
+        kind, read, name = "linear_weight_gradient", [dy, x], "weight_grad"
+    else:
+        kind, read, name = "reduce", [dy], "bias_grad"
+    return context.emit(kind, read, {name: (target.shape, target.dtype)})[0]
 
 
 @dataclass(frozen=True)

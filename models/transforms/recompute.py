@@ -1,7 +1,7 @@
 """Activation recomputation: forward operators run again in the backward pass instead of keeping their outputs.
 
 A *region* is a run of forward operators recomputed together (a layer under full checkpointing, the score matrix under
-selective). Only its inputs stay saved. When backward first needs a tensor of the region, the operators that lead to
+selective). Only its inputs stay saved. Before backward first needs a tensor of the region, the operators that lead to
 any tensor backward needs are run again, and no others: `torch.utils.checkpoint(use_reentrant=False)` stops as soon
 as the last needed tensor exists. Sources: arXiv:1604.06174; selective: arXiv:2205.05198 §4.
 """
@@ -102,9 +102,28 @@ def _recompute_region(block: Block, region: list[Operator], tensors: dict[str, T
         )
         for operator in again
     )
-    first, own = readers[0], set(readers)
+    first, own = _first_unpacking(block, region), set(readers)
     rest = tuple(
         replace(operator, inputs=rename(operator.inputs)) if i in own else operator
         for i, operator in enumerate(block.operators[first:], first)
     )
     return replace(block, operators=block.operators[:first] + clones + rest)
+
+
+def _first_unpacking(block: Block, region: list[Operator]) -> int:
+    """Position of the first backward node of the region that unpacks a saved tensor, its own weight included.
+
+    A node unpacks everything it saved before it computes anything, and any tensor saved inside the region, a parameter
+    too, is one that the checkpoint packed: its unpacking starts the recomputation (`_checkpoint_hook.unpack_hook`,
+    torch/utils/checkpoint.py).
+    """
+    packed = {name for operator in region for name in (*operator.inputs, *operator.outputs)}
+    names = {operator.name for operator in region}
+    start, node = 0, ""
+    for position, operator in enumerate(block.operators):
+        owner = operator.name.rpartition(".backward")[0]
+        if owner != node:
+            start, node = position, owner
+        if node in names and not packed.isdisjoint(operator.inputs):
+            break
+    return start
