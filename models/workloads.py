@@ -160,7 +160,7 @@ def forward(
     if phase not in family.phases:
         raise ValueError(f"{name} cannot run phase {phase!r}; it can run: {', '.join(family.phases)}")
     work = Workload(
-        phase=phase,  # type: ignore[arg-type]
+        phase=phase,
         batch=_whole("batch", batch),
         image=None if image is None else _whole("image", image),
         kind=_format("dtype", dtype),

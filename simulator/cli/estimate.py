@@ -112,12 +112,6 @@ def estimate(
     }  # fmt: skip
     graph = _graph(model, asked, {name: value for name, value in options.items() if value is not None})
     result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph)
-    if json_:
-        print(result.to_json())
-    else:
-        from peakline.cli.report import show
-
-        show(result, operators=breakdown)
     if plot is not None:
         from peakline.plot import save_memory
 
@@ -126,6 +120,12 @@ def estimate(
         result.write_snapshot(snapshot)
     if trace is not None:
         result.write_trace(trace)
+    if json_:
+        print(result.to_json())
+    else:
+        from peakline.cli.report import show
+
+        show(result, operators=breakdown)
     return 0 if bool(result.fits) else 1
 
 

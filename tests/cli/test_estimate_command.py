@@ -199,3 +199,9 @@ def test_help_comes_at_once() -> None:
     )
     times = [float(subprocess.check_output([sys.executable, "-c", code]).split()[-1]) for _ in range(3)]
     assert min(times) < 0.5
+
+
+def test_files_are_written_even_if_the_reader_of_the_answer_leaves_early(tmp_path: Path) -> None:
+    shell = f"{sys.executable} -m peakline {SMALL} --breakdown --trace {tmp_path}/trace.json | head -c 1"
+    assert subprocess.check_output(["bash", "-c", shell]) == b"F"
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
