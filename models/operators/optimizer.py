@@ -46,12 +46,6 @@ class UpdatePass(OperatorType):
             total = total + tensor.bytes * count
         return total
 
-    def workspace(self, node: Node) -> tuple[Dim, ...]:
-        """`workspace` copies of each tensor of the list in `workspace_bytes` per element, freed within the pass."""
-        copies = int(node.attributes.get("workspace", 0))
-        width = int(node.attributes.get("workspace_bytes", 4))
-        return tuple(t.elements * width for t, _ in self._list(node) for _ in range(copies))
-
 
 @dataclass(frozen=True)
 class NewtonSchulz(OperatorType):
@@ -71,10 +65,10 @@ class NewtonSchulz(OperatorType):
         return (Gemm(batch, m, m, n, k, k, k), Gemm(batch, m, m, m, k, k, k), Gemm(batch, m, n, m, k, k, k))
 
     def workspace(self, node: Node) -> tuple[Dim, ...]:
-        """A, B and the new X, in bf16."""
+        """A, B and the last round's X in bf16, and Nesterov's update (`_zeropower_via_newtonschulz`)."""
         p = node.inputs[0]
         m = min(int(p.shape[0]), int(p.elements // p.shape[0]))
-        return (2 * m * m, 2 * m * m, 2 * p.elements)
+        return (2 * m * m, 2 * m * m, 2 * p.elements, p.bytes)
 
 
 for _type in (UpdatePass(), NewtonSchulz()):

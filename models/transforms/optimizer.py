@@ -12,7 +12,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from types import MappingProxyType
+
+import numpy as np
 
 from peakline.models.dims import Shape
 from peakline.models.dtypes import DType, dtype
@@ -37,14 +40,15 @@ class Step:
     def state(self, suffix: str, kind: DType | None = None) -> list[Tensor]:
         """One state per parameter, in the parameter's format unless said otherwise."""
         return [
-            self._declare(f"{p.name}.{suffix}", p.shape, kind or p.dtype, p, "optimizer_state") for p in self.parameters
+            self.declare(f"{p.name}.{suffix}", p.shape, kind or p.dtype, p, "optimizer_state") for p in self.parameters
         ]
 
     def temporary(self, suffix: str, like: list[Tensor], kind: DType | None = None) -> list[Tensor]:
         """One temporary per tensor of a list; the next pass must make it."""
-        return [self._declare(f"{t.name}.{suffix}", t.shape, kind or t.dtype, t, "workspace") for t in like]
+        return [self.declare(f"{t.name}.{suffix}", t.shape, kind or t.dtype, t, "workspace") for t in like]
 
-    def _declare(self, name: str, shape: Shape, kind: DType, like: Tensor, role: Role) -> Tensor:
+    def declare(self, name: str, shape: Shape, kind: DType, like: Tensor, role: Role) -> Tensor:
+        """A tensor beside `like`, in each of its layers."""
         tensor = Tensor(name, shape, kind, role, like.family)
         self.tensors[name] = tensor
         return tensor
@@ -57,7 +61,6 @@ class Step:
         reads: list[list[Tensor]] | None = None,
         makes: list[Tensor] | None = None,
         work: int = 2,
-        workspace: int = 0,
     ) -> None:
         """One pass that overwrites `writes`, reads `reads` and makes `makes`, over all tensors of the lists."""
         overwritten = [t for tensors in writes or [] for t in tensors]
@@ -65,8 +68,6 @@ class Step:
         made = makes or []
         longest = len((writes or reads or [made])[0])
         attributes: dict[str, int] = {"writes": len(overwritten), "tensors": longest, "work": work}
-        if workspace:
-            attributes["workspace"] = workspace
         if self.implementation == "loop":
             attributes["launches"] = sum(self._count(t) for t in (overwritten or read or made)[:longest])
         self.operators.append(
@@ -81,8 +82,38 @@ class Step:
             )
         )
 
+    def held_in_turn(self, suffix: str, *, previous: int, current: int, kind: DType | None = None) -> list[Tensor]:
+        """Temporaries of a loop over the parameters, at its worst turn; the next pass must make them.
+
+        Each turn holds `current` copies of its parameter while Python's variables still hold `previous` of the last
+        one's. Turns follow `module.parameters()`: layer by layer.
+        """
+
+        def cost(pair: tuple[Tensor | None, Tensor]) -> int:
+            last, now = pair
+            return current * _size(now) + (previous * _size(last) if last else 0)
+
+        last, now = max(self._turns(), key=cost)
+        copies = [now] * current + ([last] * previous if last else [])
+        held = [Tensor(f"{t.name}.{suffix}_{i}", t.shape, kind or t.dtype, "workspace") for i, t in enumerate(copies)]
+        self.tensors.update((t.name, t) for t in held)
+        return held
+
+    def _turns(self) -> list[tuple[Tensor | None, Tensor]]:
+        """(parameter before, parameter) of every turn of a loop, each distinct pair once."""
+        turns: list[tuple[Tensor | None, Tensor]] = [(None, self.parameters[0]), *pairwise(self.parameters)]
+        for family, run in groupby(self.parameters, key=lambda t: t.family):
+            first, *rest = run
+            if family and self.layers[family] > 1:
+                turns.append((rest[-1] if rest else first, first))
+        return turns
+
     def _count(self, tensor: Tensor) -> int:
         return self.layers[tensor.family] if tensor.family else 1
+
+
+def _size(tensor: Tensor) -> int:
+    return int(np.max(tensor.elements))
 
 
 def _every(tensor: Tensor) -> str:
@@ -103,53 +134,59 @@ def momentum(step: Step) -> None:
 
 
 def adam(step: Step) -> None:
-    """Adam and AdamW: two states; the foreach form makes √v for all parameters at once."""
+    """Adam and AdamW: two states; the foreach form makes √v for all parameters at once.
+
+    The loop makes √v and its quotient by the bias correction, while the last turn's is still in its variable. The
+    fused form counts steps on the device, in a float32 scalar per parameter (torch/optim/adam.py, `_init_group`).
+    """
     m, v = step.state("exp_avg"), step.state("exp_avg_sq")
     p, g = step.parameters, step.gradients
     if step.implementation == "fused":
-        step.update("step", writes=[p, m, v], reads=[g], work=12)
+        count = [step.declare(f"{t.name}.step", (), dtype("fp32"), t, "optimizer_state") for t in p]
+        step.update("step", writes=[p, m, v, count], reads=[g], work=12)
         return
     step.update("decay", writes=[p], work=1)
     step.update("exp_avg", writes=[m], reads=[g])
     step.update("exp_avg_sq_decay", writes=[v], work=1)
     step.update("exp_avg_sq", writes=[v], reads=[g], work=3)
     if step.implementation == "loop":
-        _loop_denominator(step, v, [p, m])
-        return
-    root = step.temporary("sqrt", v)
-    step.update("sqrt", reads=[v], makes=root)
-    step.update("bias_correction", writes=[root], work=1)
-    step.update("eps", writes=[root], work=1)
+        root = step.held_in_turn("denominator", previous=1, current=2)
+        step.update("sqrt", reads=[v], makes=root, work=4)
+    else:
+        root = step.temporary("sqrt", v)
+        step.update("sqrt", reads=[v], makes=root)
+        step.update("bias_correction", writes=[root], work=1)
+        step.update("eps", writes=[root], work=1)
     step.update("step", writes=[p], reads=[m, root], work=3)
-
-
-def _loop_denominator(step: Step, v: list[Tensor], update: list[list[Tensor]]) -> None:
-    """Tensor by tensor, √v, its quotient by the bias correction and the previous tensor's are alive together."""
-    largest = max(v, key=lambda t: int(t.elements) if isinstance(t.elements, int) else int(t.elements.max()))
-    held = [Tensor(f"{largest.name}.denominator_{i}", largest.shape, largest.dtype, "workspace") for i in range(3)]
-    for tensor in held:
-        step.tensors[tensor.name] = tensor
-    step.update("denominator", reads=[v], makes=held, work=4)
-    step.update("step", writes=update[:1], reads=[*update[1:], held], work=3)
 
 
 def rmsprop(step: Step) -> None:
     """v ← αv + (1−α)g²; p ← p − lr·g/√v: foreach makes √v for all."""
     v = step.state("square_avg")
     step.update("square_avg", writes=[v], reads=[step.gradients], work=4)
-    root = step.temporary("avg", v)
+    root = _root(step, "avg", v)
     step.update("sqrt", reads=[v], makes=root)
     step.update("step", writes=[step.parameters], reads=[step.gradients, root], work=3)
 
 
 def adagrad(step: Step) -> None:
-    """s ← s + g²; p ← p − lr·g/√s: foreach makes √s and the scaled gradient for all."""
+    """s ← s + g²; p ← p − lr·g/√s: foreach makes √s and the scaled gradient for all, the loop √s only."""
     s = step.state("sum")
     step.update("sum", writes=[s], reads=[step.gradients], work=2)
-    root, numerator = step.temporary("std", s), step.temporary("numerator", s)
+    root = _root(step, "std", s)
     step.update("sqrt", reads=[s], makes=root)
-    step.update("scale", reads=[step.gradients], makes=numerator)
+    numerator = step.gradients
+    if step.implementation == "foreach":
+        numerator = step.temporary("numerator", s)
+        step.update("scale", reads=[step.gradients], makes=numerator)
     step.update("step", writes=[step.parameters], reads=[numerator, root], work=3)
+
+
+def _root(step: Step, suffix: str, state: list[Tensor]) -> list[Tensor]:
+    """√state: of all parameters at once (foreach), or of one beside the last turn's (loop)."""
+    if step.implementation == "foreach":
+        return step.temporary(suffix, state)
+    return step.held_in_turn(suffix, previous=1, current=1)
 
 
 def adam8bit(step: Step) -> None:
@@ -163,7 +200,7 @@ def adam8bit(step: Step) -> None:
         return dtype("fp32") if small else dtype("adam8bit")
 
     states = [
-        [step._declare(f"{p.name}.{s}", p.shape, kind(p), p, "optimizer_state") for p in step.parameters]
+        [step.declare(f"{p.name}.{s}", p.shape, kind(p), p, "optimizer_state") for p in step.parameters]
         for s in ("state1", "state2")
     ]
     step.implementation = "loop"
@@ -171,25 +208,22 @@ def adam8bit(step: Step) -> None:
 
 
 def adafactor(step: Step) -> None:
-    """Row and column statistics for matrices; tensor by tensor, with float32 temporaries of the largest tensor's size.
+    """Row and column statistics for matrices, in float32; tensor by tensor.
 
-    transformers' Adafactor makes `update = grad**2 + eps`, its product with the factored root, and float32 copies
-    of gradient and parameter when they are in half precision.
+    transformers' Adafactor makes grad² and grad² + ε, beside float32 copies of gradient and parameter when they are
+    in half precision, while the last turn's update is still in its variable.
     """
     fp32 = dtype("fp32")
     matrices = [p for p in step.parameters if len(p.shape) >= 2]
     others = [p for p in step.parameters if len(p.shape) < 2]
-    row = [step._declare(f"{p.name}.row", p.shape[:-1], fp32, p, "optimizer_state") for p in matrices]
+    row = [step.declare(f"{p.name}.row", p.shape[:-1], fp32, p, "optimizer_state") for p in matrices]
     column = [
-        step._declare(f"{p.name}.column", (*p.shape[:-2], p.shape[-1]), fp32, p, "optimizer_state") for p in matrices
+        step.declare(f"{p.name}.column", (*p.shape[:-2], p.shape[-1]), fp32, p, "optimizer_state") for p in matrices
     ]
-    full = [step._declare(f"{p.name}.square", p.shape, fp32, p, "optimizer_state") for p in others]
+    full = [step.declare(f"{p.name}.square", p.shape, fp32, p, "optimizer_state") for p in others]
     step.implementation = "loop"
-    largest = max(step.parameters, key=lambda t: int(t.elements) if isinstance(t.elements, int) else 0)
-    copies = 2 if largest.dtype.bits == 32 else 4
-    held = [Tensor(f"{largest.name}.update_{i}", largest.shape, fp32, "workspace") for i in range(copies)]
-    for tensor in held:
-        step.tensors[tensor.name] = tensor
+    copies = 2 if step.parameters[0].dtype.bits >= 32 else 4
+    held = step.held_in_turn("update", previous=1, current=copies, kind=fp32)
     step.update("statistics", writes=[row, column, full], reads=[step.gradients], makes=held, work=6)
     step.update("step", writes=[step.parameters], reads=[row, column, full, step.gradients, held], work=8)
 
