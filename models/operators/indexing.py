@@ -12,12 +12,26 @@ from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim, Shape, minimum
+from peakline.models.dtypes import DType
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import View
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
 
-__all__ = ["cat", "contiguous", "gather", "index_math", "masked_fill", "sort", "split", "take", "take_along", "topk"]
+__all__ = [
+    "cat",
+    "contiguous",
+    "gather",
+    "index_copy",
+    "index_math",
+    "masked_fill",
+    "sort",
+    "split",
+    "take",
+    "take_along",
+    "topk",
+    "zeros",
+]
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,38 @@ class ScatterAdd(OperatorType):
 
 
 @dataclass(frozen=True)
+class IndexCopy(OperatorType):
+    """A copy of x with the columns named by `index` replaced by those of `source`; keeps index and source.
+
+    `index_copy` in `tools/autograd/derivatives.yaml`: the source's gradient is `grad.index_select(…)
+    .expand_as(source)`, which is why the source is saved.
+    """
+
+    name: str = "index_copy"
+    launches: int = 2
+
+    def backward(self, node: Node, context: GradientContext) -> None:
+        """dsource = the columns of dy; dx = dy with those columns zeroed."""
+        x, index, source = node.inputs
+        dy = context.grad(node.outputs[0])
+        if dy is None:
+            return
+        if context.needs(x):
+            (dx,) = context.emit("fill_backward", [dy, index], {"dx": (x.shape, x.dtype)})
+            context.give(x, dx)
+        if context.needs(source):
+            (ds,) = context.emit("elementwise_backward", [dy, index, source], {"ds": (source.shape, source.dtype)})
+            context.give(source, ds)
+
+
+@dataclass(frozen=True)
+class Zeros(OperatorType):
+    """A tensor made without inputs (`new_zeros`, an index from Python numbers)."""
+
+    name: str = "zeros"
+
+
+@dataclass(frozen=True)
 class TopK(OperatorType):
     """The k largest along the last dimension and where they were; keeps the positions."""
 
@@ -207,7 +253,7 @@ class Sort(OperatorType):
 
 
 for _type in (
-    Expand(), Slice(), Split(), Contiguous(), Cat(), Gather(), ScatterAdd(), TopK(), TakeAlong(), MaskedFill(),
+    Expand(), Slice(), Split(), Contiguous(), Cat(), Gather(), ScatterAdd(), IndexCopy(), Zeros(), TopK(), TakeAlong(), MaskedFill(),
     IndexMath(), Sort(),
 ):  # fmt: skip
     register(_type)
@@ -240,6 +286,16 @@ def cat(b: GraphBuilder, parts: Sequence[Tensor], *, name: str = "cat") -> Tenso
 def gather(b: GraphBuilder, x: Tensor, index: Tensor, *, name: str = "gather") -> Tensor:
     """Rows of x named by `index` [n]: the result is [n, …]."""
     return b.add("gather", (x, index), {"out": ((*index.shape, *x.shape[1:]), x.dtype)}, name=name)[0]
+
+
+def index_copy(b: GraphBuilder, x: Tensor, index: Tensor, source: Tensor, *, name: str = "index_copy") -> Tensor:
+    """x with the columns that `index` names taken from `source` (`torch.index_copy` along the last dimension)."""
+    return b.add("index_copy", (x, index, source), {"out": (x.shape, x.dtype)}, name=name)[0]
+
+
+def zeros(b: GraphBuilder, shape: Shape, kind: DType | str | None = None, *, name: str = "zeros") -> Tensor:
+    """A tensor of zeros (or of numbers written down), in the builder's format unless said otherwise."""
+    return b.add("zeros", (), {"out": (shape, kind)}, name=name)[0]
 
 
 def topk(b: GraphBuilder, x: Tensor, k: Dim, *, name: str = "topk") -> tuple[Tensor, Tensor]:

@@ -9,10 +9,11 @@ AWQ). `int8` and `fp8` quantise the activations too and multiply in eight bits (
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim, prod
-from peakline.models.dtypes import DType, nbytes
+from peakline.models.dtypes import DType, dtype, nbytes
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Gemm, Kernel, Stream
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
@@ -22,7 +23,9 @@ __all__ = ["quantized_linear"]
 
 @dataclass(frozen=True)
 class QuantizedLinear(OperatorType):
-    """y[…, n] = x[…, k] · dequantise(W[n, k])ᵀ (+ bias). Attribute `scheme`: `expand`, `packed` or `both`.
+    """y[…, n] = x[…, k] · dequantise(W[n, k])ᵀ (+ bias). Attribute `scheme`: `expand`, `packed` or `both`;
+    `keeps_input`: the input is saved though nothing reads it; `expands_through`: format that the weight expands to
+    before it is cast to the activations' (bitsandbytes: the format it was quantised from, `QuantState.dtype`).
 
     `expand` writes the weight out in the activations' format first; `packed` reads it as it is; `both` quantises the
     activations to the weight's format.
@@ -52,7 +55,9 @@ class QuantizedLinear(OperatorType):
     def workspace(self, node: Node) -> tuple[Dim, ...]:
         """The expanded weight, or the quantised activations."""
         size = self.temporary(node)
-        return (size,) if node.attributes["scheme"] != "packed" else ()
+        if node.attributes["scheme"] == "packed":
+            return ()
+        return (*_through(node, node.inputs[1], node.inputs[0]), size)
 
     def reads(self, node: Node) -> Dim:
         """The inputs, and the temporary once."""
@@ -73,8 +78,16 @@ class QuantizedLinear(OperatorType):
             (db,) = context.emit("reduce", [dy], {"bias_grad": (bias.shape, bias.dtype)})
             context.give(bias, db)
         if context.needs(x):
-            (dx,) = context.emit("quantized_input_gradient", [dy, w], {"input_grad": (x.shape, x.dtype)})
+            through = node.attributes.get("expands_through")
+            (dx,) = context.emit(
+                "quantized_input_gradient",
+                [dy, w],
+                {"input_grad": (x.shape, x.dtype)},
+                attributes={"expands_through": through} if through else None,
+            )
             context.give(x, dx)
+            if node.attributes.get("keeps_input"):
+                context.emit("release", [x], {})
 
 
 @dataclass(frozen=True)
@@ -92,15 +105,24 @@ class QuantizedInputGradient(OperatorType):
 
     def workspace(self, node: Node) -> tuple[Dim, ...]:
         """The expanded weight."""
-        return (nbytes(node.inputs[1].elements, node.inputs[0].dtype),)
+        dy, w = node.inputs
+        return (*_through(node, w, dy), nbytes(w.elements, dy.dtype))
 
     def reads(self, node: Node) -> Dim:
         """The inputs and the expanded weight."""
-        return node.input_bytes + self.workspace(node)[0]
+        return node.input_bytes + self.workspace(node)[-1]
 
     def writes(self, node: Node) -> Dim:
         """The gradient and the expanded weight."""
-        return node.output_bytes + self.workspace(node)[0]
+        return node.output_bytes + self.workspace(node)[-1]
+
+
+def _through(node: Node, weight: Tensor, activations: Tensor) -> tuple[Dim, ...]:
+    """Bytes of the weight in the format it expands through, where that is not the activations' own."""
+    through = node.attributes.get("expands_through")
+    if through is None or dtype(through).name == activations.dtype.name:
+        return ()
+    return (nbytes(weight.elements, dtype(through)),)
 
 
 register(QuantizedLinear())
@@ -108,9 +130,22 @@ register(QuantizedInputGradient())
 
 
 def quantized_linear(
-    b: GraphBuilder, x: Tensor, out_features: Dim, kind: DType, *, bias: bool = False, name: str = "linear"
+    b: GraphBuilder,
+    x: Tensor,
+    out_features: Dim,
+    kind: DType,
+    *,
+    bias: bool = False,
+    keeps_input: bool = False,
+    expands_through: str | None = None,
+    name: str = "linear",
 ) -> Tensor:
-    """A linear layer whose weight is stored in `kind`; see the module's text for how each format is multiplied."""
+    """A linear layer whose weight is stored in `kind`; see the module's text for how each format is multiplied.
+
+    Args:
+        keeps_input: autograd saves the input, as bitsandbytes up to 0.43 did.
+        expands_through: format that the weight expands to before it is cast to the activations'.
+    """
     with b.scope(name):
         inputs = [x, b.parameter("weight", (out_features, x.shape[-1]), kind, trainable=False)]
         if bias:
@@ -121,10 +156,15 @@ def quantized_linear(
         else:
             scheme = "packed" if not b.eager or (isinstance(rows, int) and rows == 1) else "expand"
         out = b.autocast or x.dtype
+        attributes: dict[str, Any] = {"scheme": scheme}
+        if keeps_input:
+            attributes["keeps_input"] = True
+        if expands_through:
+            attributes["expands_through"] = expands_through
         return b.add(
             "quantized_linear",
             inputs,
             {"out": ((*x.shape[:-1], out_features), out)},
             name="linear",
-            attributes={"scheme": scheme},
+            attributes=attributes,
         )[0]

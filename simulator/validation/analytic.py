@@ -28,7 +28,7 @@ def parameters() -> pd.DataFrame:
         rows.append(
             {
                 "model": name,
-                "built": int(graph.parameters),  # type: ignore[arg-type]
+                "built": int(graph.parameters),
                 "published": found.parameters,
                 "source": found.source,
             }
@@ -63,7 +63,7 @@ def saved_bytes(forward: Graph, recomputation: str = "none") -> int:
     seeded = dict(forward.tensors)
     seeded["seed"] = type(shape)("seed", shape.shape, shape.dtype, "input")
     graph = type(forward)(forward.name, seeded, forward.blocks, forward.workload)
-    step = train(graph, result, optimizer=None, seed="seed", recomputation=recomputation)  # type: ignore[arg-type]
+    step = train(graph, result, optimizer=None, seed="seed", recomputation=recomputation)
     program = unroll(step)
     last = max(i for i, s in enumerate(program.steps) if s.operator.phase == "forward")
     made = range(len(program.storages))
@@ -116,14 +116,14 @@ def kv_cache() -> pd.DataFrame:
         if name not in model_names():
             continue
         graph = decode(name, batch=1, context=1000, dtype="bf16")
-        tokens = int(graph.total_bytes("kv_cache")) // 1000  # type: ignore[arg-type]
+        tokens = int(graph.total_bytes("kv_cache")) // 1000
         rows.append(
             {
                 "model": name,
                 "KV bytes/token": tokens,
                 "published": published,
-                "weights (bf16)": int(graph.total_bytes("parameter")),  # type: ignore[arg-type]
-                "2·parameters": 2 * int(graph.parameters),  # type: ignore[arg-type]
+                "weights (bf16)": int(graph.total_bytes("parameter")),
+                "2·parameters": 2 * int(graph.parameters),
                 "source": source,
             }
         )

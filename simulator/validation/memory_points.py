@@ -20,6 +20,7 @@ from peakline.hardware import Device, device
 from peakline.models.graph import Graph
 from peakline.models.workload import Lora
 from peakline.models.workloads import inference, training_step
+from peakline.validation.litgpt import litgpt_step, model_named
 from peakline.validation.single_operators import cut_cross_entropy, liger
 
 __all__ = ["TABLE", "NotPredicted", "memory_points"]
@@ -144,7 +145,7 @@ def _cce(row: Row) -> Case:
     graph = cut_cross_entropy(implementation, rows, hidden, vocabulary)
     if graph is None:
         raise NotPredicted(f"implementation {implementation} (torch.compile or a variant) is not modelled")
-    inputs = int(graph.total_bytes("input", "parameter"))  # type: ignore[arg-type]
+    inputs = int(graph.total_bytes("input", "parameter"))
     if row["task"] == "loss-bw":
         inputs += _left_by_forward(graph)
     elif row["task"] == "loss-fw":
@@ -166,34 +167,28 @@ def _left_by_forward(graph: Graph) -> int:
 
 
 def _litgpt(row: Row) -> Case:
-    """lit-gpt's finetune scripts, the longest sample setting the peak; weights bf16, adapters bf16.
-
-    Its loss stays in bf16 (`chunked_cross_entropy`), its GELU is PyTorch's kernel (`lit_gpt/model.py`, `utils.py`).
-    """
-    if "LoRA" not in row["task"]:
-        raise NotPredicted("adapters other than LoRA are not modelled")
-    name = {
-        "phi-1.5 (1.3B)": "phi-1.5", "StableLM Alpha 3B": "stablelm-alpha-3b", "Llama-2 7B": "llama-2-7b",
-        "Llama-2 13B": "llama-2-13b",
-    }.get(row["model"])  # fmt: skip
+    """Lit-GPT's fine-tuning scripts; their first iteration takes the longest sample and sets the peak."""
+    method = {"fine-tune LoRA": "lora", "fine-tune Adapter": "adapter", "fine-tune Adapter-v2": "adapter-v2"}.get(
+        row["task"]
+    )
+    if method is None:
+        raise NotPredicted(f"task {row['task']!r} is not modelled")
+    config = model_named(row["model"])
     longest = re.search(r"longest sample (\d+)", row["seq_or_image"])
-    if name is None or longest is None:
-        raise NotPredicted("model or sequence length unknown")
+    if config is None or longest is None:
+        raise NotPredicted(f"model {row['model']!r} is not modelled or its sequence length is not stated")
     weight = {"bf16-true": None, "bf16-true + bnb.nf4": "nf4", "bf16-true + bnb.nf4-dq": "nf4-dq"}.get(row["dtype"], "")
     if weight == "":
-        raise NotPredicted(f"format {row['dtype']} is not modelled")
-    graph = training_step(
-        name,
-        batch=int(row["micro_batch_per_gpu"]),
-        seq=int(longest.group(1)),
-        dtype="bf16",
-        weight_dtype=weight,
-        optimizer="adamw",
-        loss="native",
-        overrides={"activation": "gelu"} if name == "phi-1.5" else None,
-        lora=Lora(8, ("query_key_value",) if name.startswith("stablelm") else ("q_proj", "v_proj"), 0.05),
-    )
+        raise NotPredicted(f"format {row['dtype']!r} is not modelled")
+    graph = litgpt_step(config, method, _count(row, "micro_batch_per_gpu"), int(longest.group(1)), weight)
     return Case(graph, _gpu(row["gpu"]), "allocated")
+
+
+def _count(row: Row, column: str) -> int:
+    """A whole number of a column."""
+    if not re.fullmatch(r"\s*\d+\s*", row[column]):
+        raise NotPredicted(f"{column} {row[column]!r} is not a whole number")
+    return int(row[column])
 
 
 def _cnn(row: Row) -> Case:
