@@ -63,7 +63,7 @@ def saved_bytes(forward: Graph, recomputation: str = "none") -> int:
     seeded = dict(forward.tensors)
     seeded["seed"] = type(shape)("seed", shape.shape, shape.dtype, "input")
     graph = type(forward)(forward.name, seeded, forward.blocks, forward.workload)
-    step = train(graph, result, optimizer=None, seed="seed", recomputation=recomputation)
+    step = train(graph, result, optimizer=None, seed="seed", recomputation=recomputation)  # type: ignore[arg-type]
     program = unroll(step)
     last = max(i for i, s in enumerate(program.steps) if s.operator.phase == "forward")
     made = range(len(program.storages))
