@@ -121,11 +121,22 @@ class Stream:
     """Elementwise, reduction, copy, normalisation, gather, optimizer: work limited by the bytes it passes over.
 
     `work` counts scalar operations on the vector units in format `kind`. `launches` is the number of kernels started.
+
+    A kernel that reduces rows says how, because a reduction must end before its result is used: `threads` threads share
+    one of `rows` rows and walk it `passes` times (softmax: maximum, sum, result), in `steps` rounds of loads each; the
+    passes after the first find the row in a cache or read it again. A fraction of a pass touches part of the operands.
+    `rows` 0: every element for itself, one pass. `again` is bytes that the operator's other kernels pass over a second
+    time (batch statistics first, then the normalised tensor).
     """
 
     work: Dim
     kind: DType
     launches: Dim = 1
+    rows: Dim = 0
+    passes: Dim | float = 1
+    threads: Dim = 128
+    steps: Dim = 1
+    again: Dim = 0
 
     @property
     def flops(self) -> Flops:

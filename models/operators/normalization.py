@@ -11,16 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim
+from peakline.models.dims import Dim, prod
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import cast, mul, scale, unary
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.rows import layer_norm_rows
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]
 
 _FP32 = dtype("fp32")
+_BY_ROW = ("layer_norm", "rms_norm")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,18 @@ class Norm(OperatorType):
     work: int
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
-        """`work` scalar operations per element."""
-        return (Stream(self.work * node.outputs[0].elements, node.outputs[0].dtype),)
+        """`work` scalar operations per element; rows walked twice, or statistics and result in kernels of their own.
+
+        Batch norm in training and group norm cannot hold what they average in one thread block: a first kernel reads
+        x for the statistics (`batch_norm_collect_statistics`, `RowwiseMomentsCUDAKernel`), a last one reads it again.
+        """
+        x, y = node.inputs[0], node.outputs[0]
+        work = self.work * y.elements
+        if self.name in _BY_ROW:
+            return (Stream(work, y.dtype, **layer_norm_rows(prod(x.shape[:-1]), x.shape[-1])),)
+        if len(node.outputs) == 1:
+            return (Stream(work, y.dtype),)
+        return (Stream(work, y.dtype, 2 if self.name == "batch_norm" else 3, again=x.bytes),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """One kernel for dx, one for the affine parameters' gradients."""
@@ -49,7 +61,8 @@ class Norm(OperatorType):
         outputs |= {f"{p.name.rsplit('.', 1)[-1]}_grad": (p.shape, p.dtype) for p in wanted}
         if not outputs:
             return
-        made = context.emit("norm_backward", [dy, x, *statistics, *affine[:1]], outputs)
+        inputs = [dy, x, *statistics, *affine[:1]]
+        made = context.emit("norm_backward", inputs, outputs, attributes={"norm": self.name})
         targets = ([x] if context.needs(x) else []) + wanted
         for target, gradient in zip(targets, made):
             context.give(target, gradient)
@@ -57,14 +70,25 @@ class Norm(OperatorType):
 
 @dataclass(frozen=True)
 class NormBackward(OperatorType):
-    """Gradients of a normalisation: reads dy and x, writes dx and the affine gradients."""
+    """Gradients of a normalisation (attribute `norm`): reads dy and x, writes dx and the affine gradients."""
 
     name: str = "norm_backward"
     launches: int = 2
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
-        """About twelve scalar operations per element."""
-        return (Stream(12 * node.inputs[1].elements, node.inputs[1].dtype, 2),)
+        """About twelve scalar operations per element.
+
+        By row: dx walks dy and x twice, and the affine gradients, sums over rows, read both again
+        (`GammaBetaBackward`). By channel: sums of dy and dy·x first, which are the affine gradients, then dx from both
+        operands (`batch_norm_backward_reduce`, `ComputeInternalGradients`).
+        """
+        dy, x = node.inputs[:2]
+        work, both = 12 * x.elements, dy.bytes + x.bytes
+        if node.attributes.get("norm", "layer_norm") not in _BY_ROW:
+            return (Stream(work, x.dtype, 2, again=both),)
+        affine = len(node.outputs) > 1
+        walk = layer_norm_rows(prod(x.shape[:-1]), x.shape[-1])
+        return (Stream(work, x.dtype, 2 if affine else 1, again=both if affine else 0, **walk),)
 
 
 for _type in (

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
+from peakline.models.dims import Dim, prod
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import cast
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.rows import softmax_backward_rows, softmax_rows
 
 __all__ = ["softmax"]
 
@@ -22,26 +24,38 @@ class Softmax(OperatorType):
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
         """Maximum, subtract, exponential, sum, divide: about eight operations per element."""
-        return (Stream(8 * node.outputs[0].elements, node.outputs[0].dtype),)
+        x, y = node.inputs[0], node.outputs[0]
+        walk = softmax_rows(_rows(x), x.shape[-1], x.dtype)
+        return (Stream(8 * y.elements, y.dtype, **walk),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = y·(dy − Σ y·dy) (softmax) or dy − exp(y)·Σ dy (log_softmax), in the input's format."""
         x, y = node.inputs[0], node.outputs[0]
         dy = context.grad(y)
         if dy is not None and context.needs(x):
-            (dx,) = context.emit("softmax_backward", [dy, y], {"dx": (x.shape, x.dtype)})
+            outputs = {"dx": (x.shape, x.dtype)}
+            (dx,) = context.emit("softmax_backward", [dy, y], outputs, attributes={"log": self.name == "log_softmax"})
             context.give(x, dx)
 
 
 @dataclass(frozen=True)
 class SoftmaxBackward(OperatorType):
-    """Gradient of softmax or log_softmax."""
+    """Gradient of softmax or, with the attribute `log`, log_softmax."""
 
     name: str = "softmax_backward"
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
-        """About five operations per element."""
-        return (Stream(5 * node.outputs[0].elements, node.outputs[0].dtype),)
+        """About five operations per element; softmax's begins with a kernel of its own for dy·y (`grad * output`)."""
+        dy, y = node.inputs
+        dx = node.outputs[0]
+        walk = softmax_backward_rows(_rows(y), y.shape[-1], dx.dtype)
+        if node.attributes.get("log", True):
+            return (Stream(5 * dx.elements, dx.dtype, **walk),)
+        return (Stream(5 * dx.elements, dx.dtype, 2, again=dy.bytes + y.bytes, **walk),)
+
+
+def _rows(x: Tensor) -> Dim:
+    return prod(x.shape[:-1])
 
 
 for _type in (Softmax("softmax"), Softmax("log_softmax"), SoftmaxBackward()):

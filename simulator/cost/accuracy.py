@@ -23,6 +23,7 @@ from peakline.cost.price import KernelCost, price
 from peakline.hardware import device
 from peakline.models.dtypes import dtype
 from peakline.models.kernels import Attention, Gemm, GroupedGemm, Stream
+from peakline.models.operators.rows import layer_norm_rows, softmax_rows
 
 __all__ = ["accuracy", "attention_rows", "database", "gemm_rows", "moe_rows", "operator_rows", "summary"]
 
@@ -89,7 +90,10 @@ def attention_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def operator_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """fp32 operators of `neusight_fp32_ops`: linear and bmm (TF32 off), elementwise, softmax, layer norm."""
+    """fp32 operators of `neusight_fp32_ops`: linear and bmm (TF32 off), elementwise, softmax, layer norm.
+
+    The kernel names recorded show a release whose softmax does not stage rows in shared memory.
+    """
     parts = []
     for (gpu, op), rows in table.groupby(["gpu", "op"]):
         kind, machine = dtype("fp32"), _device(str(gpu))
@@ -103,7 +107,12 @@ def operator_rows(table: pd.DataFrame) -> pd.DataFrame:
             elements = b * h
             operands, work = _ELEMENTWISE.get(str(op), (1, 1))
             moved = 4 * (operands + 1) * elements
-            cost = price(Stream(work * elements, kind), 4 * operands * elements, 4 * elements, machine)
+            walk: dict[str, Any] = {}
+            if op == "softmax":
+                walk = softmax_rows(b, h, kind, staged=False)
+            elif op == "ln":
+                walk = layer_norm_rows(b, h)
+            cost = price(Stream(work * elements, kind, **walk), 4 * operands * elements, 4 * elements, machine)
         rows = rows.assign(latency_us=rows["latency_ms"] * 1e3)
         parts.append(_tidy(str(op), str(gpu), "fp32", np.full(len(rows), "all"), rows, cost, 0.0, moved))
     return pd.concat(parts, ignore_index=True)

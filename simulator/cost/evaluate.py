@@ -13,7 +13,7 @@ from peakline.cost.generic import Products, generic_tiled
 from peakline.cost.gpu import Tiled
 from peakline.cost.gpu_attention import attention_tiled
 from peakline.cost.gpu_gemm import gemm_tiled
-from peakline.cost.gpu_stream import scan_tiled, stream_tiled
+from peakline.cost.gpu_stream import RowWalk, scan_tiled, stream_tiled
 from peakline.cost.io_bounds import attention_traffic, convolution_traffic, matmul_traffic
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real, ops_for
@@ -215,10 +215,11 @@ def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machi
 
 
 def _stream(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
-    work, launches, reads, writes = values
+    work, launches, rows, passes, threads, steps, again, reads, writes = values
     (kind,) = formats
     if machine.kind == "gpu":
-        tiled = stream_tiled(machine, work, kind, launches, reads, writes)
+        walk = RowWalk(rows, passes, threads, steps)
+        tiled = stream_tiled(machine, work, kind, launches, reads, writes, again=again, walk=walk)
     else:
         tiled = generic_tiled(machine, (), work, kind, launches, reads, writes)
     return Plan(work / _scalar_peak(machine, kind), None, tiled)

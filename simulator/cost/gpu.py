@@ -14,7 +14,10 @@ from typing import NamedTuple
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real
 
-__all__ = ["GPU", "GpuConstants", "Tiled", "async_copy", "l2_rate", "launch_seconds", "main_rate", "miss_fraction"]
+__all__ = [
+    "GPU", "GpuConstants", "Tiled", "async_copy", "l1_bytes", "l2_rate", "launch_seconds", "main_rate", "miss_fraction",
+    "resident_threads",
+]  # fmt: skip
 
 
 class Tiled(NamedTuple):
@@ -54,6 +57,9 @@ class GpuConstants:
         split_steps: fewest k steps worth a slice.
         stream_share: attainable share of main memory's peak in kernels that read and write at once; 0.83-0.90 in the
             NeuSight elementwise rows (A100, V100) and in BabelStream on A100 and H200.
+        reduce_loads: load latencies that joining one pass over a row takes: partial results go through shared memory,
+            two barriers, and the result back to all threads (`blockReduce`, aten/src/ATen/native/cuda/SoftMax.cu).
+            Two, from rows of softmax on A100 that fill neither bandwidth nor a whole number of steps.
         exp_per_cycle: exponentials per cycle and SM: 16 in every generation (CUDA C++ Programming Guide, throughput of
             native arithmetic instructions).
         softmax_ops: scalar operations per score beside the exponential: scale, running maximum, subtraction, sum,
@@ -88,6 +94,7 @@ class GpuConstants:
     max_splits: float = 16.0
     split_steps: float = 2.0
     stream_share: float = 0.87
+    reduce_loads: float = 2.0
     exp_per_cycle: float = 16.0
     softmax_ops: float = 8.0
     attention_share: float = 0.82
@@ -108,6 +115,18 @@ GPU = GpuConstants()
 def launch_seconds(machine: Machine, const: GpuConstants = GPU) -> float:
     """Seconds that starting one kernel adds: `launch_fixed` + `launch_cycles`/clock."""
     return const.launch_fixed + const.launch_cycles / machine.clock
+
+
+def resident_threads(machine: Machine) -> float:
+    """Most threads that live on one SM at once (CUDA C++ Programming Guide, technical specifications by capability)."""
+    return {(7, 5): 1024.0, (8, 6): 1536.0, (8, 7): 1536.0, (8, 9): 1536.0, (12, 0): 1536.0}.get(
+        machine.capability, 2048.0
+    )
+
+
+def l1_bytes(machine: Machine) -> float:
+    """Bytes of L1 per SM: shared memory's array serves as L1 from Volta on (V100 whitepaper); 0 elsewhere."""
+    return machine.shared if machine.capability >= (7, 0) else 0.0
 
 
 def async_copy(machine: Machine) -> bool:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from peakline.cost.gpu import GPU, GpuConstants, Tiled, l2_rate, launch_seconds, miss_fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from peakline.cost.gpu import (
+    GPU,
+    GpuConstants,
+    Tiled,
+    l1_bytes,
+    l2_rate,
+    launch_seconds,
+    miss_fraction,
+    resident_threads,
+)
 from peakline.cost.machine import Machine
-from peakline.cost.numeric import Real, ops_for
+from peakline.cost.numeric import Ops, Real, ops_for
 from peakline.models.dtypes import DType
 
-__all__ = ["scan_tiled", "stream_tiled"]
+__all__ = ["RowWalk", "row_latency", "row_rereads", "scan_tiled", "stream_tiled"]
+
+
+class RowWalk(NamedTuple):
+    """How a kernel walks its rows; the fields of `Stream` of the same names. `rows` 0: there are none."""
+
+    rows: Real
+    passes: Real
+    threads: Real
+    steps: Real
+
+
+NO_ROWS = RowWalk(0.0, 1.0, 128.0, 1.0)
 
 
 def stream_tiled(
@@ -18,25 +43,74 @@ def stream_tiled(
     reads: Real,
     writes: Real,
     *,
+    again: Real = 0.0,
+    walk: RowWalk = NO_ROWS,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of `launches` kernels that pass `reads` + `writes` bytes and do `work` scalar operations.
 
-        T = launches·(launch + fill) + max(missed / main rate, bytes / L2 rate, work / vector peak)
+        T = launches·(launch + fill) + max(missed / main rate, bytes / L2 rate, work / vector peak, walk)
 
     Fill is two loads' latency: the first line in, the last result out. Main memory attains `stream_share` of its peak,
-    less than in a GEMM because reads and writes interleave.
+    less than in a GEMM because reads and writes interleave. `again` more bytes are passed over by a later kernel, which
+    finds them in L2 if all of the first one's fit; rows are walked as `walk` says (`row_rereads`, `row_latency`).
     """
-    ops = ops_for(work, launches, reads, writes)
+    ops = ops_for(work, launches, reads, writes, again, *walk)
     launch = launch_seconds(machine, const) * launches
     moved = reads + writes
     missed = moved * miss_fraction(ops, moved, machine, const.reuse_distance)
+    missed = missed + again * miss_fraction(ops, moved, machine, 1.0)
+    passed = moved + again
+    latency: Real = 0.0
+    if isinstance(walk.rows, np.ndarray) or walk.rows > 0.0:
+        from_l2, from_main = row_rereads(ops, reads, walk, machine)
+        passed, missed = passed + from_l2, missed + from_main
+        latency = row_latency(ops, walk, machine, const)
     memory = machine.bandwidth * machine.attainable.get("stream", const.stream_share)
     l2 = l2_rate(machine, const)
-    limits = {"compute": work / machine.vector_rate(kind), machine.main.name: missed / memory, "l2": moved / l2}
-    streaming = ops.maximum(ops.maximum(limits["compute"], limits[machine.main.name]), limits["l2"])
+    main = machine.main.name
+    limits = {"compute": work / machine.vector_rate(kind), main: missed / memory, "l2": passed / l2}
+    streaming = ops.maximum(ops.maximum(ops.maximum(limits["compute"], limits[main]), limits["l2"]), latency)
     fill = launches * (2.0 * const.load_cycles / machine.clock)
-    return Tiled(streaming + fill + launch, launch, {machine.main.name: missed, "l2": moved}, limits)
+    return Tiled(streaming + fill + launch, launch, {main: missed, "l2": passed}, limits)
+
+
+def row_blocks(ops: Ops, walk: RowWalk, machine: Machine) -> Real:
+    """Rows in flight on one SM: one per group of `threads`, as many as its resident threads allow."""
+    return ops.maximum(ops.floor(resident_threads(machine) / walk.threads), 1.0)
+
+
+def row_rereads(ops: Ops, reads: Real, walk: RowWalk, machine: Machine) -> tuple[Real, Real]:
+    """Bytes that the passes after the first fetch from L2, and those of them that L2 must fetch from main memory.
+
+    Between two touches of a line, the rows in flight and their results, D = 2·rows in flight·row bytes on average, go
+    through the cache. Rows are at different points of their walk, so the distance varies; with all distances from D/2
+    to 3D/2 equally likely, a cache of C bytes that evicts the oldest line misses the share 3/2 − C/D, within 0 and 1.
+    L1 sees the rows of its SM and L2 those of all.
+    """
+    rereads = (walk.passes - 1.0) * reads
+    rows = ops.maximum(walk.rows, 1.0)
+    per_unit = row_blocks(ops, walk, machine)
+    row = reads / rows
+
+    def missing(size: float, in_flight: Real) -> Real:
+        distance = ops.maximum(2.0 * in_flight * row, 1.0)
+        return ops.minimum(ops.maximum(1.5 - size / distance, 0.0), 1.0)
+
+    cache = machine.cache
+    size = (cache.capacity or 0.0) if cache else 0.0
+    from_l2 = rereads * missing(l1_bytes(machine), ops.minimum(per_unit, ops.ceil(rows / machine.units)))
+    return from_l2, from_l2 * missing(size, ops.minimum(per_unit * machine.units, rows))
+
+
+def row_latency(ops: Ops, walk: RowWalk, machine: Machine, const: GpuConstants) -> Real:
+    """Seconds that rows need when nothing but latency holds them: waves · passes · (steps + joining) · load latency.
+
+    A pass asks for its loads step by step and ends in a reduction across the row's threads; the SMs hold
+    `row_blocks` rows each, and further rows wait. Few rows leave SMs idle, and short ones their lanes.
+    """
+    waves = ops.ceil(walk.rows / (machine.units * row_blocks(ops, walk, machine)))
+    return waves * walk.passes * (walk.steps + const.reduce_loads) * (const.load_cycles / machine.clock)
 
 
 def scan_tiled(

@@ -28,6 +28,12 @@ LIMITS = {
     ("add", "NVIDIA A100 80GB PCIe", "fp32"): 0.05,
     ("add", "Tesla V100-PCIE-32GB", "fp32"): 0.10,
     ("add", "Tesla P100-PCIE-16GB", "fp32"): 0.20,
+    ("softmax", "Tesla V100-PCIE-32GB", "fp32"): 0.15,
+    ("softmax", "NVIDIA A100 80GB PCIe", "fp32"): 0.15,
+    ("softmax", "Tesla P100-PCIE-16GB", "fp32"): 0.20,
+    ("ln", "Tesla V100-PCIE-32GB", "fp32"): 0.15,
+    ("ln", "NVIDIA A100 80GB PCIe", "fp32"): 0.15,
+    ("ln", "Tesla P100-PCIE-16GB", "fp32"): 0.25,
     ("moe", "h100_sxm", "bf16"): 0.30,
 }
 
