@@ -85,7 +85,7 @@ def _one_line(error: Exception) -> str:
     elif isinstance(error, ValueError):
         text = str(error)
     elif isinstance(error, MemoryError | OverflowError):
-        text = f"the sizes are too large to be evaluated ({type(error).__name__})"
+        text = f"the sizes are too large to be evaluated: {error or type(error).__name__}"
     else:
         text = f"unexpected {type(error).__name__}: {error} (--debug shows where; please report it)"
     lines = [line.strip().removeprefix("- ").removeprefix("* ") for line in text.splitlines()]
