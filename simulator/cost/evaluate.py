@@ -197,7 +197,7 @@ def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machi
             kv_kind,
             reads,
             writes,
-            products=per_pair / (qk_dim + v_dim),
+            backward=backward,
         )
     else:
         seen = pairs / ops.maximum(queries, 1.0)

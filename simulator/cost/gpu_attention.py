@@ -15,6 +15,10 @@ from peakline.models.dtypes import DType
 
 __all__ = ["attention_tiled"]
 
+STAGED_BYTES = 10.0
+"""16-bit bytes through shared memory per score of the backward pass: P written and read once, dS written and read
+twice (arXiv:2307.08691, algorithm 2)."""
+
 
 def attention_tiled(
     machine: Machine,
@@ -31,7 +35,7 @@ def attention_tiled(
     reads: Real,
     writes: Real,
     *,
-    products: float = 1.0,
+    backward: bool = False,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of softmax(QKᵀ)V without stored scores.
@@ -40,10 +44,14 @@ def attention_tiled(
         pairs: (query, key) pairs per head that the mask leaves.
         kind, kv_kind: formats of the products and of the stored keys and values.
         reads, writes: compulsory bytes of the operator.
-        products: work per pair relative to the forward pass (backward: 2.5, five products to two).
+        backward: the gradients: five products instead of two, which run in turn with the elementwise part, because
+            the last three wait for dS, and dS for S and dP; the tiles of P and dS go through shared memory to
+            become operands, and every step adds its part of dQ into a float32 buffer (arXiv:2307.08691,
+            algorithm 2). Kernels before and after it sum dO·O and convert dQ.
     """
     ops = ops_for(batch, heads, kv_heads, queries, keys, pairs, reads, writes)
     launch = launch_seconds(machine, const)
+    flops_per_pair = 2.0 * (3.0 * qk_dim + 2.0 * v_dim) if backward else 2.0 * (qk_dim + v_dim)
     clock, units = machine.clock, float(machine.units)
     latency = const.load_cycles / clock
     peak, _, matrix = machine.rate(kind)
@@ -69,16 +77,19 @@ def attention_tiled(
     longest = ops.maximum(ops.where(pairs < queries * keys, ops.minimum(longest, 2.0 * steps), longest), steps)
 
     scores = tile_rows * tile_keys
-    multiply = scores * (2.0 * products * (qk_dim + v_dim)) * units / (peak * const.attention_share)
+    multiply = scores * flops_per_pair * units / (peak * const.attention_share)
     lanes = machine.vector_rate("fp32") / (2.0 * units * clock)
-    softmax = scores * (1.0 / const.exp_per_cycle + const.softmax_ops / (2.0 * lanes)) / clock
+    staged = STAGED_BYTES * kind.bits / 16.0 / const.shared_bytes_per_cycle if backward else 0.0
+    softmax = scores * (1.0 / const.exp_per_cycle + const.softmax_ops / (2.0 * lanes) + staged) / clock
     # without asynchronous products a warp issues its products and its softmax in turn (arXiv:2407.08608, §3.1)
-    exposed = const.exposed_async if async_copy(machine) else 1.0
+    exposed = const.exposed_async if async_copy(machine) and not backward else 1.0
     beat = ops.maximum(multiply, softmax) + exposed * ops.minimum(multiply, softmax)
 
     splits = ops.minimum(ops.maximum(ops.floor(units / blocks), 1.0), ops.ceil(longest / 2.0))
     kv_step = tile_keys * (qk_dim + v_dim) * (kv_kind.bits / 8.0)
     fetched = blocks * steps * kv_step
+    if backward:
+        fetched = fetched + blocks * steps * tile_rows * qk_dim * 4.0
     chain = const.chain_loads * latency
     beat = ops.maximum(beat, latency * const.step_loads)
     per_block = chain + ops.maximum(steps / splits, 0.5) * beat
@@ -89,6 +100,11 @@ def attention_tiled(
     hidden = const.exposed_async if async_copy(machine) else const.exposed_sync
     total = ops.maximum(working, streaming) + hidden * ops.minimum(working, streaming)
     joined = ops.where(splits > 1.0, launch + 4.0 * splits * batch * heads * queries * v_dim * 2.0 / l2, 0.0)
-    flops = 2.0 * products * batch * heads * pairs * (qk_dim + v_dim)
+    if backward:  # the kernels around it: dO·O, and dQ from float32
+        around = batch * heads * queries * (2.0 * v_dim * kind.bits / 8.0 + qk_dim * (8.0 + kind.bits / 8.0))
+        missed = missed + around * miss_fraction(ops, around, machine, 1.0)
+        joined = joined + ops.maximum(around / l2, around * miss_fraction(ops, around, machine, 1.0) / memory)
+        launch = 3.0 * launch
+    flops = flops_per_pair * batch * heads * pairs
     limits = {"compute": flops / peak, machine.main.name: missed / memory, "l2": fetched / l2}
     return Tiled(launch + total + joined, launch, {machine.main.name: missed, "l2": fetched}, limits)
