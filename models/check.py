@@ -26,8 +26,15 @@ def _tensor_faults(graph: Graph) -> list[str]:
             faults.append(f"tensor {name!r} has a negative dimension: {tensor.shape}")
         if tensor.family and not name.startswith(tensor.family + "."):
             faults.append(f"tensor {name!r} of family {tensor.family!r} must have a name that starts with it")
-        if tensor.storage is not None and tensor.storage not in graph.tensors:
-            faults.append(f"tensor {name!r} shares the storage of {tensor.storage!r}, which does not exist")
+        if tensor.storage is not None:
+            owner = graph.tensors.get(tensor.storage)
+            if owner is None:
+                faults.append(f"tensor {name!r} shares the storage of {tensor.storage!r}, which does not exist")
+            elif owner.storage is not None:
+                faults.append(
+                    f"tensor {name!r} shares the storage of {tensor.storage!r}, which has none of its own: name "
+                    f"{owner.storage!r}"
+                )
     return faults
 
 

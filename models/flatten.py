@@ -140,20 +140,36 @@ def _layer_module(module: str, family: str | None, index: int) -> str:
 
 
 def to_networkx(graph: Graph) -> Any:
-    """Operators as nodes (with their `Operator`), an edge from producer to reader with the tensor names between."""
+    """Operators as nodes (with their `Operator`), an edge to each reader from whoever last wrote what it reads.
+
+    Edges hold the names of the tensors between; operators that write in place count as writers of the shared storage.
+    """
     import networkx as nx
+
+    from peakline.models.operators import operator_type
 
     flat = flatten(graph)
     result: Any = nx.DiGraph(name=graph.name)
-    producer: dict[str, str] = {}
-    for operator in flat.blocks[0].operators:
+    maker: dict[str, int] = {}  # tensor → operator that makes it
+    writer: dict[str, int] = {}  # storage → operator that wrote it last
+    operators = flat.blocks[0].operators
+
+    def owner(name: str) -> str:
+        return flat.tensors[name].storage or name
+
+    for position, operator in enumerate(operators):
         result.add_node(operator.name, operator=operator, type=operator.type, phase=operator.phase)
         for name in operator.inputs:
-            source = producer.get(name)
-            if source is not None and source != operator.name:
-                if result.has_edge(source, operator.name):
-                    result.edges[source, operator.name]["tensors"].append(name)
-                else:
-                    result.add_edge(source, operator.name, tensors=[name])
-        producer.update(dict.fromkeys(operator.outputs, operator.name))
+            source = max(maker.get(name, -1), writer.get(owner(name), -1))
+            if source < 0:
+                continue
+            edge = operators[source].name, operator.name
+            if not result.has_edge(*edge):
+                result.add_edge(*edge, tensors=[])
+            if name not in result.edges[edge]["tensors"]:
+                result.edges[edge]["tensors"].append(name)
+        maker.update(dict.fromkeys(operator.outputs, position))
+        if operator_type(operator.type).launches:  # a view writes nothing
+            overwritten = operator.inputs[: int(operator.attributes.get("writes", 0))]
+            writer.update((owner(name), position) for name in (*operator.outputs, *overwritten))
     return result

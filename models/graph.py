@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
-from peakline.models.dims import Dim, Shape, is_array, prod
+import numpy as np
+
+from peakline.models.dims import Dim, Shape, prod
 from peakline.models.dtypes import DType, nbytes
 
 __all__ = ["PHASES", "ROLES", "Block", "Carry", "Graph", "GraphError", "Operator", "Phase", "Role", "Tensor"]
@@ -200,8 +202,22 @@ class Graph:
 
     @property
     def is_sweep(self) -> bool:
-        """Whether any dimension is an array: the graph is many configurations at once."""
-        return any(is_array(*t.shape) for t in self.tensors.values())
+        """Whether any size is an array: the graph is many configurations at once."""
+        return any(True for _ in self.arrays())
+
+    def arrays(self) -> Iterator[Any]:
+        """Every array among the sizes: dimensions, overridden bytes, attributes such as a sliding window's width."""
+        for tensor in self.tensors.values():
+            for size in tensor.shape:
+                if isinstance(size, np.ndarray):
+                    yield size
+            if isinstance(tensor.bytes_override, np.ndarray):
+                yield tensor.bytes_override
+        for block in self.blocks:
+            for operator in block.operators:
+                for value in operator.attributes.values():
+                    if isinstance(value, np.ndarray):
+                        yield value
 
     def with_notes(self, *notes: str) -> Graph:
         """A copy with further notes."""

@@ -16,9 +16,12 @@ __all__ = ["select", "sweep_shape"]
 
 
 def sweep_shape(graph: Graph) -> tuple[int, ...]:
-    """The common shape that the graph's arrays of sizes broadcast to; () for a single configuration."""
-    shapes = {np.shape(d) for t in graph.tensors.values() for d in t.shape if is_array(d)}
-    return np.broadcast_shapes(*shapes) if shapes else ()
+    """The common shape that the graph's arrays of sizes broadcast to; () for a single configuration.
+
+    Raises:
+        ValueError: arrays that do not broadcast against each other.
+    """
+    return np.broadcast_shapes(*(np.shape(array) for array in graph.arrays()))
 
 
 def select(graph: Graph, start: int, stop: int) -> Graph:
