@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from peakline.models.graph import ALL, Block, Graph, Operator, Tensor, base_name
@@ -78,6 +79,10 @@ def instance_name(name: str, family: str | None, index: int) -> str:
     return f"{path}.{number}.{rest}" if rest else f"{path}.{number}"
 
 
+_COUNTS = ("writes", "tensors")
+"""Attributes that say how many of an operator's first inputs are meant; `[*]` stands for several of them."""
+
+
 def flatten(graph: Graph) -> Graph:
     """Unroll every block; later microbatches (`Block.times`) become copies with `#k` behind their tensors' names."""
     resolve = Resolver(graph)
@@ -108,8 +113,14 @@ def flatten(graph: Graph) -> Graph:
         for copy in range(times):
             for block, index, operator in _execution(blocks):
                 suffix = f"#{copy}" if copy else ""
-                inputs = [r for reference in operator.inputs for r in resolve(reference, block, index)]
+                found = [resolve(reference, block, index) for reference in operator.inputs]
+                inputs = [r for instances in found for r in instances]
                 outputs = [r for reference in operator.outputs for r in resolve(reference, block, index)]
+                counts = {
+                    key: sum(len(instances) for instances in found[: operator.attributes[key]])
+                    for key in _COUNTS
+                    if key in operator.attributes
+                }
                 name = instance_name(operator.name, block.family, index) if block.family else operator.name
                 operators.append(
                     replace(
@@ -118,6 +129,9 @@ def flatten(graph: Graph) -> Graph:
                         module=_layer_module(operator.module, block.family, index),
                         inputs=tuple([declare(*r, copy) for r in inputs]),
                         outputs=tuple([declare(*r, copy) for r in outputs]),
+                        attributes=MappingProxyType({**operator.attributes, **counts})
+                        if counts
+                        else operator.attributes,
                     )
                 )
     return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),))
