@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from peakline.cli.allocate import allocate
 from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
 from peakline.cli.validate import validate
@@ -34,6 +35,7 @@ app.command()(estimate)
 app.command()(devices)
 app.command()(models)
 app.command()(validate)
+app.command()(allocate)
 
 
 def _version(asked: bool) -> None:

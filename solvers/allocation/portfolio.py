@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, isfinite
-from typing import Literal
+from typing import Any, Literal
 
-from peakline.solvers.allocation import bounds, heuristics
+from peakline.solvers.allocation import bounds, cpsat, heuristics, milp
+from peakline.solvers.allocation.greedy import PlacementError
 from peakline.solvers.allocation.instance import Instance
 from peakline.solvers.allocation.search import MODES, Mode, Outcome, Search
 from peakline.solvers.allocation.sections import Sections
@@ -21,6 +22,7 @@ Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 Method = Literal["auto", "heuristics", "search", "milp", "cp-sat"]
 METHODS: tuple[Method, ...] = ("auto", "heuristics", "search", "milp", "cp-sat")
 
+_MODELS: dict[str, Any] = {"milp": milp, "cp-sat": cpsat}
 _MOST_PAIRS = 2_000_000  # pairs of neighbours kept in memory, about 100 bytes each; above, heuristics and bounds only
 _FIRST_NODES = 3  # nodes of a first run, per buffer: a run that never fails takes one per buffer
 _GROWTH = 1.5  # of the node limit from one round of restarts to the next
@@ -94,12 +96,14 @@ def allocate(
         raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
     if method not in METHODS:
         raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
+    if method in _MODELS:
+        _MODELS[method].require()
     work = _Work(instance, capacity, time_limit, seed, progress)
     try:
         work.start()
         if method in ("auto", "search"):
             work.climb()
-        elif method != "heuristics":
+        elif method in _MODELS:
             work.model(method)
     except KeyboardInterrupt:
         if not work.placed_by:
@@ -175,16 +179,16 @@ class _Work:
 
     def model(self, method: Method) -> None:
         """One run of an exact model by a solver for such."""
-        from peakline.solvers.allocation import cpsat, milp
-
         if self._done():
             return
-        solve = milp.solve if method == "milp" else cpsat.solve
-        offsets, bound = solve(self.instance, self.bound, self.peak, self.deadline - time.monotonic())
-        if offsets is not None:
-            self._improve(offsets, method)
+        offsets, bound = _MODELS[method].solve(self.instance, self.bound, self.peak, self.deadline - time.monotonic())
         if bound > self.bound:
             self.bound, self.proved_by = min(bounds.round_up(self.instance, bound), self.peak), method
+        if offsets is not None:
+            try:
+                self._improve(offsets, method)
+            except PlacementError as error:
+                self.notes.append(f"the placement of {method} does not hold and was dropped: {error}")
 
     def result(self) -> Allocation:
         fits = self.capacity is None or self.peak <= self.capacity

@@ -14,7 +14,9 @@ from peakline.solvers.allocation import (
     Instance,
     PlacementError,
     allocate,
+    cpsat,
     liveness_bound,
+    milp,
     read_csv,
     validate,
 )
@@ -125,12 +127,41 @@ def test_a_capacity_below_the_crowd_is_refused_with_the_bytes_it_needs() -> None
 
 
 def test_fragmentation_is_proven_not_only_crowding() -> None:
-    """At most 8 bytes live at once, yet 8 do not do: the search says so."""
-    item = Instance.of([(0, 2, 3), (0, 1, 1), (1, 4, 4), (1, 3, 1), (3, 5, 3), (2, 6, 1), (4, 6, 4), (5, 7, 3)])
-    optimum = smallest_arena(item)
-    answer = allocate(item, optimum - 1)
-    assert answer.status == "infeasible"
-    assert answer.lower_bound == optimum
+    """At most 5 bytes are alive at once, yet 5 do not do: the search says so."""
+    item = Instance.of([(0, 1, 3), (0, 2, 2), (1, 4, 2), (2, 4, 1), (1, 6, 1), (2, 6, 1), (4, 7, 3), (6, 7, 2)])
+    assert (liveness_bound(item.buffers), smallest_arena(item)) == (5, 6)
+    answer = allocate(item, 5)
+    assert (answer.status, answer.lower_bound) == ("infeasible", 6)
+    assert answer.method.endswith("bound: search")
+
+
+@settings(max_examples=25, deadline=None)
+@given(instances())
+def test_the_integer_program_agrees_with_exhaustive_search(item: Instance) -> None:
+    pytest.importorskip("pulp")
+    pytest.importorskip("highspy")
+    roomy = max(placement.arena for _, placement in quick(item))
+    offsets, bound = milp.solve(item, 1, roomy, 20)
+    assert offsets is not None
+    assert validate(item, offsets) == bound == smallest_arena(item)
+
+
+@settings(max_examples=25, deadline=None)
+@given(instances())
+def test_the_constraint_program_agrees_with_exhaustive_search(item: Instance) -> None:
+    pytest.importorskip("ortools")
+    roomy = max(placement.arena for _, placement in quick(item))
+    offsets, bound = cpsat.solve(item, 1, roomy, 20)
+    assert offsets is not None
+    assert validate(item, offsets) == bound == smallest_arena(item)
+
+
+@pytest.mark.parametrize("method", ["milp", "cp-sat"])
+def test_a_missing_solver_is_named(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (milp, cpsat):
+        monkeypatch.setattr(module, "find_spec", lambda package: None)
+    with pytest.raises(ImportError, match=f"method {method}: needs the package (pulp|ortools), which is not installed"):
+        allocate(Instance.of([(0, 1, 1)]), method=method)  # type: ignore[arg-type]
 
 
 @settings(max_examples=200, deadline=None)
