@@ -63,7 +63,8 @@ class Convolution:
 
     Per group: m = batch·space, n = out_channels/groups, k = taps·in_channels/groups. A `transposed` one scatters
     every input position to `taps` outputs: m = batch·in_space, n = taps·out_channels/groups, k = in_channels/groups.
-    `in_space` is the number of input positions per image.
+    `in_space` is the number of input positions per image. Tensors not `channels_last` lie channel by channel, and a
+    matrix engine that reads channels together has them converted before and after (`cudnn_workspace`).
     """
 
     batch: Dim
@@ -77,6 +78,7 @@ class Convolution:
     b: DType
     c: DType
     transposed: bool = False
+    channels_last: bool = True
 
     @property
     def flops(self) -> Flops:

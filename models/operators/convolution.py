@@ -76,6 +76,11 @@ def cudnn_workspace(*tensors: Tensor, groups: int, channels_last: bool) -> Dim:
     return total
 
 
+def _in_place(node: Node) -> bool:
+    """Whether tensor-core kernels read the tensors where they lie: the cases in which `cudnn_workspace` is 0."""
+    return bool(node.attributes.get("channels_last", False)) or node.attributes["groups"] > 1
+
+
 @dataclass(frozen=True)
 class _ConvolutionCall(OperatorType):
     """What the three cuDNN calls of a convolution have in common."""
@@ -113,6 +118,7 @@ class Conv(_ConvolutionCall):
                 b=w.dtype,
                 c=y.dtype,
                 transposed=a["transposed"],
+                channels_last=_in_place(node),
             ),
         )
 
@@ -160,6 +166,7 @@ class ConvInputGradient(_ConvolutionCall):
                 b=w.dtype,
                 c=dx.dtype,
                 transposed=not a["transposed"],
+                channels_last=_in_place(node),
             ),
         )
 
@@ -192,6 +199,7 @@ class ConvWeightGradient(_ConvolutionCall):
                 a=wide.dtype,
                 b=narrow.dtype,
                 c=dw.dtype,
+                channels_last=_in_place(node),
             ),
         )
 

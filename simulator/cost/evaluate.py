@@ -17,10 +17,12 @@ from peakline.cost.gpu_stream import RowWalk, scan_tiled, stream_tiled
 from peakline.cost.io_bounds import attention_traffic, convolution_traffic, matmul_traffic
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real, ops_for
-from peakline.models.dtypes import DType
+from peakline.models.dtypes import DType, dtype
 from peakline.models.kernels import Attention, Convolution, Gemm, GroupedGemm, Scan, Stream
 
 __all__ = ["Evaluation", "evaluate"]
+
+_TF32 = dtype("tf32")
 
 CLUSTER = 16
 """Most thread blocks that may share one fetch from L2 by multicast (CUDA Programming Guide: 8 portable, 16 on H100)."""
@@ -136,11 +138,18 @@ def _products(
 
 
 def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
-    """Implicit GEMM per group, or on a GPU the direct kernel where groups are too narrow for tiles (depthwise)."""
+    """Implicit GEMM per group, or on a GPU the direct kernel where groups are too narrow for tiles (depthwise).
+
+    float32 convolutions multiply in TF32 where a GPU has it: PyTorch's default, unlike for matrix products
+    (`torch.backends.cudnn.allow_tf32`; "Numerical accuracy", PyTorch documentation). Operands whose channels lie apart
+    are first converted for the matrix engine, and the result back: a copy of each (`nchwToNhwcKernel`).
+    """
     batch, in_channels, out_channels, groups, taps, in_space, space, reads, writes = values
     ops = ops_for(*values)
-    a, b, c, transposed = formats
+    a, b, c, transposed, channels_last = formats
     wide = a if a.bits >= b.bits else b
+    if wide.name == "fp32" and "tf32" in machine.matrix and machine.kind == "gpu":
+        a = b = wide = _TF32
     narrow_in, narrow_out = in_channels / groups, out_channels / groups
     unrolled: Real
     if transposed:  # every input position is scattered to `taps` outputs
@@ -151,6 +160,8 @@ def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Mac
     if machine.kind == "gpu":
         implicit = gemm_tiled(machine, groups, m, n, k, (a, b, c), reads, writes, unrolled=unrolled)
         direct = stream_tiled(machine, flops, wide, 1.0, reads, writes)
+        if not channels_last and machine.rate(wide)[2]:
+            implicit = _in_turn(implicit, stream_tiled(machine, 0.0, wide, 3.0, reads + writes, reads + writes))
         tiled = _faster(ops, implicit, direct)
     else:
         tiled = generic_tiled(machine, ((groups, m, n, k),), 0.0, wide, 1.0, reads, writes)
@@ -160,6 +171,20 @@ def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Mac
         return convolution_traffic(flops / 2.0, ops.maximum(taps, 1.0), capacity, *widths, copies)
 
     return Plan(flops / machine.rate(wide)[0], traffic, tiled)
+
+
+def _in_turn(first: Tiled, second: Tiled) -> Tiled:
+    """One after the other: everything adds up."""
+
+    def add(a: dict[str, Real], b: dict[str, Real]) -> dict[str, Real]:
+        return {name: a[name] + b[name] for name in a}
+
+    return Tiled(
+        first.seconds + second.seconds,
+        first.launch + second.launch,
+        add(first.traffic, second.traffic),
+        add(first.limits, second.limits),
+    )
 
 
 def _faster(ops: Ops, first: Tiled, second: Tiled) -> Tiled:

@@ -53,13 +53,13 @@ def stream_tiled(
 
     Fill is two loads' latency: the first line in, the last result out. Main memory attains `stream_share` of its peak,
     less than in a GEMM because reads and writes interleave. `again` more bytes are passed over by a later kernel, which
-    finds them in L2 if all of the first one's fit; rows are walked as `walk` says (`row_rereads`, `row_latency`).
+    finds them in L2 if all of them fit; rows are walked as `walk` says (`row_rereads`, `row_latency`).
     """
     ops = ops_for(work, launches, reads, writes, again, *walk)
     launch = launch_seconds(machine, const) * launches
     moved = reads + writes
     missed = moved * miss_fraction(ops, moved, machine, const.reuse_distance)
-    missed = missed + again * miss_fraction(ops, moved, machine, 1.0)
+    missed = missed + again * miss_fraction(ops, ops.maximum(moved, again), machine, 1.0)
     passed = moved + again
     latency: Real = 0.0
     if isinstance(walk.rows, np.ndarray) or walk.rows > 0.0:
