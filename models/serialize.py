@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from peakline.models.dims import Dim
+from peakline.models.dims import Dim, as_dim
 from peakline.models.dtypes import dtype
 from peakline.models.graph import Block, Carry, Graph, GraphError, Operator, Tensor
+from peakline.models.operators import operator_type
 
 __all__ = ["SCHEMA", "graph_from_json", "graph_to_json"]
 
 SCHEMA = "peakline.graph/1"
+
+T = TypeVar("T")
 
 
 def graph_to_json(graph: Graph) -> str:
@@ -41,25 +44,53 @@ def graph_from_json(text: str) -> Graph:
     """
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise GraphError(f"not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise GraphError(f"field 'schema' is {found!r}; accepted: {SCHEMA!r}")
-    try:
-        graph = Graph(
-            name=str(data["name"]),
-            tensors={t["name"]: _tensor_in(t) for t in data["tensors"]},
-            blocks=tuple(_block_in(b) for b in data["blocks"]),
-            workload={k: _value_in(v) for k, v in data.get("workload", {}).items()},
-            notes=tuple(data.get("notes", ())),
-        )
-    except KeyError as error:
-        raise GraphError(f"field {error.args[0]!r} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise GraphError(str(error)) from None
+    tensors: dict[str, Tensor] = {}
+    for i, item in enumerate(_field(data, "tensors", list)):
+        tensor = _tensor_in(_checked(item, dict, f"tensors[{i}]"))
+        if tensor.name in tensors:
+            raise GraphError(f"tensor {tensor.name!r} appears twice")
+        tensors[tensor.name] = tensor
+    blocks = [_checked(b, dict, f"blocks[{i}]") for i, b in enumerate(_field(data, "blocks", list))]
+    graph = Graph(
+        name=_field(data, "name", str),
+        tensors=tensors,
+        blocks=tuple(map(_block_in, blocks)),
+        workload={k: _value_in(v) for k, v in _field(data, "workload", dict, {}).items()},
+        notes=_names(data, "notes", []),
+    )
     graph.check()
     return graph
+
+
+def _field(data: dict[str, Any], name: str, kind: type[T], default: Any = ...) -> T:
+    """A field of an object, of the right type.
+
+    Raises:
+        GraphError: it is missing without a default, or of another type.
+    """
+    if name not in data and default is ...:
+        where = f" of {data['name']!r}" if "name" in data else ""
+        raise GraphError(f"field {name!r}{where} is missing")
+    value = data.get(name, default)
+    return _checked(value, kind, f"field {name!r}" + (f" of {data['name']!r}" if "name" in data else ""))
+
+
+def _checked(value: Any, kind: type[T], where: str) -> T:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise GraphError(f"{where} must be a JSON {_JSON[kind]}, not {str(value)[:40]!r}")
+    return value
+
+
+_JSON: dict[type, str] = {dict: "object", list: "array", str: "string", int: "integer", bool: "boolean"}
+
+
+def _names(data: dict[str, Any], field: str, default: Any = ...) -> tuple[str, ...]:
+    return tuple([_checked(item, str, f"every item of {field!r}") for item in _field(data, field, list, default)])
 
 
 def _dim_out(value: Dim) -> Any:
@@ -67,11 +98,13 @@ def _dim_out(value: Dim) -> Any:
 
 
 def _dim_in(value: Any) -> Dim:
-    if isinstance(value, dict):
-        return np.asarray(value["sizes"], dtype=np.int64)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise GraphError(f"a dimension must be an integer, not {value!r}")
+    sizes = value.get("sizes") if isinstance(value, dict) else value
+    try:
+        if isinstance(value, int) or (isinstance(value, dict) and isinstance(sizes, list)):
+            return as_dim(sizes)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise GraphError(f"a dimension must be an integer or {{'sizes': [integers]}}, not {str(value)[:40]}")
 
 
 def _plain(value: Any) -> Any:
@@ -113,14 +146,19 @@ def _tensor_out(tensor: Tensor) -> dict[str, Any]:
 
 
 def _tensor_in(data: dict[str, Any]) -> Tensor:
+    name = _field(data, "name", str)
+    try:
+        kind = dtype(_field(data, "dtype", str))
+    except ValueError as error:
+        raise GraphError(f"tensor {name!r}: {error}") from None
     return Tensor(
-        name=data["name"],
-        shape=tuple(_dim_in(d) for d in data["shape"]),
-        dtype=dtype(data["dtype"]),
-        role=data["role"],
-        family=data.get("family"),
-        storage=data.get("storage"),
-        trainable=bool(data.get("trainable", False)),
+        name=name,
+        shape=tuple([_dim_in(d) for d in _field(data, "shape", list)]),
+        dtype=kind,
+        role=_field(data, "role", str),  # type: ignore[arg-type]  # `Graph.check` looks at it
+        family=_field(data, "family", str) if "family" in data else None,
+        storage=_field(data, "storage", str) if "storage" in data else None,
+        trainable=_field(data, "trainable", bool, False),
         bytes_override=_dim_in(data["bytes"]) if "bytes" in data else None,
     )
 
@@ -138,14 +176,21 @@ def _block_out(block: Block) -> dict[str, Any]:
 
 
 def _block_in(data: dict[str, Any]) -> Block:
+    carries = {}
+    for port in _field(data, "carries", dict, {}):
+        pair = _names(data["carries"], port)
+        if len(pair) != 2:
+            raise GraphError(f"carry {port!r} must be [initial, following], not {list(pair)}")
+        carries[port] = Carry(*pair)
+    operators = _field(data, "operators", list)
     return Block(
-        name=data["name"],
-        operators=tuple(_operator_in(o) for o in data["operators"]),
-        repeat=int(data.get("repeat", 1)),
-        family=data.get("family"),
-        reverse=bool(data.get("reverse", False)),
-        carries=MappingProxyType({n: Carry(*c) for n, c in data.get("carries", {}).items()}),
-        times=int(data.get("times", 1)),
+        name=_field(data, "name", str),
+        operators=tuple([_operator_in(_checked(o, dict, "every item of 'operators'")) for o in operators]),
+        repeat=_field(data, "repeat", int, 1),
+        family=_field(data, "family", str) if "family" in data else None,
+        reverse=_field(data, "reverse", bool, False),
+        carries=MappingProxyType(carries),
+        times=_field(data, "times", int, 1),
     )
 
 
@@ -165,12 +210,17 @@ def _operator_out(operator: Operator) -> dict[str, Any]:
 
 
 def _operator_in(data: dict[str, Any]) -> Operator:
+    name, kind = _field(data, "name", str), _field(data, "type", str)
+    try:
+        operator_type(kind)
+    except ValueError as error:
+        raise GraphError(f"operator {name!r}: {error}") from None
     return Operator(
-        name=data["name"],
-        type=data["type"],
-        inputs=tuple(data["inputs"]),
-        outputs=tuple(data["outputs"]),
-        attributes=MappingProxyType({k: _value_in(v) for k, v in data.get("attributes", {}).items()}),
-        phase=data.get("phase", "forward"),
-        module=data.get("module", ""),
+        name=name,
+        type=kind,
+        inputs=_names(data, "inputs"),
+        outputs=_names(data, "outputs"),
+        attributes=MappingProxyType({k: _value_in(v) for k, v in _field(data, "attributes", dict, {}).items()}),
+        phase=_field(data, "phase", str, "forward"),  # type: ignore[arg-type]  # `Graph.check` looks at it
+        module=_field(data, "module", str, ""),
     )

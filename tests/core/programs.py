@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
+
 from peakline.models.builder import GraphBuilder
 from peakline.models.graph import Graph, Tensor
 from peakline.models.operators.elementwise import add, cast, mul, scale, unary, view

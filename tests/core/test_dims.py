@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from peakline.models.dims import as_dim, ceil_div, flops, maximum, minimum, prod, round_up
 from peakline.models.dtypes import DTYPES, dtype, nbytes
 

@@ -8,6 +8,7 @@ import networkx as nx
 import numpy as np
 import pytest
 from networks import SHAPE, WIDTH, feed_forward, stack
+
 from peakline.models.builder import GraphBuilder
 from peakline.models.dtypes import dtype
 from peakline.models.flatten import Resolver, flatten

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import peakline as pk
 import pytest
 from hypothesis import HealthCheck, given, settings
+from programs import programs, training_steps
+
+import peakline as pk
 from peakline.cost.program import price_program
 from peakline.memory.lifetimes import unroll
 from peakline.memory.live import live_peak, occupancy
 from peakline.memory.requests import request_streams
 from peakline.models.graph import RESIDENT_ROLES, Graph
 from peakline.models.operators import Node, operator_type
-from programs import programs, training_steps
 
 FEW = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 
