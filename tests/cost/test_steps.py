@@ -25,8 +25,8 @@ def test_resnet_50_trains_at_the_published_rate(gpu, batch, published):
 
 @pytest.mark.parametrize(("gpu", "published"), [("a100-80gb", 0.63 * 312), ("h100-sxm", 542)])
 def test_the_backward_pass_of_attention_runs_near_the_best_published_kernels(gpu, published):
-    """TFLOP/s without a mask, heads of 128: FlashAttention-2 on A100 reaches 63 % of the peak at best (arXiv:2307.08691,
-    abstract and §4.1), FlashAttention-3 on H100 542 at 4,096 tokens (arXiv:2407.08608, figure 6)."""
+    """TFLOP/s without a mask, heads of 128: FlashAttention-2 on A100 reaches 63 % of peak at best (arXiv:2307.08691,
+    §4.1), FlashAttention-3 on H100 542 at 4,096 tokens (arXiv:2407.08608, figure 6)."""
     pairs, moved = 4096**2, 2 * 4 * 16 * 4096 * 128
     forward, backward = (Attention(4, 16, 16, 4096, 4096, pairs, 128, 128, BF16, BF16, flag) for flag in (False, True))
     cost = price(backward, 5 * moved, 3 * moved, device(gpu))
