@@ -53,6 +53,8 @@ _ALL = [
     DType("mxfp8", 8, block=32, scale_bits=8, source="OCP Microscaling v1.0: E8M0 scale per 32 elements"),
     DType("mxfp4", 4, block=32, scale_bits=8, source="OCP Microscaling v1.0: E8M0 scale per 32 elements"),
     DType("nvfp4", 4, block=16, scale_bits=8, source="NVIDIA Blackwell: E4M3 scale per 16 elements"),
+    DType("adam4bit", 4, block=128, scale_bits=32, source="arXiv:2309.01507, torchao: fp32 scale per 128 elements"),
+    DType("adamfp8", 8, block=256, scale_bits=32, source="torchao OptimStateFp8: fp32 scale per 256 elements"),
     DType("adam8bit", 8, block=256, scale_bits=32, source="bitsandbytes: fp32 absmax per block of 256 state elements"),
 ]
 

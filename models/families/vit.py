@@ -14,7 +14,7 @@ from peakline.models.operators.attention import attention
 from peakline.models.operators.convolution import conv
 from peakline.models.operators.dropout import dropout
 from peakline.models.operators.elementwise import activation, add, mul, view
-from peakline.models.operators.indexing import take
+from peakline.models.operators.indexing import split, take
 from peakline.models.operators.matmul import linear
 from peakline.models.operators.normalization import layer_norm
 from peakline.models.operators.pooling import concat
@@ -37,6 +37,7 @@ class ViTConfig:
         registers: learned tokens beside the class token (arXiv:2309.16588).
         mask_token: whether the checkpoint holds one (DINOv2), which only pre-training reads.
         qkv_bias: whether the projections of queries, keys and values have biases.
+        fused_qkv: one matrix makes all three (timm); under autocast its input is cast once, not three times.
         dropout: probability of hidden and attention dropout.
         path: where the layers lie in the state dict.
     """
@@ -54,6 +55,7 @@ class ViTConfig:
     registers: int = 0
     mask_token: bool = False
     qkv_bias: bool = True
+    fused_qkv: bool = False
     dropout: float = 0.0
     channels: int = 3
     path: str = field(default="vit.encoder.layer", repr=False)
@@ -103,7 +105,10 @@ def _layer(b: GraphBuilder, x: Tensor, config: ViTConfig, work: Workload) -> Ten
     width, p = config.hidden, config.dropout if work.dropout else 0.0
     y = layer_norm(b, x, name="layernorm_before")
     with b.scope("attention"):
-        q, k, v = (linear(b, y, width, bias=config.qkv_bias, name=n) for n in ("query", "key", "value"))
+        if config.fused_qkv:
+            q, k, v = split(b, linear(b, y, 3 * width, bias=config.qkv_bias, name="qkv"), (width,) * 3, name="unbind")
+        else:
+            q, k, v = (linear(b, y, width, bias=config.qkv_bias, name=n) for n in ("query", "key", "value"))
         backend = work.backend()
         y = attention(b, q, k, v, heads=config.heads, kv_heads=config.heads, causal=False, backend=backend, p_dropout=p)
         y = dropout(b, linear(b, y, width, bias=True, name="output"), p)

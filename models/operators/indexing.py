@@ -253,8 +253,8 @@ class Sort(OperatorType):
 
 
 for _type in (
-    Expand(), Slice(), Split(), Contiguous(), Cat(), Gather(), ScatterAdd(), IndexCopy(), Zeros(), TopK(), TakeAlong(), MaskedFill(),
-    IndexMath(), Sort(),
+    Expand(), Slice(), Split(), Contiguous(), Cat(), Gather(), ScatterAdd(), IndexCopy(), Zeros(), TopK(),
+    TakeAlong(), MaskedFill(), IndexMath(), Sort(),
 ):  # fmt: skip
     register(_type)
 

@@ -86,7 +86,7 @@ class _Walk:
     names: set[str] = field(default_factory=set)
     forward: Operator | None = None
     family: str | None = None
-    port: str | None = None
+    ports: set[str] = field(default_factory=set)
     given: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     views: set[str] = field(default_factory=set)
     uses: dict[str, int] = field(default_factory=dict)
@@ -140,12 +140,12 @@ class _Walk:
         self.family = block.family
         following = self.graph.tensors[carry.following]
         grad_port = self._declare(f"{block.family}.carry_grad", following.shape, following.dtype)
-        self.port = grad_port.name
+        self.ports.add(grad_port.name)
         self.pending[following.name] = grad_port
         self._differentiate(block, families)
         leaving = self.pending.pop(port_name, None)
         carries = {grad_port.name: Carry(arriving.name, (leaving or arriving).name)}
-        operators, self.operators, self.family, self.port = self.operators, [], None, None
+        operators, self.operators, self.family = self.operators, [], None
         if self.prelude:
             self.blocks.append(Block(f"zero {block.name}{self.suffix}", tuple(self.prelude)))
             self.prelude = []
@@ -313,7 +313,7 @@ class _Walk:
         else:
             name = gradient.storage or gradient.name
             held = [g.storage or g.name for g in self.pending.values()]
-            if name in held or self.tensors[name].role != "activation" or name == self.port:
+            if name in held or self.tensors[name].role != "activation" or name in self.ports:
                 (gradient,) = self.emit("copy", [gradient], {"grad": (parameter.shape, parameter.dtype)})
                 name = gradient.name
             elif gradient.name in self.views:

@@ -194,10 +194,24 @@ def adam8bit(step: Step) -> None:
 
     Tensors below 4,096 elements keep float32 states (bitsandbytes `min_8bit_size`).
     """
+    _quantised_adam(step, dtype("adam8bit"))
+
+
+def adam4bit(step: Step) -> None:
+    """Two states in 4 bits, blocks of 128 (arXiv:2309.01507; torchao `_AdamBase._new_buffer`, lpmm)."""
+    _quantised_adam(step, dtype("adam4bit"))
+
+
+def adamfp8(step: Step) -> None:
+    """Two states in fp8 E4M3, blocks of 256 (torchao `OptimStateFp8`)."""
+    _quantised_adam(step, dtype("adamfp8"))
+
+
+def _quantised_adam(step: Step, small: DType) -> None:
+    """Adam on states in `small`; tensors below 4,096 elements keep them in float32."""
 
     def kind(p: Tensor) -> DType:
-        small = isinstance(p.elements, int) and p.elements < 4096
-        return dtype("fp32") if small else dtype("adam8bit")
+        return dtype("fp32") if isinstance(p.elements, int) and p.elements < 4096 else small
 
     states = [
         [step.declare(f"{p.name}.{s}", p.shape, kind(p), p, "optimizer_state") for p in step.parameters]
@@ -270,7 +284,8 @@ def muon(step: Step) -> None:
 
 OPTIMIZERS: dict[str, Callable[[Step], None]] = {
     "sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adam, "rmsprop": rmsprop, "adagrad": adagrad,
-    "adam8bit": adam8bit, "adamw8bit": adam8bit, "adafactor": adafactor, "muon": muon,
+    "adam8bit": adam8bit, "adamw8bit": adam8bit, "adam4bit": adam4bit, "adamw4bit": adam4bit,
+    "adamfp8": adamfp8, "adamwfp8": adamfp8, "adafactor": adafactor, "muon": muon,
 }  # fmt: skip
 
 

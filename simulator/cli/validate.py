@@ -12,7 +12,7 @@ __all__ = ["validate"]
 
 def validate(
     reference: Annotated[
-        Path | None, typer.Option("--reference", help="Folder with memory_points_dev.csv and measured/.")
+        Path | None, typer.Option("--reference", help="Folder with memory_points*.csv and measured/.")
     ] = None,
     write: Annotated[Path | None, typer.Option("--write", help="Write the report to this Markdown file.")] = None,
 ) -> int:
@@ -23,7 +23,7 @@ def validate(
     from peakline.validation.report import report, write_report
 
     if reference is not None and not reference.is_dir():
-        raise ValueError(f"--reference: {reference} is not a folder; accepted: one with memory_points_dev.csv")
+        raise ValueError(f"--reference: {reference} is not a folder; accepted: one with memory_points*.csv")
     if write is not None and not write.parent.is_dir():
         raise ValueError(f"--write: the folder {write.parent} does not exist")
     status = Console(stderr=True)

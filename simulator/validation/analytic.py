@@ -55,7 +55,7 @@ def gpt_layers(batch: int, seq: int, hidden: int, heads: int, layers: int = 1) -
 
 
 def saved_bytes(forward: Graph, recomputation: str = "none") -> int:
-    """Bytes of one layer's activations that live from the forward to the backward pass."""
+    """Bytes of one layer's activations that live from the forward to the backward pass; its result is the caller's."""
     from peakline.memory.lifetimes import unroll
 
     result = str(forward.workload["result"])
@@ -68,7 +68,7 @@ def saved_bytes(forward: Graph, recomputation: str = "none") -> int:
     last = max(i for i, s in enumerate(program.steps) if s.operator.phase == "forward")
     made = range(len(program.storages))
     kept = [k for k in made if 0 <= program.births[k] <= last and program.deaths[k] > last]
-    total = sum(int(program.sizes[k]) for k in kept)
+    total = sum(int(program.sizes[k]) for k in kept if program.storages[k].tensor.name != result)
     return total + int(forward.tensors["x"].bytes)  # the layer's input is kept by whoever made it
 
 

@@ -180,7 +180,7 @@ class _Script:
             self.let_go(wide, normed)
         return y
 
-    # ---- the model -----------------------------------------------------------------------------------------------------
+    # ---- the model ---------------------------------------------------------------------------------------------------
     def write(self, batch: int, seq: int) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the logits that the script holds."""
         b, c = self.b, self.config
@@ -228,7 +228,7 @@ class _Script:
             self.let_go(inner)
         return y
 
-    # ---- attention -----------------------------------------------------------------------------------------------------
+    # ---- attention ---------------------------------------------------------------------------------------------------
     def attention(self, x: Tensor, *, adapted: bool) -> Tensor:
         """`CausalSelfAttention.forward`, with the adapter's prompt where the method has one."""
         b, c = self.b, self.config
@@ -312,7 +312,7 @@ class _Script:
             kind, attributes = self.again
             return b.add(kind, (x, weight), {"out": (shape, x.dtype)}, name="attn", attributes=attributes)[0]
 
-    # ---- the head --------------------------------------------------------------------------------------------------------
+    # ---- the head ----------------------------------------------------------------------------------------------------
     def loss(self, x: Tensor, batch: int, seq: int) -> tuple[Tensor, list[Tensor]]:
         """The head in chunks of 128 tokens, Fabric's cast of its outputs to float32, `chunked_cross_entropy`."""
         b, c = self.b, self.config

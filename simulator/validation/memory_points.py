@@ -1,6 +1,6 @@
 """Published peak-memory measurements against predictions, row by row.
 
-The table (`memory_points_dev.csv`) holds what others measured: single operators (Liger-Kernel, Cut Cross-Entropy),
+The tables (`memory_points*.csv`) hold what others measured: single operators (Liger-Kernel, Cut Cross-Entropy),
 fine-tuning (lit-gpt, transformers' Trainer, torchao), CNN training (GPUMemNet, xMem), Megatron-LM's CI. A row is
 predicted if it runs on one GPU and its configuration is stated; every other row is listed with what is missing.
 """
@@ -17,15 +17,17 @@ import pandas as pd
 
 from peakline.estimator import estimate
 from peakline.hardware import Device, device
+from peakline.models.catalogue import model_names
 from peakline.models.graph import Graph
-from peakline.models.workload import Lora
 from peakline.models.workloads import inference, training_step
 from peakline.validation.litgpt import litgpt_step, model_named
+from peakline.validation.megatron import megatron_step, sharded_away
+from peakline.validation.releases import softmax_keeps_input
 from peakline.validation.single_operators import cut_cross_entropy, liger
 
-__all__ = ["TABLE", "NotPredicted", "memory_points"]
+__all__ = ["TABLES", "NotPredicted", "memory_points", "tables"]
 
-TABLE = "memory_points_dev.csv"
+TABLES = "memory_points*.csv"
 
 Row = Mapping[str, str]
 
@@ -44,44 +46,75 @@ class Case:
     minus: int = 0
 
 
-def memory_points(folder: Path) -> pd.DataFrame:
+def memory_points(source: Path) -> pd.DataFrame:
     """One row per measurement: id, what, gpu, figure, measured and predicted bytes, signed error, or why not.
 
     Args:
-        folder: where `memory_points_dev.csv` lies.
+        source: a table, or a folder of tables named `memory_points*.csv`; an id that appears twice counts once.
 
     Raises:
-        FileNotFoundError: the table is absent.
+        FileNotFoundError: no such table.
+        ValueError: a table lacks a column.
     """
-    rows = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False).to_dict("records")
-    return pd.DataFrame([_compare({str(k): v for k, v in row.items()}) for row in rows])
+    rows: dict[str, Row] = {}
+    for path in tables(source):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = sorted(_COLUMNS - set(table.columns))
+        if missing:
+            raise ValueError(f"{path.name}: column {missing[0]!r} is missing; accepted: {', '.join(sorted(_COLUMNS))}")
+        for row in table.to_dict("records"):
+            rows.setdefault(str(row["id"]), {str(k): str(v) for k, v in row.items()})
+    return pd.DataFrame([_compare(row) for row in rows.values()], columns=list(_RESULT))
+
+
+def tables(source: Path) -> list[Path]:
+    """The tables of a folder, or the one named.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = sorted(source.glob(TABLES)) if source.is_dir() else [source] if source.is_file() else []
+    if not found:
+        raise FileNotFoundError(f"{source}: no table {TABLES} there")
+    return found
+
+
+_COLUMNS = {
+    "id", "model", "task", "dtype", "micro_batch_per_gpu", "seq_or_image", "optimizer", "activation_checkpointing",
+    "sharding_or_parallelism", "offload", "attention_and_other_config", "gpu", "n_gpus", "metric",
+    "measured_value_as_published", "unit", "source",
+}  # fmt: skip
+_RESULT = ("id", "what", "gpu", "measured", "figure", "predicted", "error", "reason")
 
 
 def _compare(row: Row) -> dict[str, Any]:
-    said: dict[str, Any] = {
-        "id": row["id"],
-        "what": f"{row['model']}, {row['task']}",
-        "gpu": row["gpu"],
-        "measured": _bytes(row),
-        "figure": None,
-        "predicted": None,
-        "error": None,
-        "reason": None,
-    }
+    said: dict[str, Any] = dict.fromkeys(_RESULT)
+    said |= {"id": row["id"], "what": f"{row['model']}, {row['task']}", "gpu": row["gpu"]}
     try:
+        said["measured"] = _bytes(row)
         case = _case(row)
         found = estimate(case.graph, case.device).memory
         predicted = int(getattr(found, case.figure)) - case.minus
         said |= {"figure": case.figure, "predicted": predicted, "error": predicted / said["measured"] - 1}
     except NotPredicted as reason:
         said["reason"] = str(reason)
+    except ValueError as refusal:  # a configuration that the models refuse
+        said["reason"] = f"refused: {refusal}"
     return said
 
 
 def _bytes(row: Row) -> float:
     """The measured bytes, in the unit the row states; `GB` without a remark is 10⁹."""
-    units = {"B": 1.0, "MiB": 2.0**20, "GiB": 2.0**30, "GB": 1e9, "GB(1e9)": 1e9}
-    return float(row["measured_value_as_published"]) * units[row["unit"]]
+    units = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "MB": 1e6, "GB": 1e9, "GB(1e9)": 1e9}
+    try:
+        value = float(row["measured_value_as_published"])
+    except ValueError:
+        raise NotPredicted(f"measured value {row['measured_value_as_published']!r} is not a number") from None
+    if row["unit"] not in units:
+        raise NotPredicted(f"unit {row['unit']!r} is unknown")
+    if not 0 < value < float("inf"):
+        raise NotPredicted(f"measured value {value} is not a size")
+    return value * units[row["unit"]]
 
 
 def _case(row: Row) -> Case:
@@ -89,7 +122,7 @@ def _case(row: Row) -> Case:
     maker = _MAKERS.get(family)
     if maker is None:
         raise NotPredicted(_UNSUPPORTED.get(family, "no rule for this source"))
-    if row["sharding_or_parallelism"] not in ("none", "", "TP1 PP1 CP1 EP1"):
+    if row["sharding_or_parallelism"] not in ("none", "", "TP1 PP1 CP1 EP1", "TP1 PP1 CP1 EP1 dist-opt"):
         raise NotPredicted(f"needs parallelism: {row['sharding_or_parallelism']}")
     if row["offload"] not in ("none", ""):
         raise NotPredicted(f"needs offload: {row['offload']}")
@@ -104,15 +137,6 @@ _UNSUPPORTED = {
     "FQL": "needs parallelism (two GPUs)",
     "MNG": "torch.compile with FlexAttention and a script that changes per record",
 }
-
-
-def _figure(row: Row) -> str:
-    metric = row["metric"].lower()
-    if "reserved" in metric:
-        return "reserved"
-    if "nvml" in metric or "nvidia-smi" in metric or "device memory" in metric:
-        return "device"
-    return "allocated"
 
 
 def _gpu(name: str) -> Device:
@@ -131,10 +155,10 @@ _GPUS = (
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
 def _liger(row: Row) -> Case:
-    kind = {"float32": "fp32", "bfloat16": "bf16"}[row["dtype"]]
-    graph = liger(row["model"], row["seq_or_image"], kind)
+    kind = {"float32": "fp32", "bfloat16": "bf16"}.get(row["dtype"])
+    graph = liger(row["model"], row["seq_or_image"], kind) if kind else None
     if graph is None:
-        raise NotPredicted("not a module of PyTorch or transformers")
+        raise NotPredicted(f"module {row['model']!r} in {row['dtype']!r} is not modelled")
     return Case(graph, _gpu(row["gpu"]), "allocated")
 
 
@@ -144,7 +168,9 @@ def _cce(row: Row) -> Case:
     rows, hidden, vocabulary = 8192, 2304, 256000
     graph = cut_cross_entropy(implementation, rows, hidden, vocabulary)
     if graph is None:
-        raise NotPredicted(f"implementation {implementation} (torch.compile or a variant) is not modelled")
+        raise NotPredicted(f"implementation {implementation!r} (torch.compile or a variant) is not modelled")
+    if row["task"] not in ("loss-fw", "loss-bw", "loss-fw-bw"):
+        raise NotPredicted(f"task {row['task']!r} is not modelled")
     inputs = int(graph.total_bytes("input", "parameter"))
     if row["task"] == "loss-bw":
         inputs += _left_by_forward(graph)
@@ -192,47 +218,60 @@ def _count(row: Row, column: str) -> int:
 
 
 def _cnn(row: Row) -> Case:
-    name = {
-        "vgg16": "vgg-16", "resnet-50": "resnet-50", "xception (timm)": "xception", "mobilenetv2": "mobilenet-v2",
-        "efficientnet-b0": "efficientnet-b0", "inceptionv3 (no aux)": "inception-v3",
-    }.get(row["model"].lower())  # fmt: skip
-    if name is None:
-        raise NotPredicted(f"model {row['model']} is not in the catalogue")
+    """GPUMemNet's training scripts (`Test_Pipeline/cnn_models/*.py`): torchvision's or timm's model, Adam, float32."""
+    name = _catalogued(re.sub(r"\s*\(.*\)", "", row["model"]))
     graph = training_step(
         name,
-        batch=int(row["micro_batch_per_gpu"]),
-        image=int(row["seq_or_image"]),
+        batch=_count(row, "micro_batch_per_gpu"),
+        image=_count(row, "seq_or_image"),
         dtype="fp32",
         optimizer=row["optimizer"].lower(),
     )
     return Case(graph, _gpu(row["gpu"]), "device")
 
 
+def _catalogued(model: str) -> str:
+    """The catalogue's name of a model as a table writes it: `ResNet50`, `torchvision ConvNeXt-Base`, `VGG16`."""
+    wanted = re.sub(r"[^a-z0-9]", "", model.lower().removeprefix("torchvision "))
+    for name in model_names():
+        if re.sub(r"[^a-z0-9]", "", name) == wanted:
+            return name
+    raise NotPredicted(f"model {model!r} is not in the catalogue")
+
+
 def _trainer(row: Row) -> Case:
     """transformers' Trainer of January 2022 on bert-large: float32, eager attention, dropout on, CUDA 11.2.
 
-    PyTorch before 2.0 zeroes gradients in place, and CUDA before 11.7 loads every kernel when the context starts.
+    PyTorch 1.10, the newest then, zeroes gradients in place and keeps softmax's input; CUDA before 11.7 loads every
+    kernel when the context starts.
     """
     gpu = _eagerly_loaded(_gpu(row["gpu"]))
+    mixed = row["dtype"].lower().startswith("fp16")  # `--fp16`: autocast over float32 parameters
+    if not row["model"].startswith("bert-large-uncased") or not (mixed or row["dtype"] == "fp32"):
+        raise NotPredicted(f"model {row['model']!r} in {row['dtype']!r} is not modelled")
     if row["task"] == "static":
         if "context" in row["attention_and_other_config"]:
             raise NotPredicted("the context alone: an input of the model, not a prediction")
         graph = inference("bert-large-uncased", batch=1, seq=1, dtype="fp32", attention="eager")
         return Case(graph, gpu, "device")
     optimizer = {"AdamW (HF Trainer default)": "adamw-loop", "Adafactor": "adafactor", "bnb Adam8bit": "adam8bit"}
+    if row["optimizer"] not in optimizer:
+        raise NotPredicted(f"optimizer {row['optimizer']!r} is not modelled")
     accumulation = re.search(r"grad_accum=(\d+)", row["attention_and_other_config"])
     graph = training_step(
         "bert-large-uncased",
-        batch=int(row["micro_batch_per_gpu"]),
-        seq=int(row["seq_or_image"]),
+        batch=_count(row, "micro_batch_per_gpu"),
+        seq=_count(row, "seq_or_image"),
         dtype="fp32",
+        autocast="fp16" if mixed else None,
         attention="eager",
         optimizer=optimizer[row["optimizer"]],
         accumulation=int(accumulation.group(1)) if accumulation else 1,
         set_to_none=False,
+        recompute={"none": "none", "full": "full", "": "none"}.get(row["activation_checkpointing"], "full"),
         overrides={"head": "classification"},
     )
-    return Case(graph, gpu, "device")
+    return Case(softmax_keeps_input(graph), gpu, "device")
 
 
 def _eagerly_loaded(gpu: Device) -> Device:
@@ -242,16 +281,14 @@ def _eagerly_loaded(gpu: Device) -> Device:
 
 
 def _xmem(row: Row) -> Case:
-    name = {"torchvision ConvNeXt-Base": "convnext-base", "torchvision ConvNeXt-Tiny": "convnext-tiny"}.get(
-        row["model"]
-    )
-    if name is None:
-        raise NotPredicted("the sequence length is not stated")
+    """xMem's runs: torchvision models on CIFAR-10 (ten classes), float32, zeroed gradients freed."""
     image = re.match(r"(\d+)x", row["seq_or_image"])
+    if image is None:
+        raise NotPredicted("the sequence length is not stated")
     graph = training_step(
-        name,
-        batch=int(row["micro_batch_per_gpu"]),
-        image=int(image.group(1)) if image else None,
+        _catalogued(row["model"]),
+        batch=_count(row, "micro_batch_per_gpu"),
+        image=int(image.group(1)),
         dtype="fp32",
         optimizer=row["optimizer"].lower(),
         overrides={"classes": 10},
@@ -260,46 +297,42 @@ def _xmem(row: Row) -> Case:
 
 
 def _torchao(row: Row) -> Case:
-    """torchao's low-bit optimizer benchmark: float32 parameters under bf16 autocast, or pure bf16."""
-    optimizer = {"PyTorch Adam": "adam", "ao AdamFp8": "adam8bit"}.get(row["optimizer"])
-    if optimizer is None or "630M" not in row["model"]:
-        raise NotPredicted("optimizer or image size is not stated or not modelled")
+    """torchao's low-bit optimizer benchmark on timm's ViT-H: float32 parameters under bf16 autocast."""
+    optimizer = {
+        "PyTorch Adam": "adam", "PyTorch AdamW": "adamw", "PyTorch AdamW (fused)": "adamw-fused",
+        "PyTorch (fused)": "adamw-fused", "bnb 8-bit Adam": "adam8bit", "bnb Adam8bit": "adam8bit",
+        "ao Adam8bit": "adam8bit", "ao AdamFp8": "adamfp8", "lpmm Adam4bit": "adam4bit", "ao Adam4bit": "adam4bit",
+    }.get(row["optimizer"])  # fmt: skip
+    if "ViT-H" not in row["model"] or row["dtype"] != "fp32 params, bf16 AMP":
+        raise NotPredicted("the image size or the optimizer's implementation is not stated")
+    if optimizer is None:
+        raise NotPredicted(f"optimizer {row['optimizer']!r} is not modelled")
     graph = training_step(
         "vit-h-14",
-        batch=int(row["micro_batch_per_gpu"]),
+        batch=_count(row, "micro_batch_per_gpu"),
         dtype="fp32",
         autocast="bf16",
         optimizer=optimizer,
-        overrides={"classes": 45},
+        overrides={"classes": 45, "fused_qkv": True},
     )
     return Case(graph, _gpu(row["gpu"]), "allocated")
 
 
 def _megatron(row: Row) -> Case:
-    """Megatron-LM on one rank without model parallelism: bf16 with float32 main parameters and gradients."""
+    """Megatron-LM's GPT tests on one rank without model parallelism; the distributed optimizer shards its states."""
     shape = re.match(r"L(\d+) h(\d+) a(\d+)$", row["model"])
+    recompute = row["activation_checkpointing"]
     if shape is None:
         raise NotPredicted("model shape is not plain GPT")
+    if recompute not in ("none", "full", "selective"):
+        raise NotPredicted(f"recomputation {recompute!r} is not modelled")
+    if "/gpt/gpt3_mcore" not in row["source"]:
+        raise NotPredicted("only the GPT-3 functional tests are modelled")
     layers, hidden, heads = (int(n) for n in shape.groups())
-    graph = training_step(
-        "gpt3-175b",
-        batch=int(row["micro_batch_per_gpu"]),
-        seq=int(row["seq_or_image"]),
-        dtype="bf16",
-        optimizer="adam-fused",
-        master_weights=True,
-        recompute={"none": "none", "full": "full", "selective": "selective"}[row["activation_checkpointing"]],
-        overrides={
-            "layers": layers,
-            "hidden": hidden,
-            "heads": heads,
-            "kv_heads": heads,
-            "head_dim": hidden // heads,
-            "rotary_dim": hidden // heads,
-            "ffn": 4 * hidden,
-        },
-    )
-    return Case(graph, _gpu(row["gpu"]), "allocated")
+    batch, seq = _count(row, "micro_batch_per_gpu"), _count(row, "seq_or_image")
+    graph = megatron_step(layers, hidden, heads, batch, seq, recompute)  # type: ignore[arg-type]
+    away = sharded_away(graph, _count(row, "n_gpus")) if "dist-opt" in row["sharding_or_parallelism"] else 0
+    return Case(graph, _gpu(row["gpu"]), "allocated", away)
 
 
 _MAKERS: dict[str, Callable[[Row], Case]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from peakline.validation.analytic import activations, kv_cache, parameters
-from peakline.validation.memory_points import TABLE, memory_points
+from peakline.validation.memory_points import TABLES, memory_points
 
 __all__ = ["report", "write_report"]
 
@@ -22,7 +22,7 @@ How right peakline is, against everything measured that was at hand. This page i
 peakline validate --reference REFERENCE --write docs/validation.md
 ```
 
-where `REFERENCE` is a folder with `memory_points_dev.csv` and `measured/`. Errors are signed,
+where `REFERENCE` is a folder with `memory_points*.csv` and `measured/`. Errors are signed,
 predicted/measured − 1. No figure here was fitted to the rows it is compared with, unless the section says so.
 """
 
@@ -88,14 +88,16 @@ def _kv_cache(_: Path | None) -> str:
 
 
 def _memory(reference: Path | None) -> str:
-    if reference is None or not (reference / TABLE).exists():
-        return f"`{TABLE}` was not at hand."
+    if reference is None or not list(reference.glob(TABLES)):
+        return f"`{TABLES}` was not at hand."
     table = memory_points(reference)
     predicted = table[table["error"].notna()].copy()
     predicted["error"] = predicted["error"].astype(float)
     magnitude = predicted["error"].abs()
     by_figure = predicted.assign(magnitude=magnitude).groupby("figure")["magnitude"]
-    strata = pd.DataFrame({"rows": by_figure.size(), "median |error|": [_percent(e) for e in by_figure.median()]})
+    strata = pd.DataFrame(
+        {"rows": by_figure.size(), "median |error|": [_percent(e, sign=False) for e in by_figure.median()]}
+    )
     rows = predicted.assign(
         measured=[f"{b / 2**20:,.1f}" for b in predicted["measured"]],
         predicted=[f"{b / 2**20:,.1f}" for b in predicted["predicted"]],
@@ -118,12 +120,15 @@ def _memory(reference: Path | None) -> str:
 
 _WHY = """Where the misses come from:
 
-* GMN (CNNs, device memory by DCGM): the software is not stated. All rows miss a constant of 1.2 to 1.3 GB, the size
-  of context and libraries that CUDA 11 loaded eagerly (1.78 GB on an A100 with torch 1.10), where the catalogue
-  assumes today's lazy loading (about 0.5 GB); their slopes over batch agree except VGG-16, whose 3×3 convolutions at
-  224² use a cuDNN algorithm with a larger workspace than the layout conversion that is modelled.
-* LIT with `bnb.nf4`: bitsandbytes 0.41 keeps the input of every quantised layer for backward; later versions do not,
-  and the model follows the later ones."""
+* GMN (CNNs, device memory as nvidia-smi shows it): neither PyTorch's nor CUDA's version is stated. Every row misses
+  1.25 to 1.7 GB at batch 32, whatever the model. A context of that size has been published (1.78 GB on an A100 with
+  PyTorch 1.10 and CUDA 11, whose kernels all load at the start), but the scripts need PyTorch 2.0 or later, so that
+  nothing says which figure to use; the predictions assume today's lazy loading (about 0.5 GB). Of what grows with the
+  batch, MobileNetV2 and EfficientNet (depthwise) agree, ResNet-50 and Xception miss about 11 MB per image and VGG-16
+  about 79: cuDNN's algorithms for their convolutions take larger workspaces than the layout conversion modelled.
+* XMM (ConvNeXt on an RTX 3060): live bytes plus context lie below the measurement, reserved bytes above it; the
+  replayed allocator fragments more in the backward pass than the run did.
+* HFB with Adafactor: live and allocated bytes plus context are below the measurement; the rest is fragmentation too."""
 
 
 def _kernels(reference: Path | None) -> str:
