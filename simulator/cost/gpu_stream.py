@@ -59,8 +59,10 @@ def stream_tiled(
     launch = launch_seconds(machine, const) * launches
     moved = reads + writes
     missed = moved * miss_fraction(ops, moved, machine, const.reuse_distance)
-    missed = missed + again * miss_fraction(ops, ops.maximum(moved, again), machine, 1.0)
-    passed = moved + again
+    passed = moved
+    if isinstance(again, np.ndarray) or again > 0.0:
+        passed = passed + again
+        missed = missed + again * miss_fraction(ops, ops.maximum(moved, again), machine, 1.0)
     latency: Real = 0.0
     if isinstance(walk.rows, np.ndarray) or walk.rows > 0.0:
         from_l2, from_main = row_rereads(ops, reads, walk, machine)
