@@ -7,9 +7,13 @@ Saved, per `tools/autograd/derivatives.yaml`: `relu`, `sigmoid`, `tanh`, `exp`, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim, is_array, same_shape
+from peakline.models.dims import Dim, is_array
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
@@ -160,13 +164,22 @@ def cast(b: GraphBuilder, x: Tensor, kind: DType | str, *, name: str = "to") -> 
 # ---- binary ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Reduce(OperatorType):
-    """Sum over the dimensions that were broadcast (or over rows, for a bias)."""
+    """Sum over the dimensions that were broadcast (or over rows, for a bias).
+
+    In a sweep, the attribute `runs` is 0 for the configurations in which nothing was broadcast and no kernel runs.
+    """
 
     name: str = "reduce"
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
         """One addition per element read."""
-        return (Stream(node.inputs[0].elements, node.inputs[0].dtype),)
+        runs = node.attributes.get("runs", 1)
+        return (Stream(node.inputs[0].elements * runs, node.inputs[0].dtype, runs),)
+
+    def reads(self, node: Node) -> Dim:
+        """The gradient, where there is anything to sum."""
+        runs: Dim = node.attributes.get("runs", 1)
+        return node.input_bytes * runs
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """The gradient is broadcast: a view."""
@@ -214,9 +227,27 @@ def view(b: GraphBuilder, x: Tensor, shape: tuple[Dim, ...], *, name: str = "vie
     return b.add("view", (x,), {"out": (shape, x.dtype)}, name=name, in_place={"out": x})[0]
 
 
+def _differs(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool | NDArray[np.int64]:
+    """Whether shapes differ; where, as 0 and 1, when they do in some configurations of a sweep only."""
+    if len(a) != len(b):
+        return True
+    anywhere: Any = False
+    for x, y in zip(a, b):
+        anywhere = anywhere | np.not_equal(x, y)
+    if bool(np.all(anywhere)) or not bool(np.any(anywhere)):
+        return bool(np.all(anywhere))
+    return np.asarray(anywhere, dtype=np.int64)
+
+
 def reduce_to(context: GradientContext, gradient: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient down to the shape and format of a broadcast operand; itself when nothing was broadcast."""
-    if not same_shape(gradient.shape, like.shape):
+    runs = _differs(gradient.shape, like.shape)
+    if isinstance(runs, np.ndarray):  # a batch that is 1 in some configurations of a sweep
+        outputs = {"sum": ((runs, *like.shape), gradient.dtype)}
+        (total,) = context.emit("reduce", [gradient], outputs, attributes={"runs": runs})
+        outputs = {"sum": (like.shape, gradient.dtype)}
+        (gradient,) = context.emit("view", [total], outputs, in_place={"sum": total})
+    elif runs:
         (gradient,) = context.emit("reduce", [gradient], {"sum": (like.shape, gradient.dtype)})
     if gradient.dtype.name != like.dtype.name:
         (gradient,) = context.emit("cast", [gradient], {"cast": (like.shape, like.dtype)})

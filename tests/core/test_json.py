@@ -98,5 +98,5 @@ def test_a_fault_is_named_with_its_field(spoil: Any, said: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[1, 2]", '"graph"'])
 def test_what_is_no_graph_is_refused(text: str) -> None:
-    with pytest.raises(GraphError, match="not JSON|schema"):
+    with pytest.raises(GraphError, match=r"not JSON|schema"):
         Graph.from_json(text)
