@@ -53,6 +53,10 @@ class SoftmaxBackward(OperatorType):
             return (Stream(5 * dx.elements, dx.dtype, **walk),)
         return (Stream(5 * dx.elements, dx.dtype, 2, again=dy.bytes + y.bytes, **walk),)
 
+    def workspace(self, node: Node) -> tuple[Dim, ...]:
+        """Softmax's product dy·y stands beside the gradient (`softmax_backward_cuda_out`: `tmp = grad * output`)."""
+        return () if node.attributes.get("log", True) else (node.inputs[0].bytes,)
+
 
 def _rows(x: Tensor) -> Dim:
     return prod(x.shape[:-1])
@@ -63,8 +67,12 @@ for _type in (Softmax("softmax"), Softmax("log_softmax"), SoftmaxBackward()):
 
 
 def softmax(b: GraphBuilder, x: Tensor, kind: DType | str | None = None, *, name: str = "softmax") -> Tensor:
-    """Softmax over the last dimension computed in `kind` (x is converted inside the kernel); float32 under autocast."""
+    """Softmax over the last dimension computed in `kind`; in float32 under autocast.
+
+    The kernel converts fp16 to float32 itself; anything else is cast to a copy first (aten/src/ATen/native/SoftMax.cpp,
+    `softmax(input, dim, dtype)`).
+    """
     out = dtype(kind) if kind is not None else (dtype("fp32") if b.autocast is not None else x.dtype)
-    if out.name != x.dtype.name and b.autocast is not None:
+    if out.name != x.dtype.name and (b.autocast is not None or x.dtype.name != "fp16"):
         x = cast(b, x, out)
     return b.add("softmax", (x,), {"out": (x.shape, out)}, name=name)[0]
