@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from networks import LayerBuild, feed_forward, language_model, self_attention, stack, swiglu  # noqa: E402
+from networks import BATCH, SEQ, LayerBuild, feed_forward, language_model, self_attention, stack, swiglu  # noqa: E402
 from torch_memory import predicted_rise, predicted_saved, rise, saved_bytes, step_graph  # noqa: E402
 from torch_networks import FeedForward, LanguageModel, SelfAttention, Stack, SwiGlu  # noqa: E402
 
@@ -88,6 +88,17 @@ def test_bfloat16_parameters_halve_what_is_bfloat16() -> None:
     forward = module.loss(torch.bfloat16)
     assert predicted_rise(graph) == rise(step(module, forward))
     assert predicted_saved(graph) == saved_bytes(forward, module.parameters())
+
+
+def test_bfloat16_attention_upcasts_its_scores_into_a_copy() -> None:
+    """`F.softmax(…, dtype=float32)` keeps float32 probabilities and their cast. CUDA's norms keep float32 statistics."""
+    module = Stack(SelfAttention, LAYERS).to(torch.bfloat16)
+    graph = step_graph(stack(self_attention(), LAYERS), kind="bf16")
+    statistics = LAYERS * 2 * BATCH * SEQ
+    assert (
+        predicted_saved(graph) - statistics * 4
+        == saved_bytes(module.loss(torch.bfloat16), module.parameters()) - statistics * 2
+    )
 
 
 def test_autocast_casts_weights_once_and_activations_at_every_use() -> None:
