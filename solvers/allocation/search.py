@@ -34,12 +34,13 @@ from peakline.solvers.allocation.sections import Sections
 
 __all__ = ["MODES", "Mode", "Outcome", "Search"]
 
-Mode = Literal["low", "tight", "few"]
-MODES: tuple[Mode, ...] = ("low", "tight", "few")
+Mode = Literal["low", "tight", "few", "sore"]
+MODES: tuple[Mode, ...] = ("low", "tight", "few", "sore")
 """Which section a node asks about: the lowest floor; the least slack; the fewest answers, zero slack first."""
 
 _PLACED = 1 << 62
 _CHECK_CLOCK = 64  # nodes between two looks at the clock
+_MOST_PLACED = 100_000  # components with their offsets
 _MOST_NOGOODS = 2_000_000  # 16-byte fingerprints, about 150 MB with the set around them
 
 
@@ -64,6 +65,7 @@ class Search:
     sections: Sections
     capacity: int
     _nogoods: set[bytes] = field(default_factory=set)
+    _placed: dict[bytes, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         item, n = self.instance, len(self.instance.buffers)
@@ -76,6 +78,7 @@ class Search:
         self._latest = [self.capacity - b.size if o is None else o for b, o in zip(item.buffers, item.fixed)]
         self._start = [o or 0 for o in item.fixed]
         self._twin = [(self._first[b], self._last[b], self._size[b], self._align[b], item.fixed[b]) for b in range(n)]
+        self._conflicts = [0] * len(self._members)
         self._pick = [_picker(members) for members in self._members]
         self._pick_near = [_picker(near) for near in self._neighbours]
 
@@ -94,7 +97,7 @@ class Search:
         self._trail: list[tuple[list[int], int, int]] = []
         self._preference = preference
         self._select: Callable[[list[int]], tuple[int, list[int]]]
-        self._select = {"low": self._lowest, "tight": self._tightest, "few": self._fewest}[mode]
+        self._select = {"low": self._lowest, "tight": self._tightest, "few": self._fewest, "sore": self._sorest}[mode]
         self._nodes, self._node_limit, self._deadline = 0, node_limit, deadline
         if any(r > latest for r, latest in zip(self._rest, self._latest)) or any(
             f + t > self.capacity for f, t in zip(self._floor, self._total)
@@ -124,7 +127,22 @@ class Search:
             reach = max(reach, last[b])
         if len(components) > 1:
             components.sort(key=len)
-        return all(self._branch(component) for component in components)
+            return all(self._branch_once(component) for component in components)
+        return self._branch(components[0]) if components else True
+
+    def _branch_once(self, waiting: list[int]) -> bool:
+        """As `_branch`, but a component that was placed before, in this state, is placed so again."""
+        state = self._fingerprint(waiting)
+        placed = self._placed.get(state)
+        if placed is None:
+            if not self._branch(waiting):
+                return False
+            if len(self._placed) < _MOST_PLACED:
+                self._placed[state] = [self._offset[b] for b in waiting]
+        else:
+            for b, offset in zip(waiting, placed):
+                self._offset[b] = offset
+        return True
 
     def _branch(self, waiting: list[int]) -> bool:
         """Place the buffers of one component; on failure the state is as it was but for what the caller undoes."""
@@ -213,6 +231,7 @@ class Search:
                     self._trail.append((floor, s, floor[s]))
                     floor[s] = least
                     if least + total[s] > capacity:
+                        self._conflicts[s] += 1
                         return False
         return True
 
@@ -275,6 +294,19 @@ class Search:
             answers = self._answers(s, ready)
             if answers:
                 rank = (len(answers) + (load[s] < self.capacity), -load[s], s)
+                if best is None or rank < best[0]:
+                    best = (rank, answers)
+        return (best[0][2], best[1]) if best else self._lowest(waiting)
+
+    def _sorest(self, waiting: list[int]) -> tuple[int, list[int]]:
+        load = [f + t for f, t in zip(self._floor, self._total)]
+        ready = self._ready(waiting)
+        best: tuple[tuple[float, int, int], list[int]] | None = None
+        for s in sorted({s for b in ready for s in range(self._first[b], self._last[b])}):
+            answers = self._answers(s, ready)
+            if answers:
+                choices = len(answers) + (load[s] < self.capacity)
+                rank = (0.0 if choices == 1 else choices / (1 + self._conflicts[s]), -load[s], s)
                 if best is None or rank < best[0]:
                     best = (rank, answers)
         return (best[0][2], best[1]) if best else self._lowest(waiting)
