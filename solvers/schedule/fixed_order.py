@@ -1,0 +1,175 @@
+"""The best replacement for a given order: which gaps to drop (F2), exactly by an integer program, or by a rule.
+
+Variables: y[a, k] = 1 if tensor a is dropped in its gap k; w[a] = 1 if activation a is ever stored for that.
+
+    min Σ s_a y[a, k] + Σ s_a w[a]
+
+Rows of slots that no gap distinguishes coincide and are written once; within a tensor the gaps are disjoint in time,
+so the capacity rows have consecutive ones apart from their weights, and the relaxation is nearly integral.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from peakline.solvers.bounds import grain
+from peakline.solvers.dag import Dag
+from peakline.solvers.schedule.episodes import Schedule, gaps, traffic, uses
+
+__all__ = ["Replacement", "best_replacement", "furthest_use", "solver_available"]
+
+Gap = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What to drop in the order asked about, its traffic, and a bound on any replacement's traffic *in this order*."""
+
+    schedule: Schedule
+    cost: int
+    bound: int
+
+
+def solver_available() -> bool:
+    """Whether PuLP can call HiGHS on this machine."""
+    try:
+        return all(find_spec(package) is not None for package in ("pulp", "highspy"))
+    except ValueError:  # a package that was made unimportable
+        return False
+
+
+def furthest_use(dag: Dag, order: Sequence[int], capacity: int) -> Replacement:
+    """Evict what is used again last (Belady 1966), of equals the largest; a rule, not an optimum for unequal sizes.
+
+    The capacity must hold the largest working set.
+    """
+    steps = uses(dag, order)
+    at = [0] * len(dag.size)  # uses that have passed, per tensor
+    resident: dict[int, int] = {}  # tensor → step of the next use
+    dropped: set[tuple[int, int]] = set()
+    held = 0
+    for i in order:
+        touched = {*dag.inputs[i], *dag.outputs[i]}
+        held += sum(dag.size[a] for a in touched if a not in resident)
+        while held > capacity:
+            victim = max((a for a in resident if a not in touched), key=lambda a: (resident[a], dag.size[a], -a))
+            dropped.add((victim, at[victim] - 1))
+            held -= dag.size[victim]
+            del resident[victim]
+        for a in touched:
+            at[a] += 1
+            if at[a] < len(steps[a]):
+                resident[a] = steps[a][at[a]]
+            else:
+                resident.pop(a, None)
+                held -= dag.size[a]
+    kept = frozenset(dropped)
+    return Replacement(Schedule(tuple(order), kept), traffic(dag, kept), 0)
+
+
+def best_replacement(dag: Dag, order: Sequence[int], capacity: int, *, time_limit: float = 30.0) -> Replacement:
+    """The gaps to drop that move the fewest bytes in this order, by PuLP and HiGHS.
+
+    Where the solver is missing or finds nothing in time, the rule `furthest_use` with a bound of 0.
+    """
+    rule = furthest_use(dag, order, capacity)
+    if rule.cost == 0 or not solver_available() or time_limit <= 0:
+        return rule
+    model = _Model(dag, order, capacity)
+    solution = model.solve(time_limit)
+    if solution is None or solution.cost > rule.cost:
+        return Replacement(rule.schedule, rule.cost, solution.bound if solution else 0)
+    return solution
+
+
+class _Model:
+    """The integer program of one order."""
+
+    def __init__(self, dag: Dag, order: Sequence[int], capacity: int) -> None:
+        pulp = self.pulp = import_module("pulp")
+        self.dag, self.order, self.capacity = dag, tuple(order), capacity
+        self.unit = grain(dag)  # keeps the solver's numbers small
+        self.rows = self._crowded_slots()
+        self.gaps = sorted({gap for _, covering in self.rows for gap in covering})
+        self.drop = {gap[:2]: pulp.LpVariable(f"y_{gap[0]}_{gap[1]}", cat="Binary") for gap in self.gaps}
+        dear = sorted({gap[0] for gap in self.gaps if dag.dear >> gap[0] & 1})
+        self.stored = {a: pulp.LpVariable(f"w_{a}", 0, 1) for a in dear}
+        self.model = pulp.LpProblem("fixed_order", pulp.LpMinimize)
+        self.model += pulp.lpSum(dag.size[gap[0]] // self.unit * self.drop[gap[:2]] for gap in self.gaps) + pulp.lpSum(
+            dag.size[a] // self.unit * w for a, w in self.stored.items()
+        )
+        for excess, covering in self.rows:
+            self.model += self.forbid_more_than_the_capacity(excess, covering)
+        for gap in self.gaps:
+            if gap[0] in self.stored:
+                self.model += self.forbid_reloads_of_what_was_not_stored(gap)
+
+    def forbid_more_than_the_capacity(self, excess: int, covering: list[Gap]) -> Any:
+        """Σ_{gaps (a, k) around slot t} min(s_a, e_t) y[a, k] ≥ e_t, with e_t = bytes alive at t − capacity.
+
+        Cutting a coefficient to the right-hand side changes no integer point and tightens the relaxation.
+        """
+        needed = -(-excess // self.unit)
+        return (
+            self.pulp.lpSum(min(self.dag.size[gap[0]] // self.unit, needed) * self.drop[gap[:2]] for gap in covering)
+            >= needed
+        )
+
+    def forbid_reloads_of_what_was_not_stored(self, gap: Gap) -> Any:
+        """y[a, k] ≤ w[a]."""
+        return self.drop[gap[:2]] <= self.stored[gap[0]]
+
+    def _crowded_slots(self) -> list[tuple[int, list[Gap]]]:
+        """(excess, gaps around it) of the slots where more is alive than fits, dominated ones left out."""
+        opened: list[list[Gap]] = [[] for _ in range(len(self.order) + 1)]
+        for gap in gaps(self.dag, self.order):
+            opened[gap[2]].append(gap)
+        rows: dict[frozenset[Gap], int] = {}
+        around: set[Gap] = set()
+        for t, i in enumerate(self.order):
+            around = {gap for gap in around if gap[3] >= t} | set(opened[t])
+            excess = sum(self.dag.size[gap[0]] for gap in around) + self.dag.working_sets[i] - self.capacity
+            if excess > 0:
+                key = frozenset(around)
+                rows[key] = max(rows.get(key, 0), excess)
+        return [(excess, sorted(covering)) for covering, excess in rows.items()]
+
+    def solve(self, time_limit: float) -> Replacement | None:
+        """The drops found and the solver's bound, rounded up to what sizes can add up to."""
+        pulp = self.pulp
+        began = time.perf_counter()
+        solver = pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, gapAbs=0.5, threads=1)
+        try:
+            self.model.solve(solver)
+        except pulp.PulpSolverError:
+            return None
+        values = {key: variable.value() for key, variable in self.drop.items()}
+        if any(value is None for value in values.values()):
+            return None
+        dropped = frozenset(key for key, value in values.items() if value > 0.5)
+        if not self._fits(dropped):
+            return None
+        cost = traffic(self.dag, dropped)
+        # a time-out with an incumbent also counts as solved: only a run that ended before its limit proves anything
+        proven = self.model.sol_status == pulp.LpSolutionOptimal and time.perf_counter() - began < time_limit
+        return Replacement(Schedule(self.order, dropped), cost, cost if proven else _dual_bound(self.model) * self.unit)
+
+    def _fits(self, dropped: frozenset[tuple[int, int]]) -> bool:
+        return all(
+            sum(self.dag.size[gap[0]] for gap in covering if gap[:2] in dropped) >= excess
+            for excess, covering in self.rows
+        )
+
+
+def _dual_bound(model: Any) -> int:
+    """The bound in units that HiGHS had proven when it stopped; 0 where it tells none."""
+    import math
+
+    info = model.solverModel.getInfo()
+    bound = float(info.mip_dual_bound)
+    return max(0, math.ceil(bound - 1e-6 * max(1.0, abs(bound)))) if math.isfinite(bound) else 0

@@ -1,0 +1,28 @@
+"""Addresses for the episodes of a schedule: traffic first, packing second.
+
+A reloaded tensor may come back elsewhere, so every episode is a rectangle of its own, and residents never exceed the
+capacity; what remains is dynamic storage allocation within it.
+"""
+
+from __future__ import annotations
+
+from peakline.solvers.allocation import Instance, allocate
+from peakline.solvers.dag import Dag
+from peakline.solvers.schedule.episodes import Schedule, episodes
+
+__all__ = ["pack"]
+
+
+def pack(
+    dag: Dag, schedule: Schedule, capacity: int | None, *, time_limit: float, seed: int = 0
+) -> tuple[tuple[int, ...], int] | None:
+    """Offsets of the schedule's episodes in the order of `episodes`, and the arena they need, in bytes.
+
+    Within `capacity`, or None if no such placement was found in time; without a capacity in the smallest arena found.
+    """
+    boxes = episodes(dag, schedule)
+    instance = Instance.of([(box.first, box.last + 1, dag.size[box.tensor]) for box in boxes])
+    found = allocate(instance, capacity, time_limit=max(time_limit, 0.1), seed=seed)
+    if found.offsets is None or found.peak is None:
+        return None
+    return found.offsets, found.peak

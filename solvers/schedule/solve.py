@@ -1,0 +1,323 @@
+"""The joint problem: order, residency and addresses with the least traffic, or the smallest peak, and a certificate.
+
+Bounds first; then the smallest peak (if it fits, nothing need move twice); then each independent piece by beam and A*,
+isomorphic pieces once; then for the best orders the exact replacement; last the addresses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from peakline.solvers.bounds import largest_working_set, traffic_bound
+from peakline.solvers.dag import Dag, bits
+from peakline.solvers.order import Order, smallest_peak
+from peakline.solvers.plan import Certificate, Plan
+from peakline.solvers.problem import Problem
+from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
+from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
+from peakline.solvers.schedule.local_search import improve
+from peakline.solvers.schedule.pack import pack
+from peakline.solvers.schedule.search import Found, beam, search
+from peakline.solvers.schedule.states import Moves
+from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
+
+__all__ = ["OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]
+
+Objective = Literal["traffic", "peak"]
+OBJECTIVES: tuple[Objective, ...] = ("traffic", "peak")
+
+_WIDTHS = (4, 32, 256)  # of the beams, as long as the bound is not met
+_MOST_SEARCHED = 1_200  # operators of a piece; the states of larger ones take too much memory
+_TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
+_SHRINKS = (1, 2, 4, 8, 16, 32, 64)  # 1/512ths of the capacity given up until the episodes can be placed
+
+
+class Infeasible(ValueError):
+    """No plan exists within the capacity. `smallest` bytes would do; `operator` is what forces them (None: many)."""
+
+    def __init__(self, message: str, capacity: int, smallest: int, operator: str | None) -> None:
+        super().__init__(message)
+        self.capacity, self.smallest, self.operator = capacity, smallest, operator
+
+
+class NotFound(ValueError):
+    """Neither a plan within the capacity was found nor that there is none was proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a solve is: best plan so far (None: none yet) and proven bound, in bytes; seconds."""
+
+    incumbent: int | None
+    bound: int
+    seconds: float
+    seconds_left: float
+
+
+def schedule(
+    problem: Problem,
+    capacity: int | None = None,
+    *,
+    objective: Objective = "traffic",
+    time_limit: float = 60.0,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Plan:
+    """The plan with the least non-compulsory traffic within `capacity` bytes, or the order with the smallest peak.
+
+    `objective` "peak" needs no capacity: the plan's is then the arena that it fills. A keyboard interrupt ends the
+    work early and the best plan so far is returned with its gap. The same seed gives the same plan unless the time
+    limit cuts the work short; addresses may take up to a fifth of the limit more.
+
+    Raises Infeasible if proven that no plan exists, NotFound if none was found, ValueError for a capacity below 1, a
+    time limit not above 0, an unknown objective, or traffic without a capacity.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective: must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    if not (isfinite(time_limit) and time_limit > 0):
+        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
+    if capacity is not None and capacity < 1:
+        raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
+    if capacity is None and objective == "traffic":
+        raise ValueError("capacity: the least traffic needs one, in bytes")
+    work = _Work(Dag.of(problem), capacity, time_limit, seed, progress or (lambda _: None))
+    return work.peak() if objective == "peak" else work.traffic()
+
+
+class _Work:
+    """Incumbent and bound of one solve, and the steps that improve them."""
+
+    def __init__(
+        self, dag: Dag, capacity: int | None, time_limit: float, seed: int, report: Callable[[Progress], None]
+    ) -> None:
+        self.dag, self.seed, self.report = dag, seed, report
+        self.began = time.perf_counter()
+        self.time_limit = time_limit
+        self.capacity = capacity if capacity is not None else 0
+        self.limited = capacity is not None
+        self.best: Schedule | None = None
+        self.cost: int | None = None
+        self.bound = 0
+        self.found_by, self.proved_by = "", "order-free floors"
+
+    # -- the smallest peak ------------------------------------------------------------------------------------------
+
+    def peak(self) -> Plan:
+        """The smallest-peak order with addresses."""
+        order = smallest_peak(self.dag, time_limit=0.8 * self.time_limit, progress=self._tell)
+        if self.limited and order.bound > self.capacity:
+            raise Infeasible(
+                f"capacity {self.capacity}: no order fits without evicting; the smallest peak over all orders is "
+                f"{'' if order.proven else 'at least '}{order.bound}",
+                self.capacity, order.bound, None,
+            )  # fmt: skip
+        result = Schedule(order.operators, frozenset())
+        placed = None
+        if not self.limited or order.peak <= self.capacity:
+            placed = self._pack(result, self.capacity if self.limited else None)
+        if placed is None:
+            raise NotFound(
+                f"capacity {self.capacity}: no placement found; best peak {order.peak}, proven bound {order.bound}"
+            )
+        offsets, arena = placed
+        proof = Certificate(order.peak, order.bound, order.method, self._elapsed())
+        return to_plan(self.dag, result, offsets, self.capacity if self.limited else arena, proof)
+
+    # -- the least traffic ------------------------------------------------------------------------------------------
+
+    def traffic(self) -> Plan:
+        """Order, replacement and addresses with the least traffic found."""
+        self._refuse_too_small()
+        dag = self.dag
+        self._offer(furthest_use(dag, dag.problem.given_order, self.capacity).schedule, "given order, furthest use")
+        try:
+            self._improve()
+        except KeyboardInterrupt:
+            self.found_by += ", interrupted"
+        return self._placed()
+
+    def _refuse_too_small(self) -> None:
+        smallest, worst = largest_working_set(self.dag)
+        if smallest > self.capacity:
+            operator = self.dag.problem.operators[worst]
+            names = [self.dag.problem.tensors[a].name for a in bits(self.dag.touch[worst])]
+            raise Infeasible(
+                f"capacity {self.capacity}: too small by {smallest - self.capacity} bytes; operator {operator.name!r} "
+                f"needs {', '.join(names[:8])}{' …' if len(names) > 8 else ''} at once: {smallest} bytes would do",
+                self.capacity, smallest, operator.name,
+            )  # fmt: skip
+
+    def _improve(self) -> None:
+        dag = self.dag
+        order = smallest_peak(dag, time_limit=0.25 * self.time_limit)
+        if order.peak <= self.capacity:
+            self._offer(Schedule(order.operators, frozenset()), f"smallest peak by {order.method}")
+            return
+        self._prove(traffic_bound(dag, self.capacity, order.bound), "order-free floors and the smallest peak")
+        self._offer(furthest_use(dag, order.operators, self.capacity).schedule, "smallest-peak order, furthest use")
+        if not self._done():
+            self._solve_pieces()
+        for name, candidate in self._orders(order):
+            if self._done():
+                return
+            self._replace(candidate, name)
+        if not self._done() and self.best is not None and len(dag) <= _MOST_SEARCHED:
+            tries = _TRIES * 50 // max(50, len(dag))
+            moved = improve(dag, self.best.order, self.capacity, tries=tries, seed=self.seed, deadline=self._until(0.9))
+            if self._offer(moved.schedule, "order moves, furthest use"):
+                self._replace(moved.schedule.order, "order moves")
+
+    def _orders(self, order: Order) -> list[tuple[str, tuple[int, ...]]]:
+        """Orders worth the exact replacement: the best so far, then the others."""
+        assert self.best is not None
+        listed = [
+            (self.found_by.split(",")[0], self.best.order),
+            ("smallest-peak order", order.operators),
+            ("given order", self.dag.problem.given_order),
+        ]
+        return [entry for n, entry in enumerate(listed) if entry[1] not in [o for _, o in listed[:n]]]
+
+    def _replace(self, order: tuple[int, ...], name: str) -> Replacement:
+        """Offer the best replacement for an order."""
+        left = min(self._until(0.9) - time.perf_counter(), 0.3 * self.time_limit)
+        found = best_replacement(self.dag, order, self.capacity, time_limit=left)
+        how = "exact replacement (HiGHS)" if solver_available() else "furthest use (HiGHS is not installed)"
+        self._offer(found.schedule, f"{name}, {how}")
+        return found
+
+    def _solve_pieces(self) -> None:
+        """Beam and A* on each piece; isomorphic pieces share one solution."""
+        dag = self.dag
+        pieces = segments(dag, independent=True)
+        if max((p.stop & ~p.start).bit_count() for p in pieces) > _MOST_SEARCHED:
+            return
+        kinds: dict[tuple[object, ...], list[Segment]] = {}
+        for piece in pieces:
+            kinds.setdefault(signature(dag, piece), []).append(piece)
+        solved: dict[int, tuple[tuple[int, int], ...]] = {}
+        total = bound = 0
+        weights = {key: (twins[0].stop & ~twins[0].start).bit_count() for key, twins in kinds.items()}
+        single = len(pieces) == 1
+        for key in sorted(kinds, key=lambda k: weights[k]):
+            twins = kinds[key]
+            left = self._until(0.75) - time.perf_counter()
+            share = left * weights[key] / max(1, sum(weights.values()))
+            del weights[key]
+            found = self._solve_piece(twins[0], share, self.bound if single else 0)
+            assert found.moves is not None
+            total += found.cost * len(twins)
+            bound += found.bound * len(twins)
+            for twin in twins:
+                solved[twin.start] = _translated(dag, twins[0], twin, found.moves)
+        self._prove(bound, "A*" if single else "A* on independent pieces")
+        moves = [move for piece in pieces for move in solved[piece.start]]
+        name = "A*" if total == bound else "beam search"
+        self._offer(_from_moves(dag, moves), name if single else f"{name} on {len(pieces)} pieces")
+
+    def _solve_piece(self, piece: Segment, seconds: float, floor: int) -> Found:
+        began = time.perf_counter()
+        moves = Moves(self.dag, piece, self.capacity)
+        best: Found | None = None
+        for width in _WIDTHS:
+            found = beam(moves, width, deadline=began + 0.3 * seconds)
+            if best is None or found.cost < best.cost:
+                best = found
+            if best.cost <= max(floor, best.bound) or time.perf_counter() - began > 0.2 * seconds:
+                break
+        assert best is not None
+        floor = max(floor, best.bound)
+        if best.cost <= floor:
+            return Found(best.moves, best.cost, best.cost, best.states)
+        known = best.cost
+        exact = search(moves, floor, known, deadline=began + seconds, tick=lambda bound: self._tell(self.cost, bound))
+        if exact.moves is not None:
+            return exact
+        return Found(best.moves, best.cost, max(floor, exact.bound), exact.states)
+
+    # -- addresses --------------------------------------------------------------------------------------------------
+
+    def _placed(self) -> Plan:
+        """The best schedule with addresses; with less and less of the capacity until its episodes can be placed."""
+        assert self.best is not None
+        best, method = self.best, self.found_by
+        placed = self._pack(best, self.capacity)
+        smallest = largest_working_set(self.dag)[0]
+        for part in _SHRINKS:
+            if placed is not None:
+                break
+            less = max(smallest, self.capacity - self.capacity * part // 512)
+            best = best_replacement(self.dag, self.best.order, less, time_limit=0.05 * self.time_limit).schedule
+            method = f"{self.found_by}, within {less} bytes so that addresses exist"
+            placed = self._pack(best, self.capacity)
+        if placed is None:
+            best, method = _nothing_kept(self.dag, best.order), "nothing kept between operators"
+            placed = self._pack(best, self.capacity)
+        if placed is None:
+            raise NotFound(f"capacity {self.capacity}: no placement found")
+        proof = Certificate(
+            traffic(self.dag, best.dropped), self.bound, f"{method}; bound: {self.proved_by}", self._elapsed()
+        )
+        return to_plan(self.dag, best, placed[0], self.capacity, proof)
+
+    def _pack(self, candidate: Schedule, capacity: int | None) -> tuple[tuple[int, ...], int] | None:
+        return pack(self.dag, candidate, capacity, time_limit=0.1 * self.time_limit, seed=self.seed)
+
+    # -- incumbent and bound ----------------------------------------------------------------------------------------
+
+    def _offer(self, candidate: Schedule, method: str) -> bool:
+        cost = traffic(self.dag, candidate.dropped)
+        better = self.cost is None or cost < self.cost
+        if better:
+            self.best, self.cost, self.found_by = candidate, cost, method
+        self._tell(self.cost, self.bound)
+        return better
+
+    def _prove(self, bound: int, method: str) -> None:
+        if bound > self.bound:
+            self.bound, self.proved_by = bound, method
+        self._tell(self.cost, self.bound)
+
+    def _done(self) -> bool:
+        return self.cost == self.bound or time.perf_counter() > self._until(0.9)
+
+    def _tell(self, incumbent: int | None, bound: int) -> None:
+        elapsed = self._elapsed()
+        self.report(Progress(incumbent, max(bound, self.bound), elapsed, max(0.0, self.time_limit - elapsed)))
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def _until(self, share: float) -> float:
+        return self.began + share * self.time_limit
+
+
+def _translated(
+    dag: Dag, solved: Segment, twin: Segment, moves: tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, int], ...]:
+    """The moves of one piece as moves of an isomorphic one."""
+    operators = dict(zip(in_order(dag, solved), in_order(dag, twin)))
+    tensors = dict(zip(tensors_in_order(dag, solved), tensors_in_order(dag, twin)))
+    return tuple((operators[i], sum(1 << tensors[a] for a in bits(evicted))) for i, evicted in moves)
+
+
+def _from_moves(dag: Dag, moves: list[tuple[int, int]]) -> Schedule:
+    """Which gaps the evictions fall into."""
+    used = [0] * len(dag.size)
+    dropped = set()
+    for i, evicted in moves:
+        for a in bits(evicted):
+            dropped.add((a, used[a] - 1))
+        for a in (*dag.inputs[i], *dag.outputs[i]):
+            used[a] += 1
+    return Schedule(tuple(i for i, _ in moves), frozenset(dropped))
+
+
+def _nothing_kept(dag: Dag, order: tuple[int, ...]) -> Schedule:
+    """Every tensor leaves after every use: what is resident is one operator's working set."""
+    from peakline.solvers.schedule.episodes import gaps
+
+    return Schedule(order, frozenset((a, k) for a, k, _, _ in gaps(dag, order)))

@@ -1,0 +1,250 @@
+"""States of the traffic problem and the moves between them, with an order-free bound on what is still to be paid.
+
+A state is (executed operators E, tensors alive but evicted X, activations stored). A move runs one operator: it
+reloads what the operator reads of X, makes room by evicting residents, and drops what nobody reads any more. A tensor
+is evicted only when room is needed and reloaded only when it is read, which loses nothing; its reload, certain to
+come since it is alive, is paid at once, so that evicting costs s for what lies off-chip (inputs, parameters, outputs
+whose store is compulsory, activations stored before) and 2 s for other activations.
+
+Bound: while operator j runs, whatever the order from here, A_j is alive: what j touches, and what its descendants read
+of what is alive now or touched by its ancestors. Of A_j without j's own tensors at least |A_j| − M must be out; what
+is evicted already is paid; the rest costs one or two bytes a byte, the cheap ones first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from peakline.solvers.bounds import forced_alive, grain, read_by_descendants
+from peakline.solvers.dag import Dag, bits
+from peakline.solvers.segments import Segment
+
+__all__ = ["Moves", "State"]
+
+Vector = npt.NDArray[np.int64]
+
+
+class State:
+    """Where a plan may stand, the traffic paid and the traffic at least still to come (bytes)."""
+
+    __slots__ = (
+        "cheap", "evicted", "excess", "executed", "held", "live", "paid", "parent", "ran", "ready", "stored", "to_come",
+    )  # fmt: skip
+
+    def __init__(
+        self, executed: int, live: int, evicted: int, stored: int, held: int, ready: int, paid: int,
+        parent: State | None, ran: tuple[tuple[int, int], ...], excess: Vector, cheap: Vector,
+    ) -> None:  # fmt: skip
+        self.executed, self.live, self.evicted, self.stored = executed, live, evicted, stored
+        self.held, self.ready, self.paid = held, ready, paid  # held: bytes resident
+        self.parent, self.ran = parent, ran  # ran: (operator, tensors evicted before it) since the parent
+        self.excess, self.cheap = excess, cheap
+        self.to_come = 0
+
+    def path(self) -> list[tuple[int, int]]:
+        """Operators in the order in which they ran, each with the mask of what was evicted to make room for it."""
+        parts: list[tuple[tuple[int, int], ...]] = []
+        state: State | None = self
+        while state is not None:
+            parts.append(state.ran)
+            state = state.parent
+        return [move for part in reversed(parts) for move in part]
+
+
+class Moves:
+    """Running operators of one segment within a capacity."""
+
+    def __init__(self, dag: Dag, segment: Segment, capacity: int) -> None:
+        self.dag, self.segment, self.capacity, self.unit = dag, segment, capacity, grain(dag)
+        alive, later = forced_alive(dag), read_by_descendants(dag)
+        self.operators = list(bits(segment.stop & ~segment.start))
+        column = {j: n for n, j in enumerate(self.operators)}
+        shape = (len(self.operators),)
+        self.forced = np.zeros(shape, dtype=np.int64)
+        self.forced_cheap = np.zeros(shape, dtype=np.int64)
+        self.when_live: dict[int, Vector] = {}  # bytes that a live tensor adds to what is alive at each operator
+        self.when_out: dict[int, Vector] = {}  # bytes that it takes away when it is evicted
+        touched = {a for j in self.operators for a in bits(dag.touch[j])} | set(bits(segment.live))
+        for a in touched:
+            self.when_live[a] = np.zeros(shape, dtype=np.int64)
+            self.when_out[a] = np.zeros(shape, dtype=np.int64)
+        for n, j in enumerate(self.operators):
+            must = alive[j]
+            self.forced[n] = dag.weigh(must) - capacity
+            self.forced_cheap[n] = dag.weigh(must & ~dag.touch[j] & ~dag.dear)
+            for a in bits(later[j] & ~must):
+                if a in touched:
+                    self.when_live[a][n] = dag.size[a]
+            for a in bits(later[j] & ~dag.touch[j]):
+                if a in touched:
+                    self.when_out[a][n] = dag.size[a]
+        self.column = column
+        self.never = np.int64(-1) << np.int64(60)
+
+    def start(self) -> State:
+        """The segment's only initial state: what is alive is resident, and no activation of it is stored."""
+        dag, segment = self.dag, self.segment
+        inside = segment.stop & ~segment.start
+        ready = sum(1 << i for i in bits(inside) if not dag.before[i] & ~segment.start)
+        excess, cheap = self.forced.copy(), self.forced_cheap.copy()
+        for a in bits(segment.live):
+            excess += self.when_live[a]
+            if not dag.dear >> a & 1:
+                cheap += self.when_live[a]
+        first = State(segment.start, segment.live, 0, 0, dag.weigh(segment.live), ready, 0, None, (), excess, cheap)
+        return self._finish(first)
+
+    def cost(self, state: State, a: int) -> int:
+        """Bytes that evicting `a` adds."""
+        return self.dag.size[a] * (2 if self.dag.dear >> a & ~(state.stored >> a) & 1 else 1)
+
+    def shortage(self, state: State, i: int) -> int:
+        """Bytes to be evicted before `i` can run; negative: room to spare."""
+        touch = self.dag.touch[i]
+        return state.held + self.dag.weigh(touch & ~state.live | touch & state.evicted) - self.capacity
+
+    def evictions(self, state: State, i: int, most: int | None = None) -> Iterator[int]:
+        """Masks of residents whose eviction makes room for `i`, no part of which would do.
+
+        Of tensors with equal size, cost and readers to come only the first ones are evicted. `most` limits their
+        number; those that evict what the given order reads last come first.
+        """
+        short = self.shortage(state, i)
+        if short <= 0:
+            yield 0
+            return
+        dag, left = self.dag, ~state.executed
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for a in bits(state.live & ~state.evicted & ~dag.touch[i]):
+            groups.setdefault((dag.size[a], self.cost(state, a), dag.readers[a] & left), []).append(a)
+        kinds = sorted(groups.items(), key=lambda g: (-self._next_read(g[0][2]), g[0][1], g[0][0]))
+        sizes = [key[0] for key, _ in kinds]
+        after = [0] * (len(kinds) + 1)
+        for n in range(len(kinds) - 1, -1, -1):
+            after[n] = after[n + 1] + sizes[n] * len(kinds[n][1])
+        given = 0
+        # (group, mask, bytes still short, smallest size taken): depth first, taking many of the first groups first
+        stack = [(0, 0, short, 1 << 62)]
+        while stack:
+            n, mask, missing, smallest = stack.pop()
+            if missing <= 0:
+                if -missing < smallest:  # else the smallest could have stayed
+                    yield mask
+                    given += 1
+                    if given == most:
+                        return
+                continue
+            if n == len(kinds) or after[n] < missing:
+                continue
+            members = kinds[n][1]
+            part = mask
+            branches = [(n + 1, part, missing, smallest)]
+            for count, a in enumerate(members, 1):
+                part |= 1 << a
+                branches.append((n + 1, part, missing - count * sizes[n], min(smallest, sizes[n])))
+                if missing - count * sizes[n] <= 0:
+                    break
+            stack.extend(branches)
+
+    def _next_read(self, readers: int) -> int:
+        return (readers & -readers).bit_length()
+
+    def run(self, state: State, i: int, evict: int) -> State:
+        """The state after evicting `evict` and running `i`, and whatever is safe to run then."""
+        dag, size = self.dag, self.dag.size
+        paid, held, stored = state.paid, state.held, state.stored
+        excess, cheap = state.excess.copy(), state.cheap.copy()
+        for a in bits(evict):
+            paid += self.cost(state, a)
+            held -= size[a]
+            self._out(excess, cheap, a, bool(dag.dear >> a & ~(stored >> a) & 1))
+        stored |= evict & dag.dear
+        evicted = state.evicted | evict
+        new = State(
+            state.executed, state.live, evicted, stored, held, state.ready, paid, state, ((i, evict),), excess, cheap
+        )
+        self._execute(new, i)
+        return self._finish(new)
+
+    def _out(self, excess: Vector, cheap: Vector, a: int, unstored: bool) -> None:
+        """`a` is evicted: paid for wherever it would be alive without being touched. A stored one is cheap there."""
+        out = self.when_out[a]
+        excess -= out
+        if not unstored:
+            cheap -= out
+
+    def _in(self, excess: Vector, cheap: Vector, a: int) -> None:
+        """`a` is resident again; evicting it once more is cheap."""
+        out = self.when_out[a]
+        excess += out
+        cheap += out
+
+    def _execute(self, state: State, i: int) -> None:
+        """Run `i`, for which there is room, in place."""
+        dag, size = self.dag, self.dag.size
+        for a in bits(dag.touch[i] & state.evicted):
+            state.held += size[a]
+            self._in(state.excess, state.cheap, a)
+        state.evicted &= ~dag.touch[i]
+        fresh = dag.touch[i] & ~state.live
+        for a in bits(fresh):
+            state.held += size[a]
+            state.excess += self.when_live[a]
+            if not dag.dear >> a & 1:
+                state.cheap += self.when_live[a]
+        state.live |= fresh
+        state.executed |= 1 << i
+        state.excess[self.column[i]] = self.never
+        left = ~state.executed
+        for a in bits(dag.touch[i]):
+            if not dag.readers[a] & left:
+                state.live ^= 1 << a
+                state.held -= size[a]
+                state.stored &= ~(1 << a)
+        state.ready ^= 1 << i
+        for j in bits(dag.after[i] & self.segment.stop):
+            if not dag.before[j] & left:
+                state.ready |= 1 << j
+
+    def _finish(self, state: State) -> State:
+        """Run what is safe to run, then bound what is still to come."""
+        again = True
+        while again:
+            again = False
+            for i in bits(state.ready):
+                if self._safe(state, i):
+                    self._execute(state, i)
+                    state.ran += ((i, 0),)
+                    again = True
+                    break
+        needed = np.where(state.excess > state.cheap, 2 * state.excess - state.cheap, state.excess)
+        most = int(needed.max()) if len(needed) else 0
+        state.to_come = -(-most // self.unit) * self.unit if most > 0 else 0
+        return state
+
+    def _safe(self, state: State, i: int) -> bool:
+        """Whether running `i` now loses nothing: it fits as things are, and its results can stand in for one input.
+
+        If everything that stays of it is no larger, and no dearer to evict, than one resident input that it frees,
+        then any plan that runs `i` later can run it now, evicting and reloading the results where it would have
+        evicted and reloaded that input.
+        """
+        dag = self.dag
+        if dag.touch[i] & state.evicted or self.shortage(state, i) > 0:
+            return False
+        left = ~(state.executed | (1 << i))
+        staying = [a for a in bits(dag.touch[i] & ~state.live) if dag.readers[a] & left]
+        if not staying:
+            return True
+        if any(dag.maker[a] != i for a in staying):
+            return False
+        size = sum(dag.size[a] for a in staying)
+        dear = sum(dag.size[a] * (1 + (dag.dear >> a & 1)) for a in staying)
+        return any(
+            dag.size[a] >= size and self.cost(state, a) >= dear
+            for a in dag.inputs[i]
+            if state.live >> a & 1 and not dag.readers[a] & left
+        )

@@ -1,0 +1,62 @@
+"""The order with the smallest peak."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from schedule_cases import INSTANCES, cell, problems, smallest_peak_by_enumeration
+
+from peakline.solvers.bounds import live_floors
+from peakline.solvers.dag import Dag
+from peakline.solvers.order import smallest_peak
+from peakline.solvers.problem import Operator, Problem, Tensor
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems())
+def test_the_exact_search_agrees_with_trying_every_order(problem: Problem) -> None:
+    order = smallest_peak(problem)
+    assert order.proven
+    assert order.peak == smallest_peak_by_enumeration(problem)
+    assert Dag.of(problem).peak_of(order.operators) == order.peak
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_no_order_is_below_the_order_free_floor(problem: Problem) -> None:
+    assert max(live_floors(Dag.of(problem))) <= smallest_peak_by_enumeration(problem)
+
+
+PROVEN_KIB = {
+    "darts_cifar_s1_f36": 1568,
+    "darts_cifar_s6_f36": 1584,
+    "darts_imagenet_s4_f12": 4508,
+    "amoebanet_cifar_s1_f36": 1280,
+    "amoebanet_cifar_s6_f36": 1440,
+}
+
+
+@pytest.mark.parametrize("name", PROVEN_KIB)
+def test_irregular_cells_are_proven_within_ten_seconds(name: str) -> None:
+    if not INSTANCES.exists():
+        pytest.skip(f"{INSTANCES} is not here")
+    began = time.perf_counter()
+    order = smallest_peak(cell(name), time_limit=60)
+    assert time.perf_counter() - began < 10
+    assert (order.peak, order.bound) == (PROVEN_KIB[name] * 1024, PROVEN_KIB[name] * 1024)
+
+
+def test_a_search_cut_short_still_proves_a_bound_below_its_order() -> None:
+    ladder = [Tensor("x", 3, "input")]
+    operators = []
+    for i in range(12):
+        ladder += [Tensor(f"wide{i}", 9 + i), Tensor(f"thin{i}", 2)]
+        operators += [Operator(f"grow{i}", ("x",), (f"wide{i}",)), Operator(f"cut{i}", (f"wide{i}",), (f"thin{i}",))]
+    ladder.append(Tensor("y", 1, "output"))
+    operators.append(Operator("join", tuple(f"thin{i}" for i in range(12)), ("y",)))
+    problem = Problem(tuple(ladder), tuple(operators))
+    hurried, calm = smallest_peak(problem, time_limit=1e-6), smallest_peak(problem)
+    assert hurried.bound <= calm.peak <= hurried.peak
+    assert calm.proven
