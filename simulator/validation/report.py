@@ -23,7 +23,9 @@ peakline validate --reference REFERENCE --write docs/validation.md
 ```
 
 where `REFERENCE` is a folder with `memory_points*.csv` and `measured/`. Errors are signed,
-predicted/measured − 1. No figure here was fitted to the rows it is compared with, unless the section says so.
+predicted/measured − 1. No memory rule was fitted to a measurement. The GPU cost model has a handful of constants of
+mechanism, the same for every GPU, whose values were chosen on the A100 and H100 rows below (see `docs/cost.md`, which
+also has the errors on other GPUs).
 """
 
 
@@ -139,7 +141,7 @@ def _kernels(reference: Path | None) -> str:
         return "No measured kernel tables were at hand."
     rows = accuracy(folder)
     return (
-        "Uncalibrated `tiled` times against measured kernels; `roofline` is the datasheet roofline's median error on "
+        "`tiled` times, without a calibration of the device, against measured kernels; `roofline` is the datasheet roofline's median error on "
         "the same rows, `impossible` counts rows measured faster than compulsory traffic from HBM allows (operands "
         "warm in L2).\n\n"
         + _percentages(summary(rows))
