@@ -141,9 +141,9 @@ def _kernels(reference: Path | None) -> str:
         return "No measured kernel tables were at hand."
     rows = accuracy(folder)
     return (
-        "`tiled` times, without a calibration of the device, against measured kernels; `roofline` is the datasheet roofline's median error on "
-        "the same rows, `impossible` counts rows measured faster than compulsory traffic from HBM allows (operands "
-        "warm in L2).\n\n"
+        "`tiled` times, without a calibration of the device, against measured kernels; `roofline` is the datasheet "
+        "roofline's median error on the same rows, `impossible` counts rows measured faster than compulsory traffic "
+        "from HBM allows (operands warm in L2).\n\n"
         + _percentages(summary(rows))
         + "\n\nBy size class:\n\n"
         + _percentages(summary(rows, ["source", "gpu", "dtype", "size"]))
