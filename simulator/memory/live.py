@@ -7,6 +7,7 @@ deep the model.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +112,23 @@ def program_peak(program: Program) -> LivePeak:
 
 
 def undominated(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Row numbers that no other row equals or exceeds in every column: the only ones where a peak can lie."""
+    """Row numbers that no other row equals or exceeds in every column: the only ones where a peak can lie.
+
+    The parts of a large sweep ask for the same counts again and again; the last few answers are kept.
+    """
+    key = counts.shape, hashlib.blake2b(np.ascontiguousarray(counts), digest_size=16).digest()
+    if key not in _FRONTS:
+        if len(_FRONTS) >= _FRONTS_KEPT:
+            _FRONTS.pop(next(iter(_FRONTS)))
+        _FRONTS[key] = _front(counts)
+    return _FRONTS[key]
+
+
+_FRONTS: dict[tuple[tuple[int, ...], bytes], NDArray[np.int64]] = {}
+_FRONTS_KEPT = 64
+
+
+def _front(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     kept = np.sort(np.unique(counts, axis=0, return_index=True)[1])
     rows = counts[kept]
     order = np.argsort(-rows.sum(axis=1), kind="stable")

@@ -91,7 +91,7 @@ def test_bfloat16_parameters_halve_what_is_bfloat16() -> None:
 
 
 def test_bfloat16_attention_upcasts_its_scores_into_a_copy() -> None:
-    """`F.softmax(…, dtype=float32)` keeps float32 probabilities and their cast. CUDA's norms keep float32 statistics."""
+    """`F.softmax(…, dtype=float32)` keeps both formats of the probabilities; CUDA's norms keep float32 statistics."""
     module = Stack(SelfAttention, LAYERS).to(torch.bfloat16)
     graph = step_graph(stack(self_attention(), LAYERS), kind="bf16")
     statistics = LAYERS * 2 * BATCH * SEQ
