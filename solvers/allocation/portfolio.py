@@ -26,6 +26,7 @@ _MODELS: dict[str, Any] = {"milp": milp, "cp-sat": cpsat}
 _MOST_PAIRS = 2_000_000  # pairs of neighbours kept in memory, about 100 bytes each; above, heuristics and bounds only
 _FIRST_NODES = 3  # nodes of a first run, per buffer: a run that never fails takes one per buffer
 _GROWTH = 1.5  # of the node limit from one round of restarts to the next
+_RESTARTED: tuple[Mode, ...] = ("few", "sore")  # modes worth restarting; "low" succeeds at once or hardly ever
 _NOISE = 0.3  # standard deviation of the logarithm of a perturbed preference
 
 
@@ -236,7 +237,10 @@ class _Work:
     def _shuffled(
         self, rules: Sequence[tuple[Mode, Sequence[float]]], perturb: bool
     ) -> Iterator[tuple[Mode, Sequence[float]]]:
-        for mode, weights in rules if not perturb else self.random.sample(rules, len(rules)):
+        if perturb:
+            rules = [rule for rule in rules if rule[0] in _RESTARTED]
+            rules = self.random.sample(rules, len(rules))
+        for mode, weights in rules:
             noise = [exp(self.random.gauss(0, _NOISE)) for _ in weights] if perturb else [1.0] * len(weights)
             yield mode, [w * x for w, x in zip(weights, noise)]
 

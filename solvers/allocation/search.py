@@ -15,7 +15,8 @@ and for every section s (a maximal set of buffers alive together, in order of ti
     total[s]  bytes of s not yet placed; floor[s] + total[s] ≤ capacity or the node fails
 Buffers not yet placed fall into components that share no section; each is solved on its own, and the failure of one
 fails the node whatever the others hold, which jumps back over all decisions made for the others. Failed components
-are remembered by fingerprint and serve later restarts, whatever rule these follow.
+are remembered by fingerprint and serve later restarts, whatever rule these follow; so are components placed whole
+whose siblings failed.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from peakline.solvers.allocation.sections import Sections
 
 __all__ = ["MODES", "Mode", "Outcome", "Search"]
 
-Mode = Literal["low", "tight", "few", "sore"]
-MODES: tuple[Mode, ...] = ("low", "tight", "few", "sore")
-"""Which section a node asks about: the lowest floor; the least slack; the fewest answers, zero slack first."""
+Mode = Literal["low", "few", "sore"]
+MODES: tuple[Mode, ...] = ("low", "few", "sore")
+"""Which section a node asks about: the lowest floor; the fewest answers; the fewest answers per past failure there
+(Boussemart et al., "Boosting systematic search by weighting constraints", ECAI 2004)."""
 
 _PLACED = 1 << 62
 _CHECK_CLOCK = 64  # nodes between two looks at the clock
@@ -97,7 +99,7 @@ class Search:
         self._trail: list[tuple[list[int], int, int]] = []
         self._preference = preference
         self._select: Callable[[list[int]], tuple[int, list[int]]]
-        self._select = {"low": self._lowest, "tight": self._tightest, "few": self._fewest, "sore": self._sorest}[mode]
+        self._select = {"low": self._lowest, "few": self._fewest, "sore": self._sorest}[mode]
         self._nodes, self._node_limit, self._deadline = 0, node_limit, deadline
         if any(r > latest for r, latest in zip(self._rest, self._latest)) or any(
             f + t > self.capacity for f, t in zip(self._floor, self._total)
@@ -277,28 +279,14 @@ class Search:
         best = max({self._heaviest(b, total) for b in ready}, key=lambda s: (total[s], -s))
         return best, [b for b in ready if self._first[b] <= best < self._last[b]]
 
-    def _tightest(self, waiting: list[int]) -> tuple[int, list[int]]:
-        load = [f + t for f, t in zip(self._floor, self._total)]
-        ready = self._ready(waiting)
-        for s in sorted({self._heaviest(b, load) for b in ready}, key=lambda s: (-load[s], s)):
-            answers = self._answers(s, ready)
-            if answers:
-                return s, answers
-        return self._lowest(waiting)
-
     def _fewest(self, waiting: list[int]) -> tuple[int, list[int]]:
-        load = [f + t for f, t in zip(self._floor, self._total)]
-        ready = self._ready(waiting)
-        best: tuple[tuple[int, int, int], list[int]] | None = None
-        for s in sorted({s for b in ready for s in range(self._first[b], self._last[b])}):
-            answers = self._answers(s, ready)
-            if answers:
-                rank = (len(answers) + (load[s] < self.capacity), -load[s], s)
-                if best is None or rank < best[0]:
-                    best = (rank, answers)
-        return (best[0][2], best[1]) if best else self._lowest(waiting)
+        return self._least_choice(waiting, [1] * len(self._members))
 
     def _sorest(self, waiting: list[int]) -> tuple[int, list[int]]:
+        return self._least_choice(waiting, [1 + conflicts for conflicts in self._conflicts])
+
+    def _least_choice(self, waiting: list[int], weight: list[int]) -> tuple[int, list[int]]:
+        """The section with the fewest answers per weight, then the least slack; "none" counts where slack is left."""
         load = [f + t for f, t in zip(self._floor, self._total)]
         ready = self._ready(waiting)
         best: tuple[tuple[float, int, int], list[int]] | None = None
@@ -306,7 +294,7 @@ class Search:
             answers = self._answers(s, ready)
             if answers:
                 choices = len(answers) + (load[s] < self.capacity)
-                rank = (0.0 if choices == 1 else choices / (1 + self._conflicts[s]), -load[s], s)
+                rank = (0.0 if choices == 1 else choices / weight[s], -load[s], s)  # a single answer is no choice
                 if best is None or rank < best[0]:
                     best = (rank, answers)
         return (best[0][2], best[1]) if best else self._lowest(waiting)
