@@ -13,6 +13,7 @@ import typer
 from peakline.cli.allocate import allocate
 from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
+from peakline.cli.schedule import schedule
 from peakline.cli.validate import validate
 
 __all__ = ["app", "run"]
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(estimate)
 app.command()(devices)
 app.command()(models)
+app.command()(schedule)
 app.command()(validate)
 app.command()(allocate)
 

@@ -1,0 +1,199 @@
+"""`peakline schedule`: order, residency, addresses and traffic of a graph on a scratchpad, with a certificate."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peakline.cli.estimate import _graph as build_workload
+
+if TYPE_CHECKING:
+    from peakline.solvers.plan import Plan
+    from peakline.solvers.problem import Problem
+    from peakline.solvers.replay import Replay
+    from peakline.solvers.schedule import Progress
+
+__all__ = ["schedule"]
+
+SCHEMA = "peakline.schedule/1"
+_NO = 1
+_REDRAW = 0.2  # seconds between two lines of progress
+_GRAPH, _SOLVER, _OUTPUT = "Graph", "Solver", "Output"
+
+
+def schedule(
+    graph: Annotated[
+        str, typer.Argument(help="Catalogue name, config.json, peakline.graph/1 JSON, or tensors and operators.")
+    ],
+    capacity: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Of the scratchpad: 1048576, or with a unit, 1MiB.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="traffic (non-compulsory bytes) or peak (smallest over all orders).")
+    ] = "traffic",
+    time_limit: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Best plan and bound by then.", rich_help_panel=_SOLVER)
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same plan.", rich_help_panel=_SOLVER)] = 0,
+    train: Annotated[bool, typer.Option("--train", help="A training step.", rich_help_panel=_GRAPH)] = False,
+    prefill: Annotated[bool, typer.Option("--prefill", help="Fill the KV cache.", rich_help_panel=_GRAPH)] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="One token each.", rich_help_panel=_GRAPH)] = False,
+    infer: Annotated[bool, typer.Option("--infer", help="One forward pass.", rich_help_panel=_GRAPH)] = False,
+    batch: Annotated[int | None, typer.Option(help="Sequences or images.", rich_help_panel=_GRAPH)] = None,
+    seq: Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_GRAPH)] = None,
+    image: Annotated[int | None, typer.Option(help="Height and width in pixels.", rich_help_panel=_GRAPH)] = None,
+    dtype: Annotated[str | None, typer.Option(help="Parameters and activations.", rich_help_panel=_GRAPH)] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="With --train: adamw, sgd, …; default none.", rich_help_panel=_GRAPH)
+    ] = None,
+    scope: Annotated[
+        str, typer.Option(help="all, or activations (parameters stream from elsewhere).", rich_help_panel=_GRAPH)
+    ] = "all",
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="Operators whose names start so: a layer.", rich_help_panel=_GRAPH),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PLAN.json", help="The plan, peakline.plan/1.", rich_help_panel=_OUTPUT)
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
+) -> int:
+    """Order, residency, replacement and addresses with the least off-chip traffic, or the smallest peak.
+
+    A problem written by hand is {"tensors": [{"name", "bytes", "role"}], "operators": [{"name", "inputs", "outputs"}]}
+    with the roles input, parameter, activation and output. Every plan is replayed before it is reported. Ctrl-C ends
+    the work and keeps the best plan so far.
+
+    Exit codes: 0 a plan, 1 none exists or none was found, 2 bad input.
+    """
+    from peakline.hardware.units import parse_bytes
+    from peakline.solvers.replay import replay
+    from peakline.solvers.schedule import Infeasible, NotFound
+    from peakline.solvers.schedule import schedule as solve
+
+    options = {"batch": batch, "seq": seq, "image": image, "dtype": dtype, "optimizer": optimizer}
+    asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
+    problem = _problem(graph, asked, {k: v for k, v in options.items() if v is not None}, scope, only)
+    size = None if capacity is None else int(capacity) if _whole(capacity) else parse_bytes(capacity)
+    if size is None and objective == "traffic":
+        raise ValueError("--capacity: the least traffic needs one; --objective peak does not")
+    try:
+        plan = solve(
+            problem,
+            size,
+            objective=objective,  # type: ignore[arg-type]
+            time_limit=time_limit,
+            seed=seed,
+            progress=_meter() if sys.stderr.isatty() else None,
+        )
+    except (Infeasible, NotFound) as error:
+        _refuse(error, size, json_)
+        return _NO
+    finally:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    done = replay(problem, plan)
+    if out is not None:
+        out.write_text(plan.to_json() + "\n", encoding="utf-8")
+    if json_:
+        print(json.dumps(_document(problem, plan, done, objective)))
+    else:
+        print("\n".join(_lines(problem, plan, done, out)))
+    return 0
+
+
+def _whole(text: str) -> bool:
+    return text.strip().lstrip("+-").isdigit()
+
+
+def _problem(graph: str, asked: dict[str, bool], options: dict[str, Any], scope: str, only: str | None) -> Problem:
+    """What the argument names, as a scheduling problem."""
+    from peakline.scheduling import part_of, problem_of, read_problem
+    from peakline.solvers.problem import Problem
+
+    path = Path(graph)
+    found = read_problem(path) if path.suffix == ".json" and path.is_file() else None
+    if found is not None and (options or any(asked.values())):
+        raise ValueError(f"{graph}: a graph in a file is scheduled as it is; workload options apply to models")
+    if found is None:
+        if asked["training"]:
+            options = {"optimizer": "none", **options}
+        found = build_workload(graph, asked, options)
+    if isinstance(found, Problem):
+        if scope != "all":
+            raise ValueError(f"--scope {scope}: a file lists its own tensors; leave the others out there")
+        problem = found
+    else:
+        problem = problem_of(found, scope=scope)  # type: ignore[arg-type]
+    return problem if only is None else part_of(problem, only)
+
+
+def _document(problem: Problem, plan: Plan, done: Replay, objective: str) -> dict[str, Any]:
+    """The JSON of schema `peakline.schedule/1`: the plan's figures, without its steps; bytes and seconds."""
+    stated = plan.to_dict()
+    return {
+        "schema": SCHEMA,
+        "status": stated["certificate"]["status"],
+        "objective": objective,
+        "operators": len(problem.operators),
+        "tensors": len(problem.tensors),
+        "capacity": plan.capacity,
+        "traffic": stated["traffic"],
+        "peak": plan.peak,
+        "arena": done.arena,
+        "certificate": stated["certificate"],
+    }
+
+
+def _refuse(error: Exception, capacity: int | None, as_json: bool) -> None:
+    """Say why there is no plan, and what capacity would do."""
+    from peakline.solvers.schedule import Infeasible
+
+    proven = isinstance(error, Infeasible)
+    if as_json:
+        document = {"schema": SCHEMA, "status": "infeasible" if proven else "unknown", "capacity": capacity}
+        if isinstance(error, Infeasible):
+            document |= {"smallest_capacity": error.smallest, "forced_by": error.operator}
+        print(json.dumps({**document, "reason": str(error)}))
+    else:
+        print(error)
+
+
+def _lines(problem: Problem, plan: Plan, done: Replay, out: Path | None) -> list[str]:
+    """The answer in words."""
+    from peakline.hardware.units import format_bytes
+
+    proof, moved = plan.certificate, plan.traffic
+    lines = [
+        f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, capacity {format_bytes(plan.capacity)}",
+        f"traffic   {format_bytes(moved.load + moved.store)}: load {format_bytes(moved.load)}, "
+        f"store {format_bytes(moved.store)}; compulsory {format_bytes(moved.compulsory)}, "
+        f"non-compulsory {format_bytes(moved.non_compulsory)} ({moved.non_compulsory} B)",
+        f"peak      {format_bytes(plan.peak)} resident, addresses up to {format_bytes(done.arena)}",
+        f"proven    {proof.status}: objective {proof.objective} B, bound {proof.lower_bound} B, gap {proof.gap:.1%}",
+        f"method    {proof.method} ({proof.seconds:.2f} s)",
+    ]
+    return [*lines, f"written   {out}"] if out is not None else lines
+
+
+def _meter() -> Callable[[Progress], None]:
+    """One line on the terminal, redrawn a few times a second."""
+    drawn = 0.0
+
+    def draw(progress: Progress) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn >= _REDRAW:
+            drawn = now
+            best, bound = progress.incumbent, progress.bound
+            gap = f", gap {(best - bound) / best:.1%}" if best else ""
+            text = f"best {best} B, bound {bound} B{gap}, {progress.seconds_left:.0f} s left"
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    return draw

@@ -1,0 +1,218 @@
+"""From a graph to the scheduling problem that `peakline.solvers.schedule` solves, in plain numbers.
+
+Blocks are unrolled, tensors that share memory are one, views vanish. An in-place operator joins the operator that
+made what it overwrites where nobody else reads the old value (batch norm and its ReLU become one); elsewhere, as for
+a weight that an optimizer updates, its result is a tensor of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from peakline.memory.lifetimes import Program, Step, unroll
+from peakline.models.graph import ALL, RESIDENT_ROLES, Graph
+from peakline.models.operators import operator_type
+from peakline.solvers.problem import Operator, Problem, ProblemError, Role, Tensor
+
+__all__ = ["Scope", "part_of", "problem_of", "read_problem"]
+
+Scope = Literal["all", "activations"]
+
+
+def problem_of(graph: Graph, *, scope: Scope = "all") -> Problem:
+    """The graph as tensors and operators for `peakline.solvers`.
+
+    Parameters, optimizer states and buffers become `parameter`; inputs and caches `input`; what an operator makes is
+    an `activation`, or an `output` if it is a gradient that nobody reads, the new value of something resident, or all
+    that its operator makes and nobody reads it. Workspace inside an operator is an activation that it alone touches.
+    `scope` "activations" leaves parameters out, as where weights stream from elsewhere.
+
+    Raises ValueError for a sweep of configurations or an unknown scope.
+    """
+    if scope not in ("all", "activations"):
+        raise ValueError(f"scope: must be all or activations, got {scope!r}")
+    if graph.is_sweep:
+        raise ValueError(f"{graph.name}: a sweep has no single schedule; give one configuration")
+    problem = _Reader(unroll(graph)).read()
+    if scope == "all":
+        return problem
+    left = {tensor.name for tensor in problem.tensors if tensor.role == "parameter"}
+    return Problem(
+        tuple(t for t in problem.tensors if t.name not in left),
+        tuple(replace(o, inputs=tuple(n for n in o.inputs if n not in left)) for o in problem.operators),
+    )
+
+
+def part_of(problem: Problem, prefix: str) -> Problem:
+    """The operators whose names start with `prefix`: a layer or a block as a problem of its own.
+
+    What they read of the rest becomes an input, what the rest reads of them an output.
+
+    Raises ValueError if no operator's name starts so.
+    """
+    inside = tuple(o for o in problem.operators if o.name.startswith(prefix))
+    if not inside:
+        sample = ", ".join(o.name for o in problem.operators[:3])
+        raise ValueError(f"only: no operator's name starts with {prefix!r}; the first ones are {sample}")
+    made = {name for o in inside for name in o.outputs}
+    touched = made | {name for o in inside for name in o.inputs}
+    asked = {name for o in problem.operators if o not in inside for name in o.inputs}
+    tensors = []
+    for tensor in problem.tensors:
+        if tensor.name in made and tensor.name in asked:
+            tensors.append(replace(tensor, role="output"))
+        elif tensor.name in touched:
+            outside = tensor.name not in made and tensor.role != "parameter"
+            tensors.append(replace(tensor, role="input") if outside else tensor)
+    return Problem(tuple(tensors), inside)
+
+
+def read_problem(path: Path) -> Problem | Graph | None:
+    """A problem or a graph from a JSON file; None if the file is neither (a model's config.json).
+
+    Raises ProblemError or GraphError naming the entry at fault.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(f"{path}: not JSON: {error}") from None
+    if isinstance(data, dict) and str(data.get("schema", "")).startswith("peakline.graph/"):
+        return Graph.from_json(text)
+    if isinstance(data, dict) and not {"tensors", "operators"} & data.keys() and "model_type" in data:
+        return None
+    return Problem.from_dict(data)
+
+
+@dataclass
+class _Version:
+    """A value of a storage: its number, bytes, who makes it (None: exists before) and which groups read it."""
+
+    name: str
+    bytes: int
+    role: str
+    maker: _Group | None = None
+    readers: list[_Group] = field(default_factory=list)
+    renews: bool = False
+
+
+@dataclass(eq=False)
+class _Group:
+    """An operator and the in-place operators that joined it."""
+
+    name: str
+    reads: list[_Version] = field(default_factory=list)
+    makes: list[_Version] = field(default_factory=list)
+
+
+class _Reader:
+    """Walks the unrolled program and keeps track of the current version of every storage."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.groups: list[_Group] = []
+        self.current: dict[int, _Version] = {}
+        self.names: dict[str, int] = {}
+
+    def read(self) -> Problem:
+        for step in self.program.steps:
+            self._step(step)
+        versions = {id(v): v for g in self.groups for v in (*g.reads, *g.makes) if v.bytes}
+        tensors = tuple(Tensor(v.name, v.bytes, self._role(v)) for v in versions.values())
+        operators = tuple(
+            Operator(
+                g.name,
+                tuple(dict.fromkeys(v.name for v in g.reads if v.bytes)),
+                tuple(v.name for v in g.makes if v.bytes),
+            )
+            for g in self.groups
+        )
+        return Problem(tensors, operators)
+
+    def _step(self, step: Step) -> None:
+        graph = self.program.graph
+        count = sum(graph.layers(o) if o.endswith(ALL) else 1 for o in step.operator.outputs)
+        split = len(step.touches) - count
+        touched = list(dict.fromkeys(step.touches[:split]))
+        fresh = list(step.makes)
+        renewed = [key for key in dict.fromkeys(step.touches[split:]) if key not in step.makes]
+        if operator_type(step.operator.type).launches == 0 and not fresh:
+            return  # a view, or the end of a tensor's life
+        host = self._host(touched, renewed) if len(renewed) == 1 else None
+        if host is not None:
+            host.name += f"+{step.operator.type}"
+            self._add_reads(host, [key for key in touched if key not in renewed])
+        else:
+            host = _Group(self._unique(step.name))
+            self.groups.append(host)
+            self._add_reads(host, [key for key in touched if key not in fresh])
+            for key in renewed:
+                old = self._version(key)
+                self._add_reads(host, [key])
+                new = _Version(self._unique(f"{old.name.split('#')[0]}#"), old.bytes, old.role, host, renews=True)
+                self.current[key] = new
+                host.makes.append(new)
+        for key in fresh:
+            version = self._version(key)
+            version.maker = host
+            host.makes.append(version)
+        workspace = sum(int(size) for size in self.program.workspaces.get(id(step.operator), ()))
+        if workspace:
+            host.makes.append(_Version(self._unique(f"{step.name}.workspace"), workspace, "workspace", host))
+
+    def _host(self, touched: list[int], renewed: list[int]) -> _Group | None:
+        """The group that an in-place operator can join: it made the old value, which nobody else reads."""
+        old = self._version(renewed[0])
+        host = old.maker
+        if host is None or any(reader is not host for reader in old.readers):
+            return None
+        others = [self._version(key).maker for key in touched if key not in renewed]
+        return None if any(maker is not None and self._needs(maker, host) for maker in others) else host
+
+    def _needs(self, group: _Group, other: _Group) -> bool:
+        """Whether `group`, not being `other`, needs a result of `other`, directly or not."""
+        if group is other:
+            return False
+        seen, stack = {id(group)}, [group]
+        while stack:
+            for version in stack.pop().reads:
+                maker = version.maker
+                if maker is other:
+                    return True
+                if maker is not None and id(maker) not in seen:
+                    seen.add(id(maker))
+                    stack.append(maker)
+        return False
+
+    def _add_reads(self, group: _Group, keys: list[int]) -> None:
+        for key in keys:
+            version = self._version(key)
+            if version.maker is not group and version not in group.reads:
+                group.reads.append(version)
+                version.readers.append(group)
+
+    def _version(self, key: int) -> _Version:
+        if key not in self.current:
+            storage = self.program.storages[key]
+            size = int(self.program.sizes[key])
+            self.current[key] = _Version(self._unique(storage.name), size, storage.tensor.role)
+        return self.current[key]
+
+    def _unique(self, name: str) -> str:
+        """The name, numbered from its second appearance on; one ending in # is always numbered, from 2."""
+        self.names[name] = self.names.get(name, 1 if name.endswith("#") else 0) + 1
+        number = self.names[name]
+        return f"{name}{number}" if name.endswith("#") else name if number == 1 else f"{name}@{number}"
+
+    def _role(self, version: _Version) -> Role:
+        if version.maker is None:
+            return "input" if version.role in ("input", "kv_cache", "activation", "gradient") else "parameter"
+        if version.readers or version.role == "workspace":
+            return "activation"
+        if version.role in RESIDENT_ROLES or version.role == "gradient":
+            return "output"
+        beside = [v for v in version.maker.makes if v.role != "workspace"]
+        return "activation" if any(v.readers for v in beside) else "output"
