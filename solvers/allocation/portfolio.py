@@ -147,12 +147,12 @@ class _Work:
             self.proved_by = "liveness, rounded up to an arena that sizes can form"
         for name, placement in heuristics.quick(self.instance):
             self._improve(placement.offsets, name)
-            if self._done():
+            if self._done() or time.monotonic() > self.deadline:
                 return
 
     def climb(self) -> None:
         """Restarts of the search: at the lower bound first, then up the ladder (see `_targets`)."""
-        if self._done():
+        if self._done() or time.monotonic() > self.deadline:
             return
         pairs = _neighbour_pairs(self.instance)
         if pairs > _MOST_PAIRS:
