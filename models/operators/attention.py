@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim, Shape, is_array, maximum, minimum, prod, round_up
+from peakline.models.dims import Dim, Shape, maximum, minimum, prod, round_up
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Attention, Gemm, Kernel, Stream
@@ -161,16 +161,17 @@ class Scores(OperatorType):
         ds = context.grad(node.outputs[0])
         if ds is None:
             return
-        for target, other in ((k, q), (q, k)):
+        for target, other, transposed in ((k, q, True), (q, k, False)):
             if context.needs(target):
                 outputs = {"grad": (target.shape, target.dtype)}
-                (grad,) = context.emit("attention_values", [ds, other], outputs, attributes=node.attributes)
+                attributes = {**node.attributes, "transposed": transposed}
+                (grad,) = context.emit("attention_values", [ds, other], outputs, attributes=attributes)
                 context.give(target, grad, view=True)
 
 
 @dataclass(frozen=True)
 class Values(OperatorType):
-    """out[B, S, heads·d] = probabilities[B, heads, S, T]·v, or its transpose (a gradient's product)."""
+    """out[B, S, heads·d] = probabilities[B, heads, S, T]·v; with the attribute `transposed`, a gradient's Pᵀ·v."""
 
     name: str = "attention_values"
 
@@ -180,7 +181,7 @@ class Values(OperatorType):
         heads = node.attributes["heads"]
         y = node.outputs[0]
         d = v.shape[2] // heads
-        k = p.shape[3] if not is_array(p.shape[2], p.shape[3], y.shape[1]) and p.shape[2] == y.shape[1] else p.shape[2]
+        k = p.shape[2] if node.attributes.get("transposed") else p.shape[3]
         return (Gemm(p.shape[0] * heads, y.shape[1], d, k, p.dtype, v.dtype, y.dtype),)
 
     def backward(self, node: Node, context: GradientContext) -> None:
@@ -191,7 +192,8 @@ class Values(OperatorType):
             return
         if context.needs(v):
             outputs = {"v_grad": (v.shape, v.dtype)}
-            (dv,) = context.emit("attention_values", [p, dout], outputs, attributes=node.attributes)
+            attributes = {**node.attributes, "transposed": True}
+            (dv,) = context.emit("attention_values", [p, dout], outputs, attributes=attributes)
             context.give(v, dv, view=True)
         if context.needs(p):
             (dp,) = context.emit(

@@ -79,6 +79,16 @@ def test_decode_over_context() -> None:
     compare(build, {"batch": np.array([[1], [16]]), "context": np.array([5, 4096, 4097, 9000])}, "rtx-4090")
 
 
+@pytest.mark.parametrize("attention", ["eager", "math"])
+def test_decode_with_its_scores_written_out(attention: str) -> None:
+    """One query and many keys: the products are not square."""
+
+    def build(**sizes: Any) -> Graph:
+        return pk.decode("llama-3.2-1b", overrides=SMALL, attention=attention, **sizes)
+
+    compare(build, {"batch": 2, "context": np.array([5, 300, 4096])}, "a100-80gb")
+
+
 def test_sliding_windows_longer_and_shorter_than_the_sequence() -> None:
     """Gemma-2's local layers see 4,096 keys: the number of pairs bends there."""
 
