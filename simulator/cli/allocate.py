@@ -17,6 +17,7 @@ __all__ = ["allocate"]
 
 SCHEMA = "peakline.allocation/1"
 _NOT_PLACED = 1
+_NAMED = 5  # buffers of the crowd that are named
 _REDRAW = 0.2  # seconds between two lines of progress
 
 
@@ -95,13 +96,21 @@ def _lines(item: Instance, answer: Allocation, capacity: int | None, out: Path |
     moment, need = crowd(item)
     lines = [
         _verdict(answer, capacity),
-        f"most crowded moment: {moment}, where {need:,} bytes are needed at once",
+        f"most crowded moment: {moment}, where {need:,} bytes are needed at once: {_alive(item, moment)}",
         f"by {answer.method}; {answer.seconds:.2f} s, {answer.nodes:,} nodes",
         *(f"note: {note}" for note in answer.notes),
     ]
     if answer.offsets is not None and out is not None:
         lines.append(f"offsets in {out}")
     return lines
+
+
+def _alive(item: Instance, moment: int) -> str:
+    """The largest buffers alive at a moment, and how many more there are."""
+    alive = [(b.size, name) for b, name in zip(item.buffers, item.ids) if b.lower <= moment < b.upper]
+    alive.sort(key=lambda entry: -entry[0])
+    named = ", ".join(f"{name} ({size:,})" for size, name in alive[:_NAMED])
+    return f"{named} and {len(alive) - _NAMED} more" if len(alive) > _NAMED else named
 
 
 def _verdict(answer: Allocation, capacity: int | None) -> str:

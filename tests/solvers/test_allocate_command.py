@@ -47,7 +47,7 @@ def test_too_small_a_capacity_exits_1_says_why_and_writes_nothing(
     assert main(["allocate", str(example), "--capacity", "11", "--out", str(out)]) == 1
     text = capsys.readouterr().out
     assert "impossible in 11 bytes: no placement needs fewer than 12; the smallest found needs 12" in text
-    assert "most crowded moment: 0" in text
+    assert "most crowded moment: 0, where 12 bytes are needed at once: b1 (4), b3 (4), b5 (4)" in text
     assert not out.exists()
     assert main(["allocate", str(example), "--capacity", "11", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
