@@ -242,12 +242,15 @@ def _differs(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool | NDArray[np.int64]
 def reduce_to(context: GradientContext, gradient: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient down to the shape and format of a broadcast operand; itself when nothing was broadcast."""
     runs = _differs(gradient.shape, like.shape)
-    if isinstance(runs, np.ndarray):  # a batch that is 1 in some configurations of a sweep
+    leaf = (
+        like.role == "parameter" or like.trainable
+    )  # where nothing is summed, a leaf gets a copy of a shared gradient
+    if isinstance(runs, np.ndarray) and not leaf:  # a batch that is 1 in some configurations of a sweep
         outputs = {"sum": ((runs, *like.shape), gradient.dtype)}
         (total,) = context.emit("reduce", [gradient], outputs, attributes={"runs": runs})
         outputs = {"sum": (like.shape, gradient.dtype)}
         (gradient,) = context.emit("view", [total], outputs, in_place={"sum": total})
-    elif runs:
+    elif np.any(runs):
         (gradient,) = context.emit("reduce", [gradient], {"sum": (like.shape, gradient.dtype)})
     if gradient.dtype.name != like.dtype.name:
         (gradient,) = context.emit("cast", [gradient], {"cast": (like.shape, like.dtype)})

@@ -98,9 +98,12 @@ def test_sliding_windows_longer_and_shorter_than_the_sequence() -> None:
     compare(build, {"batch": 1, "seq": np.array([100, 4095, 4096, 4097, 8192])}, "h100-sxm")
 
 
-def test_images_over_batch() -> None:
+@pytest.mark.parametrize("model", ["resnet-18", "vit-b-16"])
+def test_images_over_batch(model: str) -> None:
+    """ViT adds a position embedding: a batch of one copies the gradient that a larger one sums."""
+
     def build(**sizes: Any) -> Graph:
-        return pk.training_step("resnet-18", **sizes)
+        return pk.training_step(model, **sizes)
 
     compare(build, {"batch": np.array([1, 7, 64])}, "a100-80gb")
 
