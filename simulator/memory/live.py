@@ -116,7 +116,7 @@ def undominated(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
     The parts of a large sweep ask for the same counts again and again; the last few answers are kept.
     """
-    key = counts.shape, hashlib.blake2b(np.ascontiguousarray(counts), digest_size=16).digest()
+    key = counts.shape, hashlib.blake2b(counts.tobytes(), digest_size=16).digest()
     if key not in _FRONTS:
         if len(_FRONTS) >= _FRONTS_KEPT:
             _FRONTS.pop(next(iter(_FRONTS)))
