@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from peakline.models.builder import GraphBuilder
 from peakline.models.dims import Dim, prod
 from peakline.models.dtypes import DType, dtype, nbytes
@@ -129,6 +131,14 @@ register(QuantizedLinear())
 register(QuantizedInputGradient())
 
 
+def _single_row(rows: Dim) -> bool:
+    """Whether the product has one row, for which bitsandbytes has a kernel that reads the packed weight."""
+    single = np.equal(rows, 1)
+    if np.any(single) and not np.all(single):
+        raise ValueError("batch: one row and more run different 4-bit kernels; sweep batch 1 apart, or kernels='fused'")
+    return bool(np.all(single))
+
+
 def quantized_linear(
     b: GraphBuilder,
     x: Tensor,
@@ -145,6 +155,9 @@ def quantized_linear(
     Args:
         keeps_input: autograd saves the input, as bitsandbytes up to 0.43 did.
         expands_through: format that the weight expands to before it is cast to the activations'.
+
+    Raises:
+        ValueError: a sweep over one row and more, for which a 4-bit eager library runs different kernels.
     """
     with b.scope(name):
         inputs = [x, b.parameter("weight", (out_features, x.shape[-1]), kind, trainable=False)]
@@ -154,7 +167,7 @@ def quantized_linear(
         if kind.bits == 8 and not kind.block:
             scheme = "both"
         else:
-            scheme = "packed" if not b.eager or (isinstance(rows, int) and rows == 1) else "expand"
+            scheme = "packed" if not b.eager or _single_row(rows) else "expand"
         out = b.autocast or x.dtype
         attributes: dict[str, Any] = {"scheme": scheme}
         if keeps_input:

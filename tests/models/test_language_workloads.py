@@ -19,6 +19,7 @@ from peakline.models.operators import Node, operator_type
 from peakline.models.operators.moe import experts_hit
 from peakline.models.transforms.training import train
 from peakline.models.workload import Lora, Workload
+from peakline.models.workloads import decode
 
 SIZES: dict[str, dict[str, Any]] = {
     "training": {"seq": 64}, "prefill": {"seq": 64}, "decode": {"context": 64}, "inference": {"seq": 64},
@@ -238,3 +239,10 @@ def test_a_decode_step_reads_only_the_experts_it_hits() -> None:
             node = Node.of(graph, operator)
             reads = operator_type(operator.type).reads(node)
             assert reads == node.inputs[0].bytes + node.inputs[1].bytes * 2 // 8
+
+
+def test_a_sweep_over_kernels_that_differ_is_refused_rather_than_mixed() -> None:
+    options = {"context": 64, "weight_dtype": "nf4"}
+    with pytest.raises(ValueError, match="batch: one row and more"):
+        decode("tinyllama-1.1b", batch=np.array([1, 2]), **options)
+    assert decode("tinyllama-1.1b", batch=np.array([2, 3]), **options).is_sweep
