@@ -83,9 +83,19 @@ def train(
         held = Operator("hold_gradients", "release", grads, (), phase="backward")
         blocks.append(Block("gradients", (held,)))
     blocks.append(Block("end of step", (Operator("hold_loss", "release", (loss,), (), phase=last_phase),)))
-    graph = Graph(forward.name, tensors, tuple(blocks), {**forward.workload, **(workload or {})}, forward.notes)
+    notes = forward.notes
+    if recomputation != "none" and not any(o.phase == "recompute" for block in blocks for o in block.operators):
+        notes = (*notes, _NOTHING_RECOMPUTED[recomputation])
+    graph = Graph(forward.name, tensors, tuple(blocks), {**forward.workload, **(workload or {})}, notes)
     graph.check()
     return graph
+
+
+_NOTHING_RECOMPUTED = {
+    "full": "recompute full: the model has no repeated layers or modules to recompute, so nothing is",
+    "selective": "recompute selective: it leaves out the score matrix of attention='math' or 'eager'; "
+    "fused attention never keeps it, so nothing is recomputed",
+}
 
 
 def _gradient_buffers(tensors: dict[str, Tensor], kind: str | None) -> dict[str, str]:

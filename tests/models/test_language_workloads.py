@@ -19,7 +19,7 @@ from peakline.models.operators import Node, operator_type
 from peakline.models.operators.moe import experts_hit
 from peakline.models.transforms.training import train
 from peakline.models.workload import Lora, Workload
-from peakline.models.workloads import decode
+from peakline.models.workloads import decode, training_step
 
 SIZES: dict[str, dict[str, Any]] = {
     "training": {"seq": 64}, "prefill": {"seq": 64}, "decode": {"context": 64}, "inference": {"seq": 64},
@@ -246,3 +246,9 @@ def test_a_sweep_over_kernels_that_differ_is_refused_rather_than_mixed() -> None
     with pytest.raises(ValueError, match="batch: one row and more"):
         decode("tinyllama-1.1b", batch=np.array([1, 2]), **options)
     assert decode("tinyllama-1.1b", batch=np.array([2, 3]), **options).is_sweep
+
+
+def test_a_recomputation_that_changes_nothing_says_so() -> None:
+    fused = training_step("gpt2", batch=1, seq=64, recompute="selective")
+    assert any("nothing is recomputed" in note for note in fused.notes)
+    assert not training_step("gpt2", batch=1, seq=64, recompute="selective", attention="eager").notes
