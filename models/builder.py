@@ -48,6 +48,7 @@ class GraphBuilder:
         training: dropout is active, and losses and caches behave as in training.
         dtype: format of parameters and activations unless said otherwise.
         autocast: format that matrix products are cast to under mixed precision, or None.
+        channels_last: images lie in memory as [N, H, W, C]: cuDNN converts nothing.
         eager: composite functions run kernel by kernel as in eager PyTorch; False uses the fused kernels that
             inference engines and training libraries put in their place.
     """
@@ -60,11 +61,13 @@ class GraphBuilder:
         training: bool = False,
         autocast: DType | str | None = None,
         eager: bool = True,
+        channels_last: bool = False,
     ) -> None:
         self.name = name
         self.dtype = dtype(kind)
         self.training = training
         self.eager = eager
+        self.channels_last = channels_last
         self.autocast = dtype(autocast) if autocast is not None else None
         self.tensors: dict[str, Tensor] = {}
         self.blocks: list[Block] = []

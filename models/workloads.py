@@ -118,6 +118,7 @@ def forward(
     weight_dtype: str | DType | None = None,
     attention: str = "auto",
     kernels: str = "eager",
+    channels_last: bool = False,
     loss: str = "unfused",
     loss_chunks: int = 8,
     dropout: bool = True,
@@ -136,6 +137,7 @@ def forward(
         kv_dtype, weight_dtype: formats of the KV cache and of quantised linear weights.
         attention: `auto`, `flash`, `efficient`, `math` or `eager`.
         kernels: `eager` (kernel by kernel, as transformers runs) or `fused`.
+        channels_last: images and convolution weights lie in memory as [N, H, W, C] (`torch.channels_last`).
         loss: `unfused` (float32 logits), `native` (in their own format), `fused` or `chunked` (in `loss_chunks`
             slices).
         dropout: whether the configuration's dropout applies in training.
@@ -177,9 +179,17 @@ def forward(
     work = _lengths(work, name, family, config, seq, context)
     if phase == "training" and not work.kind.is_float:
         raise ValueError(f"dtype: {work.kind} has no gradients; train in bf16, fp16 or fp32")
-    builder = GraphBuilder(name, kind=work.kind, training=work.training, autocast=work.autocast, eager=work.eager)
+    builder = GraphBuilder(
+        name,
+        kind=work.kind,
+        training=work.training,
+        autocast=work.autocast,
+        eager=work.eager,
+        channels_last=channels_last,
+    )
     result = family.build(builder, config, work)
-    return builder.graph(**_describe(work)), result
+    said = _describe(work) | ({"channels_last": True} if channels_last else {})
+    return builder.graph(**said), result
 
 
 def _lengths(work: Workload, name: str, family: Family, config: Any, seq: Any, context: Any) -> Workload:

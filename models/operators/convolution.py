@@ -257,7 +257,7 @@ def conv(
         raise ValueError(f"{name}: kernel {ks} is larger than the padded input {x.shape[2:]}")
     attributes: dict[str, Any] = {"groups": groups, "transposed": transposed}
     attributes |= {"stride": ss, "padding": ps, "dilation": ds}
-    if channels_last:
+    if channels_last or b.channels_last:
         attributes["channels_last"] = True
     if activation:
         attributes["activation"] = activation

@@ -34,6 +34,9 @@ def estimate(
     kernels: Annotated[
         str | None, typer.Option(help="eager (as PyTorch runs them) or fused.", rich_help_panel=_WORK)
     ] = None,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Images lie as N, H, W, C.", rich_help_panel=_WORK)
+    ] = False,
     override: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Replace a field of the configuration.", rich_help_panel=_WORK),
@@ -108,6 +111,7 @@ def estimate(
         "loss_chunks": loss_chunks, "lora": lora, "master_weights": master_weights or None,
         "batch": batch, "seq": seq, "context": context, "image": image, "dtype": dtype, "autocast": autocast,
         "kv_dtype": kv_dtype, "weight_dtype": weight_dtype, "attention": attention, "kernels": kernels,
+        "channels_last": channels_last or None,
         "dropout": False if no_dropout else None, "overrides": _assignments("--override", override) or None,
     }  # fmt: skip
     graph = _graph(model, asked, {name: value for name, value in options.items() if value is not None})

@@ -26,6 +26,7 @@ from peakline.models.operators.pooling import (
     pad,
     pixel_shuffle,
 )
+from peakline.models.workloads import training_step
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -226,3 +227,13 @@ def test_an_impossible_convolution_is_refused(options: dict[str, int], message: 
     b = GraphBuilder("g")
     with pytest.raises(ValueError, match=message):
         conv(b, b.input("x", (1, 6, 8, 8), "bf16"), 6, **{"kernel": 3, **options})
+
+
+def test_channels_last_images_need_no_conversion_workspace() -> None:
+    plain, last = (training_step("resnet-18", batch=4, image=64, channels_last=c) for c in (False, True))
+    asked = [
+        sum(bool(operator_type(o.type).workspace(Node.of(g, o))) for _, o in g.operators() if o.type == "convolution")
+        for g in (plain, last)
+    ]
+    assert asked[0] > 0
+    assert asked[1] == 0
