@@ -52,7 +52,7 @@ class Dag:
     def of(cls, problem: Problem) -> Dag:
         """Compile a problem."""
         number = {tensor.name: i for i, tensor in enumerate(problem.tensors)}
-        inputs = tuple(tuple(number[name] for name in o.inputs) for o in problem.operators)
+        inputs = tuple(tuple(dict.fromkeys(number[name] for name in o.inputs)) for o in problem.operators)
         outputs = tuple(tuple(number[name] for name in o.outputs) for o in problem.operators)
         users, readers, maker = [0] * len(number), [0] * len(number), [-1] * len(number)
         touch = []

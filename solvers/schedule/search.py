@@ -58,16 +58,18 @@ def search(
                 return Found(None, known, bound, serial)
         if state not in fronts[state.executed]:
             continue  # another state has turned out at least as good
-        for i in bits(state.ready):
-            for evict in moves.evictions(state, i):
-                serial += 1
-                if serial % 4096 == 0 and time.perf_counter() > deadline:
-                    return Found(None, known, bound, serial)
-                new = moves.run(state, i, evict)
-                value = max(bound, new.paid + new.to_come)
-                if value < known and _admit(moves, fronts.setdefault(new.executed, []), new):
-                    entry = (value, -new.executed.bit_count(), new.held, serial, new)
-                    heapq.heappush(heap, entry)
+        try:
+            for i in bits(state.ready):
+                for evict in moves.evictions(state, i, deadline):
+                    new = moves.run(state, i, evict)
+                    serial += 1
+                    value = max(bound, new.paid + new.to_come)
+                    if value < known and _admit(moves, fronts.setdefault(new.executed, []), new):
+                        heapq.heappush(heap, (value, -new.executed.bit_count(), new.held, serial, new))
+                    if serial % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
+                        raise TimeoutError
+        except TimeoutError:
+            return Found(None, known, bound, serial)
     return Found(None, known, known, serial)
 
 
@@ -97,11 +99,11 @@ def _as_good(moves: Moves, one: State, other: State) -> bool:
     return spent <= other.paid
 
 
-def beam(moves: Moves, width: int, *, branches: int = 4, deadline: float) -> Found:
+def beam(moves: Moves, width: int, *, deadline: float) -> Found:
     """A good plan: of all states with the same number of executed operators only the `width` best go on.
 
-    Best is paid + bound to come, then the fewest bytes resident; each move tries the first `branches` evictions. Past
-    the deadline the beam narrows to one state.
+    Best is paid + bound to come, then the fewest bytes resident; each move tries a few evictions. Past the deadline
+    the beam narrows to one state.
     """
     stop = moves.segment.stop
     first = moves.start()
@@ -114,7 +116,7 @@ def beam(moves: Moves, width: int, *, branches: int = 4, deadline: float) -> Fou
             if time.perf_counter() > deadline:
                 width = 1
             for i in bits(state.ready):
-                for evict in moves.evictions(state, i, branches):
+                for evict in moves.some_evictions(state, i):
                     new = moves.run(state, i, evict)
                     seen += 1
                     _admit(moves, layers.setdefault(new.executed.bit_count(), {}).setdefault(new.executed, []), new)

@@ -20,7 +20,7 @@ from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
-from peakline.solvers.schedule.pack import pack
+from peakline.solvers.schedule.pack import pack, place_in_turn
 from peakline.solvers.schedule.search import Found, beam, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
@@ -33,7 +33,6 @@ OBJECTIVES: tuple[Objective, ...] = ("traffic", "peak")
 _WIDTHS = (4, 32, 256)  # of the beams, as long as the bound is not met
 _MOST_SEARCHED = 1_200  # operators of a piece; the states of larger ones take too much memory
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
-_SHRINKS = (1, 2, 4, 8, 16, 32, 64)  # 1/512ths of the capacity given up until the episodes can be placed
 
 
 class Infeasible(ValueError):
@@ -241,27 +240,20 @@ class _Work:
     # -- addresses --------------------------------------------------------------------------------------------------
 
     def _placed(self) -> Plan:
-        """The best schedule with addresses; with less and less of the capacity until its episodes can be placed."""
+        """The best schedule with addresses, at the price of further drops where its episodes cannot be placed."""
         assert self.best is not None
         best, method = self.best, self.found_by
         placed = self._pack(best, self.capacity)
-        smallest = largest_working_set(self.dag)[0]
-        for part in _SHRINKS:
-            if placed is not None:
-                break
-            less = max(smallest, self.capacity - self.capacity * part // 512)
-            best = best_replacement(self.dag, self.best.order, less, time_limit=0.05 * self.time_limit).schedule
-            method = f"{self.found_by}, within {less} bytes so that addresses exist"
-            placed = self._pack(best, self.capacity)
         if placed is None:
-            best, method = _nothing_kept(self.dag, best.order), "nothing kept between operators"
-            placed = self._pack(best, self.capacity)
-        if placed is None:
-            raise NotFound(f"capacity {self.capacity}: no placement found")
+            best, offsets = place_in_turn(self.dag, best, self.capacity)
+            method += f", {traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)} bytes more so that"
+            method += " addresses exist"
+        else:
+            offsets = placed[0]
         proof = Certificate(
             traffic(self.dag, best.dropped), self.bound, f"{method}; bound: {self.proved_by}", self._elapsed()
         )
-        return to_plan(self.dag, best, placed[0], self.capacity, proof)
+        return to_plan(self.dag, best, offsets, self.capacity, proof)
 
     def _pack(self, candidate: Schedule, capacity: int | None) -> tuple[tuple[int, ...], int] | None:
         return pack(self.dag, candidate, capacity, time_limit=0.1 * self.time_limit, seed=self.seed)
@@ -314,10 +306,3 @@ def _from_moves(dag: Dag, moves: list[tuple[int, int]]) -> Schedule:
         for a in (*dag.inputs[i], *dag.outputs[i]):
             used[a] += 1
     return Schedule(tuple(i for i, _ in moves), frozenset(dropped))
-
-
-def _nothing_kept(dag: Dag, order: tuple[int, ...]) -> Schedule:
-    """Every tensor leaves after every use: what is resident is one operator's working set."""
-    from peakline.solvers.schedule.episodes import gaps
-
-    return Schedule(order, frozenset((a, k) for a, k, _, _ in gaps(dag, order)))

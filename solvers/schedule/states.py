@@ -13,6 +13,7 @@ is evicted already is paid; the rest costs one or two bytes a byte, the cheap on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -106,11 +107,46 @@ class Moves:
         touch = self.dag.touch[i]
         return state.held + self.dag.weigh(touch & ~state.live | touch & state.evicted) - self.capacity
 
-    def evictions(self, state: State, i: int, most: int | None = None) -> Iterator[int]:
-        """Masks of residents whose eviction makes room for `i`, no part of which would do.
+    def some_evictions(self, state: State, i: int) -> list[int]:
+        """A few masks of residents whose eviction makes room for `i`, nothing of them being superfluous.
 
-        Of tensors with equal size, cost and readers to come only the first ones are evicted. `most` limits their
-        number; those that evict what the given order reads last come first.
+        They follow four rules: what the given order reads last first, the least traffic a byte first, the largest
+        first, the smallest that suffices alone.
+        """
+        short = self.shortage(state, i)
+        if short <= 0:
+            return [0]
+        size, left = self.dag.size, ~state.executed
+        idle = list(bits(state.live & ~state.evicted & ~self.dag.touch[i]))
+        late = {a: -self._next_read(self.dag.readers[a] & left) for a in idle}
+        price = {a: self.cost(state, a) // size[a] for a in idle}
+        found: dict[int, None] = {}
+        for ranked in (
+            sorted(idle, key=lambda a: (late[a], price[a], -size[a])),
+            sorted(idle, key=lambda a: (price[a], late[a], -size[a])),
+            sorted(idle, key=lambda a: (-size[a], price[a], late[a])),
+            sorted(idle, key=lambda a: (size[a] < short, size[a] * price[a], late[a])),
+        ):
+            taken: list[int] = []
+            missing = short
+            for a in ranked:
+                if missing <= 0:
+                    break
+                taken.append(a)
+                missing -= size[a]
+            for a in sorted(taken, key=lambda a: -size[a] * price[a]):
+                if missing + size[a] <= 0:
+                    taken.remove(a)
+                    missing += size[a]
+            found[sum(1 << a for a in taken)] = None
+        return list(found)
+
+    def evictions(self, state: State, i: int, deadline: float) -> Iterator[int]:
+        """All masks of residents whose eviction makes room for `i`, no part of which would do.
+
+        Of tensors with equal size, cost and readers to come only the first ones are evicted.
+
+        Raises TimeoutError past the deadline (`time.perf_counter`).
         """
         short = self.shortage(state, i)
         if short <= 0:
@@ -120,33 +156,29 @@ class Moves:
         groups: dict[tuple[int, int, int], list[int]] = {}
         for a in bits(state.live & ~state.evicted & ~dag.touch[i]):
             groups.setdefault((dag.size[a], self.cost(state, a), dag.readers[a] & left), []).append(a)
-        kinds = sorted(groups.items(), key=lambda g: (-self._next_read(g[0][2]), g[0][1], g[0][0]))
+        # largest first: what is short after some of them may still need any of the rest
+        kinds = sorted(groups.items(), key=lambda g: (-g[0][0], -self._next_read(g[0][2]), g[0][1]))
         sizes = [key[0] for key, _ in kinds]
         after = [0] * (len(kinds) + 1)
         for n in range(len(kinds) - 1, -1, -1):
             after[n] = after[n + 1] + sizes[n] * len(kinds[n][1])
-        given = 0
-        # (group, mask, bytes still short, smallest size taken): depth first, taking many of the first groups first
-        stack = [(0, 0, short, 1 << 62)]
+        stack = [(0, 0, short)]  # (group, mask, bytes still short)
+        looked = 0
         while stack:
-            n, mask, missing, smallest = stack.pop()
-            if missing <= 0:
-                if -missing < smallest:  # else the smallest could have stayed
-                    yield mask
-                    given += 1
-                    if given == most:
-                        return
-                continue
+            n, mask, missing = stack.pop()
+            looked += 1
+            if looked % 4096 == 0 and time.perf_counter() > deadline:
+                raise TimeoutError
             if n == len(kinds) or after[n] < missing:
                 continue
-            members = kinds[n][1]
             part = mask
-            branches = [(n + 1, part, missing, smallest)]
-            for count, a in enumerate(members, 1):
+            branches = [(n + 1, mask, missing)]
+            for count, a in enumerate(kinds[n][1], 1):
                 part |= 1 << a
-                branches.append((n + 1, part, missing - count * sizes[n], min(smallest, sizes[n])))
-                if missing - count * sizes[n] <= 0:
+                if count * sizes[n] >= missing:
+                    yield part  # the last one taken is the smallest, and without it too little
                     break
+                branches.append((n + 1, part, missing - count * sizes[n]))
             stack.extend(branches)
 
     def _next_read(self, readers: int) -> int:
