@@ -23,7 +23,7 @@ from peakline.solvers.segments import Segment
 
 __all__ = ["Found", "beam", "search"]
 
-_CHECK_CLOCK = 256
+_CHECK_CLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +143,17 @@ def search(
     first = moves.start(floor)
     heap: list[tuple[int, int, int, int, _State]] = [(first.peak, 0, first.alive, 0, first)]
     best = {first.executed: first.peak}
-    serial = 0
+    serial = pops = 0
     bound = first.peak
     while heap:
         peak, _, _, _, state = heapq.heappop(heap)
         bound = peak
+        pops += 1
         if state.executed == segment.stop:
             return Found(state.path(), peak, peak, len(best))
         if len(best) > most_states:
             break
-        if serial % _CHECK_CLOCK == 0:
+        if pops % _CHECK_CLOCK == 0:
             tick(bound)
             if time.perf_counter() > deadline:
                 break
@@ -172,7 +173,7 @@ def search(
 def beam(dag: Dag, segment: Segment, floor: int, width: int, *, deadline: float = float("inf")) -> Found:
     """A good order: of all states with the same number of executed operators only the `width` best go on.
 
-    Best is the smallest peak, then the fewest bytes alive.
+    Best is the smallest peak, then the fewest bytes alive. Past the deadline there is no order.
     """
     moves = _Moves(dag, segment)
     layers: dict[int, dict[int, _State]] = {}
@@ -182,6 +183,8 @@ def beam(dag: Dag, segment: Segment, floor: int, width: int, *, deadline: float 
     for count in range(first.executed.bit_count(), segment.stop.bit_count()):
         states = sorted(layers.pop(count, {}).values(), key=lambda s: (s.peak, s.alive, s.executed))[:width]
         for state in states:
+            if time.perf_counter() > deadline:
+                return Found(None, 0, floor, seen)
             for i in bits(state.ready):
                 new = moves.close(moves.run(state, i, *moves.effect(state, i)))
                 seen += 1
@@ -189,7 +192,5 @@ def beam(dag: Dag, segment: Segment, floor: int, width: int, *, deadline: float 
                 known = layer.get(new.executed)
                 if known is None or new.peak < known.peak:
                     layer[new.executed] = new
-        if time.perf_counter() > deadline:
-            width = 1
     last = layers[segment.stop.bit_count()][segment.stop]
     return Found(last.path(), last.peak, floor, seen)

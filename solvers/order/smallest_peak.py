@@ -104,7 +104,8 @@ def _improve(dag: Dag, piece: Segment, orders: list[list[int]], k: int, floor: i
         if time.perf_counter() > deadline:
             break
         found: Found = beam(dag, piece, floor, width, deadline=deadline)
-        assert found.order is not None
+        if found.order is None:
+            break
         if _piece_peak(dag, piece, list(found.order)) < _piece_peak(dag, piece, orders[k]):
             orders[k] = list(found.order)
         if found.peak <= floor:

@@ -112,9 +112,9 @@ def beam(moves: Moves, width: int, *, deadline: float) -> Found:
     for count in range(first.executed.bit_count(), stop.bit_count()):
         states = [state for front in layers.pop(count, {}).values() for state in front]
         states.sort(key=lambda s: (s.paid + s.to_come, s.held, s.executed, s.evicted))
-        for state in states[:width]:
-            if time.perf_counter() > deadline:
-                width = 1
+        for rank, state in enumerate(states[:width]):
+            if rank and time.perf_counter() > deadline:
+                break
             for i in bits(state.ready):
                 for evict in moves.some_evictions(state, i):
                     new = moves.run(state, i, evict)

@@ -31,6 +31,8 @@ Objective = Literal["traffic", "peak"]
 OBJECTIVES: tuple[Objective, ...] = ("traffic", "peak")
 
 _WIDTHS = (4, 32, 256)  # of the beams, as long as the bound is not met
+_MOST_OPERATORS = 20_000  # of a problem: sets of operators are masks, and their memory grows with the square
+_MOST_BOUNDED = 8_000  # operators of a problem whose order-free floors and pieces are computed
 _MOST_SEARCHED = 1_200  # operators of a piece; the states of larger ones take too much memory
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
 
@@ -73,7 +75,7 @@ def schedule(
     limit cuts the work short; addresses may take up to a fifth of the limit more.
 
     Raises Infeasible if proven that no plan exists, NotFound if none was found, ValueError for a capacity below 1, a
-    time limit not above 0, an unknown objective, or traffic without a capacity.
+    time limit not above 0, an unknown objective, traffic without a capacity, or more than 20,000 operators.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
@@ -83,6 +85,8 @@ def schedule(
         raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
     if capacity is None and objective == "traffic":
         raise ValueError("capacity: the least traffic needs one, in bytes")
+    if len(problem.operators) > _MOST_OPERATORS:
+        raise ValueError(f"operators: at most {_MOST_OPERATORS}, got {len(problem.operators)}; schedule a part of it")
     work = _Work(Dag.of(problem), capacity, time_limit, seed, progress or (lambda _: None))
     return work.peak() if objective == "peak" else work.traffic()
 
@@ -155,6 +159,9 @@ class _Work:
         order = smallest_peak(dag, time_limit=0.25 * self.time_limit)
         if order.peak <= self.capacity:
             self._offer(Schedule(order.operators, frozenset()), f"smallest peak by {order.method}")
+            return
+        if len(dag) > _MOST_BOUNDED:
+            self.found_by += f"; more than {_MOST_BOUNDED} operators: no search"
             return
         self._prove(traffic_bound(dag, self.capacity, order.bound), "order-free floors and the smallest peak")
         self._offer(furthest_use(dag, order.operators, self.capacity).schedule, "smallest-peak order, furthest use")

@@ -1,0 +1,95 @@
+"""Order and traffic on models and irregular cells: writes the results table of docs/scheduling.md.
+
+    python benchmarks/scheduling.py [--time-limit 20] [--cells FOLDER] [--write]
+
+Each problem is solved at the largest working set M_R, halfway, and at the smallest peak M_P; every plan is replayed.
+`--cells` names a folder of cells as JSON (`{"name", "ops": [{"id", "kind", "bytes", "inputs"}]}`); `--write` replaces
+the table between the markers in the documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import peakline as pk
+from peakline.scheduling import part_of, problem_of
+from peakline.solvers.bounds import largest_working_set
+from peakline.solvers.dag import Dag
+from peakline.solvers.order import smallest_peak
+from peakline.solvers.problem import Operator, Problem, Tensor
+from peakline.solvers.replay import replay
+from peakline.solvers.schedule import schedule
+
+PAGE = Path(__file__).parents[1] / "docs" / "scheduling.md"
+HEAD = (
+    "| problem | operators | capacity | non-compulsory | bound | gap | seconds |\n|---|---:|---:|---:|---:|---:|---:|\n"
+)
+
+
+def models() -> Iterator[tuple[str, Problem]]:
+    """Problems from the catalogue; activations alone where it says so, else with parameters."""
+    for layers in (1, 2):
+        step = pk.training_step("bert-base-uncased", batch=8, seq=128, optimizer="none", overrides={"layers": layers})
+        body = part_of(problem_of(step, scope="activations"), "bert.encoder.layer.")
+        yield f"BERT, {layers} layer{'s' * (layers > 1)}, training, activations", body
+    yield "Inception-v3, activations", problem_of(pk.inference("inception-v3"), scope="activations")
+    yield "MobileNetV2", problem_of(pk.inference("mobilenet-v2"))
+    yield "ResNet-50", problem_of(pk.inference("resnet-50"))
+    yield "BERT-base, inference", problem_of(pk.inference("bert-base-uncased", seq=128))
+    yield "BERT-base, training", problem_of(pk.training_step("bert-base-uncased", seq=128, optimizer="none"))
+
+
+def cells(folder: Path) -> Iterator[tuple[str, Problem]]:
+    """Irregular cells from files; every result is an activation."""
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        tensors = tuple(Tensor(str(op["id"]), op["bytes"]) for op in data["ops"])
+        operators = tuple(
+            Operator(f"{op['kind']}{op['id']}", tuple(dict.fromkeys(map(str, op["inputs"]))), (str(op["id"]),))
+            for op in data["ops"]
+        )
+        yield data["name"], Problem(tensors, operators)
+
+
+def rows(name: str, problem: Problem, time_limit: float) -> Iterator[str]:
+    """The table's rows of one problem."""
+    dag = Dag.of(problem)
+    order = smallest_peak(dag, time_limit=time_limit)
+    least = largest_working_set(dag)[0]
+    points = {"M_P": order.peak, "halfway": (least + order.peak) // 2, "M_R": least}
+    if least == order.peak:
+        points = {"M_R = M_P": least}
+    for label, capacity in points.items():
+        plan = schedule(problem, capacity, time_limit=time_limit)
+        moved, proof = replay(problem, plan).non_compulsory, plan.certificate
+        yield (
+            f"| {name} | {len(dag)} | {capacity:,} ({label}) | {moved:,} | {proof.lower_bound:,} | "
+            f"{proof.gap:.1%} | {proof.seconds:.1f} |"
+        )
+
+
+def main() -> None:
+    """Solve and print, or write into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--time-limit", type=float, default=20.0)
+    parser.add_argument("--cells", type=Path)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    found = []
+    for name, problem in [*models(), *(cells(given.cells) if given.cells else ())]:
+        for row in rows(name, problem, given.time_limit):
+            print(row, flush=True)
+            found.append(row)
+    if given.write:
+        text = PAGE.read_text(encoding="utf-8")
+        table = f"<!-- results -->\n{HEAD}" + "\n".join(found) + "\n<!-- end of results -->"
+        pattern = r"<!-- results -->.*?<!-- end of results -->"
+        PAGE.write_text(re.sub(pattern, lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
