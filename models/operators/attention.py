@@ -20,7 +20,7 @@ from peakline.models.graph import Tensor
 from peakline.models.kernels import Attention, Gemm, Kernel, Stream
 from peakline.models.operators.dropout import dropout
 from peakline.models.operators.elementwise import add, cast, scale, unary
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 from peakline.models.operators.softmax import softmax
 
 __all__ = ["Backend", "attention", "masked_pairs", "write_cache"]
@@ -221,10 +221,7 @@ class Repeat(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """Sum over the copies."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("reduce", [dy], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "reduce")
 
 
 register(Repeat())

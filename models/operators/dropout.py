@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from peakline.models.builder import GraphBuilder
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 
 __all__ = ["dropout"]
 
@@ -24,11 +24,7 @@ class Dropout(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy·mask/(1 − p): reads the mask only."""
-        x, (y, mask) = node.inputs[0], node.outputs
-        dy = context.grad(y)
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("elementwise_backward", [dy, mask], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "elementwise_backward", node.outputs[1])
 
 
 register(Dropout())

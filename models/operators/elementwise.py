@@ -17,7 +17,7 @@ from peakline.models.dims import Dim, is_array
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, operator_type, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, operator_type, register
 
 __all__ = ["activation", "add", "cast", "elementwise_backward", "mul", "reduce_to", "scale", "unary"]
 
@@ -53,15 +53,10 @@ class Unary(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy·f'(x), one kernel."""
-        x, (y, *clone) = node.inputs[0], node.outputs
-        dy = context.grad(y)
-        if dy is None or not context.needs(x):
-            return
-        saved = {"input": clone or (x,), "output": (y,), None: ()}[self.saves]
+        y, *clone = node.outputs
+        saved = {"input": clone or node.inputs[:1], "output": (y,), None: ()}[self.saves]
         attributes = {"temporaries": self.temporaries} if self.temporaries else None
-        outputs = {"dx": (x.shape, x.dtype)}
-        (dx,) = context.emit("elementwise_backward", [dy, *saved], outputs, attributes=attributes)
-        context.give(x, dx)
+        hand_back(node, context, "elementwise_backward", *saved, attributes=attributes)
 
 
 @dataclass(frozen=True)
@@ -145,10 +140,7 @@ class Cast(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy cast to x's format."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("cast", [dy], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "cast")
 
 
 register(Cast())
@@ -183,10 +175,7 @@ class Reduce(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """The gradient is broadcast: a view."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
-            context.give(x, dx)
+        hand_back(node, context, "view", in_place=True)
 
 
 register(Reduce())
@@ -213,10 +202,7 @@ class View(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """The gradient is viewed back."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
-            context.give(x, dx)
+        hand_back(node, context, "view", in_place=True)
 
 
 register(View())

@@ -16,7 +16,7 @@ from peakline.models.dtypes import DType
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import View
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 
 __all__ = [
     "cat",
@@ -42,10 +42,7 @@ class Expand(View):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = Σ dy over what was broadcast."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("reduce", [dy], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "reduce")
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,7 @@ class Slice(View):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = zeros with dy copied in."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("fill_backward", [dy], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "fill_backward")
 
 
 @dataclass(frozen=True)
@@ -85,10 +79,7 @@ class Contiguous(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy, in another shape at most."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("view", [dy], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
-            context.give(x, dx)
+        hand_back(node, context, "view", in_place=True)
 
 
 @dataclass(frozen=True)
@@ -121,11 +112,7 @@ class Gather(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = zeros with the rows of dy added in (`index_put_` with accumulation)."""
-        x, index = node.inputs
-        dy = context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("scatter_add", [dy, index], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "scatter_add", node.inputs[1])
 
 
 @dataclass(frozen=True)
@@ -141,11 +128,7 @@ class ScatterAdd(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx[i] = dy[index[i]]."""
-        x, index = node.inputs
-        dy = context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("gather", [dy, index], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "gather", node.inputs[1])
 
 
 @dataclass(frozen=True)
@@ -192,11 +175,7 @@ class TopK(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = zeros with the values' gradient scattered in."""
-        x, (values, indices) = node.inputs[0], node.outputs
-        dy = context.grad(values)
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("fill_backward", [dy, indices], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "fill_backward", node.outputs[1])
 
 
 @dataclass(frozen=True)
@@ -211,11 +190,7 @@ class TakeAlong(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = zeros with dy scattered in."""
-        x, index = node.inputs
-        dy = context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("fill_backward", [dy, index], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "fill_backward", node.inputs[1])
 
 
 @dataclass(frozen=True)
@@ -226,11 +201,7 @@ class MaskedFill(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy with the masked places zeroed."""
-        x, mask = node.inputs
-        dy = context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("elementwise_backward", [dy, mask], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "elementwise_backward", node.inputs[1])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from peakline.models.dtypes import dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Gemm, Kernel, Stream
 from peakline.models.operators.elementwise import cast
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 
 __all__ = ["cross_entropy", "linear_cross_entropy", "mse_loss"]
 
@@ -80,11 +80,7 @@ class MseLoss(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = 2(x − target)/n."""
-        x, target = node.inputs
-        dy = context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("elementwise_backward", [dy, x, target], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "elementwise_backward", *node.inputs)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import cast, mul, scale, unary
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 from peakline.models.operators.rows import layer_norm_rows
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "rms_norm"]
@@ -109,10 +109,7 @@ class Mean(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = dy/n: an expanded view divided out into a full tensor (`mean_backward`)."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("expand_backward", [dy], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "expand_backward")
 
 
 @dataclass(frozen=True)

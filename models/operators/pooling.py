@@ -17,7 +17,7 @@ from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.convolution import Padding, Sizes, output_size, per_dimension
 from peakline.models.operators.elementwise import cast
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 
 __all__ = [
     "adaptive_avg_pool", "avg_pool", "chunk", "concat", "global_avg_pool", "interpolate", "max_pool", "pad",
@@ -38,11 +38,7 @@ class MaxPool(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx: zero-filled, dy added at the indices; the saved input gives only its shape, but is kept."""
-        x, (y, *indices) = node.inputs[0], node.outputs
-        dy = context.grad(y)
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("pool_backward", [dy, x, *indices], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "pool_backward", node.inputs[0], *node.outputs[1:])
 
 
 @dataclass(frozen=True)
@@ -57,10 +53,7 @@ class AvgPool(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx: dy/taps spread over the windows; the saved input gives only its shape, but is kept."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("pool_backward", [dy, x], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "pool_backward", node.inputs[0])
 
 
 @dataclass(frozen=True)
@@ -90,10 +83,7 @@ class Resample(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """The adjoint: sums, or drops what was padded."""
-        x, dy = node.inputs[0], context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("resample_backward", [dy], {"dx": (x.shape, x.dtype)})
-            context.give(x, dx)
+        hand_back(node, context, "resample_backward")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from peakline.models.dtypes import DType
 from peakline.models.graph import ALL, Graph, Operator, Role, Tensor, base_name
 from peakline.models.kernels import Kernel, Stream
 
-__all__ = ["GradientContext", "Node", "OperatorType", "operator_type", "operator_types", "register"]
+__all__ = ["GradientContext", "Node", "OperatorType", "hand_back", "operator_type", "operator_types", "register"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,30 @@ class OperatorType:
     def differentiable(self) -> bool:
         """Whether gradients flow through it."""
         return type(self).backward is not OperatorType.backward
+
+
+def hand_back(
+    node: Node,
+    context: GradientContext,
+    type: str,
+    *saved: Tensor,
+    in_place: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """The usual backward: one operator makes the first input's gradient of the first output's and what was saved.
+
+    Args:
+        type: the backward operator's type; it reads the gradient, then `saved`.
+        in_place: the gradient's memory is handed on (a view, or overwritten).
+        attributes: of the backward operator.
+    """
+    x, dy = node.inputs[0], context.grad(node.outputs[0])
+    if dy is None or not context.needs(x):
+        return
+    shared = {"dx": dy} if in_place else None
+    outputs = {"dx": (x.shape, x.dtype)}
+    (dx,) = context.emit(type, [dy, *saved], outputs, attributes=attributes, in_place=shared)
+    context.give(x, dx)
 
 
 _TYPES: dict[str, OperatorType] = {}

@@ -11,7 +11,7 @@ from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import add, cast, mul, scale, unary, view
 from peakline.models.operators.indexing import cat, split, take
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 
 __all__ = ["rotary", "rotary_tables"]
 
@@ -28,11 +28,7 @@ class Rotary(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """The inverse rotation of dy, in place."""
-        x, cos, sin = node.inputs
-        dy = context.grad(node.outputs[0])
-        if dy is not None and context.needs(x):
-            (dx,) = context.emit("rotary", [dy, cos, sin], {"dx": (x.shape, x.dtype)}, in_place={"dx": dy})
-            context.give(x, dx)
+        hand_back(node, context, "rotary", *node.inputs[1:], in_place=True)
 
 
 register(Rotary())

@@ -10,7 +10,7 @@ from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.elementwise import cast
-from peakline.models.operators.registry import GradientContext, Node, OperatorType, register
+from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 from peakline.models.operators.rows import softmax_backward_rows, softmax_rows
 
 __all__ = ["softmax"]
@@ -30,12 +30,8 @@ class Softmax(OperatorType):
 
     def backward(self, node: Node, context: GradientContext) -> None:
         """dx = y·(dy − Σ y·dy) (softmax) or dy − exp(y)·Σ dy (log_softmax), in the input's format."""
-        x, y = node.inputs[0], node.outputs[0]
-        dy = context.grad(y)
-        if dy is not None and context.needs(x):
-            outputs = {"dx": (x.shape, x.dtype)}
-            (dx,) = context.emit("softmax_backward", [dy, y], outputs, attributes={"log": self.name == "log_softmax"})
-            context.give(x, dx)
+        log = self.name == "log_softmax"
+        hand_back(node, context, "softmax_backward", node.outputs[0], attributes={"log": log})
 
 
 @dataclass(frozen=True)
