@@ -6,14 +6,11 @@ Every file is written whole or not at all: into a temporary file beside the targ
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peakline.files import written_whole
 from peakline.memory.events import EventStream
 from peakline.timeline import executions
 
@@ -23,56 +20,10 @@ if TYPE_CHECKING:
     from peakline.memory.snapshot import Label
     from peakline.result import Estimate
 
-__all__ = ["check_target", "trace", "write_snapshot", "write_trace", "written_whole"]
+__all__ = ["trace", "write_snapshot", "write_trace"]
 
 _MICROSECONDS = 1e6
 _PROCESS = 1
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-def check_target(path: str | PathLike[str]) -> None:
-    """Refuse a file that cannot be written, before anything is computed for it.
-
-    Raises:
-        ValueError: naming the file and what is wrong with its place.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise ValueError(f"{target}: is a folder; give the name of a file")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: there is no folder {str(target.parent)!r}")
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{target}: cannot be written there: {error.strerror}") from None
-
-
-@contextmanager
-def written_whole(path: str | PathLike[str]) -> Iterator[Path]:
-    """A temporary file to write to; on success it replaces `path`, on failure nothing is left of it.
-
-    Raises:
-        ValueError: as `check_target`.
-        OSError: the file system refuses.
-    """
-    check_target(path)
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ---- the allocator's history ----------------------------------------------------------------------------------------
@@ -101,8 +52,7 @@ def write_snapshot(est: Estimate, path: str | PathLike[str]) -> None:
     events = _joined(streams)
     room = max(memory.capacity - memory.context, 0)
     history = replay(events, room, memory.options, record=True, device_total=memory.capacity)
-    with written_whole(path) as temporary:
-        write(temporary, history, events, _labels(est, streams))
+    write(path, history, events, _labels(est, streams))
 
 
 def _joined(streams: list[RequestStream]) -> EventStream:

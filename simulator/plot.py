@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peakline.export import written_whole
+from peakline.files import written_whole
 from peakline.timeline import Execution, executions
 
 if TYPE_CHECKING:

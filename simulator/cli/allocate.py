@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peakline.files import written_whole
+
 if TYPE_CHECKING:
     from peakline.solvers.allocation import Allocation, Instance, Progress
 
@@ -64,7 +66,8 @@ def allocate(
     if answer.offsets is not None:
         validate(item, answer.offsets, capacity)
         if out is not None:
-            write_csv(out, item, answer.offsets)
+            with written_whole(out) as temporary:
+                write_csv(temporary, item, answer.offsets)
     if json_:
         print(json.dumps(_document(answer, capacity)))
     else:

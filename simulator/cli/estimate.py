@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from peakline.models.graph import Graph
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "workload_of"]
 
 _WORK, _PRECISION, _TRAINING, _DEVICE, _OUTPUT = "Workload", "Precision", "Training", "Device", "Output"
 _TRAINING_ONLY = ("optimizer", "recompute", "accumulation", "loss", "loss_chunks", "lora", "master_weights")
@@ -93,7 +93,7 @@ def estimate(
 ) -> int:
     """Will it fit, how fast can it be, and what bounds it."""
     import peakline as pk
-    from peakline.export import check_target
+    from peakline.files import check_target
 
     for path in (plot, snapshot, trace):
         if path is not None:
@@ -114,7 +114,7 @@ def estimate(
         "channels_last": channels_last or None,
         "dropout": False if no_dropout else None, "overrides": _assignments("--override", override) or None,
     }  # fmt: skip
-    graph = _graph(model, asked, {name: value for name, value in options.items() if value is not None})
+    graph = workload_of(model, asked, {name: value for name, value in options.items() if value is not None})
     result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph)
     if plot is not None:
         from peakline.plot import save_memory
@@ -133,7 +133,7 @@ def estimate(
     return 0 if bool(result.fits) else 1
 
 
-def _graph(model: str, asked: dict[str, bool], options: dict[str, Any]) -> Graph:
+def workload_of(model: str, asked: dict[str, bool], options: dict[str, Any]) -> Graph:
     """The workload that the flags ask for."""
     import peakline as pk
 

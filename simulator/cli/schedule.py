@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peakline.cli.estimate import _graph as build_workload
+from peakline.cli.estimate import workload_of
+from peakline.files import written_whole
 
 if TYPE_CHECKING:
     from peakline.solvers.plan import Plan
@@ -100,7 +101,8 @@ def schedule(
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     done = replay(problem, plan)
     if out is not None:
-        out.write_text(plan.to_json() + "\n", encoding="utf-8")
+        with written_whole(out) as temporary:
+            temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
     if json_:
         print(json.dumps(_document(problem, plan, done, objective)))
     else:
@@ -124,7 +126,7 @@ def _problem(graph: str, asked: dict[str, bool], options: dict[str, Any], scope:
     if found is None:
         if asked["training"]:
             options = {"optimizer": "none", **options}
-        found = build_workload(graph, asked, options)
+        found = workload_of(graph, asked, options)
     if isinstance(found, Problem):
         if scope != "all":
             raise ValueError(f"--scope {scope}: a file lists its own tensors; leave the others out there")

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from peakline.files import written_whole
 from peakline.memory.events import EventStream
 from peakline.memory.replay import Replay, Segment
 
@@ -46,15 +45,8 @@ def write_snapshot(
     the stream. Raises ValueError if the replay was made without record=True, OSError if the file cannot be written.
     """
     data = snapshot(replay, events, labels)
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickle.dump(data, file, protocol=_PROTOCOL)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        pickle.dump(data, file, protocol=_PROTOCOL)
 
 
 def snapshot(replay: Replay, events: EventStream, labels: Mapping[Hashable, Label] | None = None) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
+from peakline.files import written_whole
 from peakline.validation.analytic import activations, kv_cache, parameters
 from peakline.validation.memory_points import TABLES, memory_points
 
@@ -51,9 +50,8 @@ def report(reference: Path | None, progress: Callable[[str], None] = lambda _: N
 
 def write_report(path: Path, text: str) -> None:
     """Write the report whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _parameters(_: Path | None) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import peakline as pk
-from peakline.export import trace, written_whole
+from peakline.export import trace
+from peakline.files import written_whole
 
 
 @pytest.fixture(scope="module")
