@@ -2,6 +2,7 @@
 
 from peakline.models.operators import (
     attention,
+    captured,
     convolution,
     copies,
     dropout,
@@ -30,7 +31,7 @@ from peakline.models.operators.registry import (
 )
 
 __all__ = [
-    "GradientContext", "Node", "OperatorType", "attention", "convolution", "copies", "dropout", "elementwise",
-    "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type", "operator_types",
+    "GradientContext", "Node", "OperatorType", "attention", "captured", "convolution", "copies", "dropout",
+    "elementwise", "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type", "operator_types",
     "optimizer", "pooling", "quantized", "register", "rotary", "scan", "softmax",
 ]  # fmt: skip

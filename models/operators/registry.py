@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from peakline.models.dims import Dim, Shape
@@ -182,13 +183,23 @@ def operator_type(name: str) -> OperatorType:
     Raises:
         ValueError: unknown; the message names the nearest known types.
     """
-    found = _TYPES.get(name)
+    found = _TYPES.get(name) or _recorded(name)
     if found is None:
         import difflib
 
         near = difflib.get_close_matches(name, _TYPES, 3) or sorted(_TYPES)
         raise ValueError(f"operator type {name!r} is unknown; nearest: {', '.join(near)}")
     return found
+
+
+@cache
+def _recorded(name: str) -> OperatorType | None:
+    """The type of operators recorded from a program, whose names say which ATen operator ran."""
+    if not name.startswith("aten."):
+        return None
+    from peakline.models.operators.captured import Captured
+
+    return Captured(name)
 
 
 def operator_types() -> dict[str, OperatorType]:

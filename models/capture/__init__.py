@@ -1,0 +1,1 @@
+"""Capture: any torch module and training step, without a GPU and without weights, as a `Graph`."""

@@ -1,0 +1,29 @@
+"""What a captured program would run on: the facts that decide which kernels PyTorch picks and what they allocate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A device, as far as PyTorch's choice of kernels goes.
+
+    Attributes:
+        kind: `cuda`, or `cpu` for the machine that captures.
+        capability: CUDA compute capability, (9, 0) for an H100.
+        multiprocessors: number of streaming multiprocessors.
+        shared_memory: bytes of shared memory a block may use at most.
+        torch: version whose rules apply, (2, 13).
+        cudnn_attention: whether cuDNN's attention comes first, as on Hopper in torch 2.5 (later releases put it last).
+    """
+
+    kind: Literal["cuda", "cpu"] = "cuda"
+    capability: tuple[int, int] = (9, 0)
+    multiprocessors: int = 132
+    shared_memory: int = 232_448
+    torch: tuple[int, int] = (2, 13)
+    cudnn_attention: bool = False
