@@ -32,6 +32,6 @@ from peakline.models.operators.registry import (
 
 __all__ = [
     "GradientContext", "Node", "OperatorType", "attention", "captured", "convolution", "copies", "dropout",
-    "elementwise", "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type", "operator_types",
-    "optimizer", "pooling", "quantized", "register", "rotary", "scan", "softmax",
+    "elementwise", "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type",
+    "operator_types", "optimizer", "pooling", "quantized", "register", "rotary", "scan", "softmax",
 ]  # fmt: skip
