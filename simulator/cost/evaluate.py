@@ -129,7 +129,8 @@ def _products(
     if machine.kind == "gpu":
         tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes)
     else:
-        tiled = generic_tiled(machine, ((batch, m, n, k),), 0.0, wide, 1.0, reads, writes)
+        widths = (a.bits / 8.0, b.bits / 8.0, c.bits / 8.0)
+        tiled = generic_tiled(machine, ((batch, m, n, k),), 0.0, wide, 1.0, reads, writes, widths)
 
     def traffic(capacity: float, copies: int) -> Real:
         return matmul_traffic(flops / 2.0, capacity, a.bits / 8.0, b.bits / 8.0, c.bits / 8.0, copies)
@@ -164,7 +165,8 @@ def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Mac
             implicit = _in_turn(implicit, stream_tiled(machine, 0.0, wide, 3.0, reads + writes, reads + writes))
         tiled = _faster(ops, implicit, direct)
     else:
-        tiled = generic_tiled(machine, ((groups, m, n, k),), 0.0, wide, 1.0, reads, writes)
+        shared = (a.bits / 8.0 / unrolled, b.bits / 8.0, c.bits / 8.0)
+        tiled = generic_tiled(machine, ((groups, m, n, k),), 0.0, wide, 1.0, reads, writes, shared)
 
     def traffic(capacity: float, copies: int) -> Real:
         widths = (a.bits / 8.0, b.bits / 8.0, c.bits / 8.0)

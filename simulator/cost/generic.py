@@ -14,12 +14,16 @@ from peakline.cost import cpu, fpga, mcu, npu, pim
 from peakline.cost.gpu import Tiled
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Real, ops_for
+from peakline.cost.tiling import blocked_traffic
 from peakline.models.dtypes import DType
 
 __all__ = ["Products", "generic_tiled"]
 
 Products: TypeAlias = tuple[Real, Real, Real, Real]
 """(batch, m, n, k) of one or several equal matrix products."""
+
+Widths: TypeAlias = tuple[Real, Real, Real]
+"""Bytes of one element of A, B and C."""
 
 _ARITHMETIC: dict[str, Callable[[Machine, Real, Real, Real, Real, DType], Real]] = {
     "npu": npu.product_seconds,
@@ -38,19 +42,27 @@ def generic_tiled(
     launches: Real,
     reads: Real,
     writes: Real,
+    widths: Widths | None = None,
 ) -> Tiled:
     """Seconds and traffic of `products` followed by `scalar_work` operations, over `reads` + `writes` bytes.
 
-    T = launches·launch + max(arithmetic, memory), or their sum where nothing overlaps them (`mcu`).
+    T = launches·launch + max(arithmetic, memory), or their sum where nothing overlaps them (`mcu`). With `widths`, what
+    does not fit in on-chip memory is blocked (`tiling`), and moves more than once; half of the memory holds the tiles
+    at work, the other half those on their way.
     """
     arithmetic = scalar_work / machine.vector_rate(kind)
     seconds_of = _ARITHMETIC.get(machine.kind, cpu.product_seconds)
     for batch, m, n, k in products:
         arithmetic = arithmetic + seconds_of(machine, batch, m, n, k, kind)
     moved = reads + writes
+    ops = ops_for(arithmetic, moved)
+    if widths is not None and machine.onchip_bytes:
+        blocked: Real = 0.0
+        for batch, m, n, k in products:
+            blocked = blocked + batch * blocked_traffic(m, n, k, machine.onchip_bytes / 2.0, *widths)
+        moved = ops.maximum(moved, blocked)
     memory = moved / machine.supply
     launch = launches * (machine.launch or 0.0)
-    ops = ops_for(arithmetic, memory)
     both = arithmetic + memory if machine.kind == "mcu" else ops.maximum(arithmetic, memory)
     main = machine.main.name
     return Tiled(launch + both, launch, {main: moved}, {"compute": arithmetic, main: memory})

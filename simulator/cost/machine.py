@@ -54,6 +54,7 @@ class Machine:
         shared: bytes of software-managed memory in one unit.
         launch: seconds between the starts of consecutive empty kernels, if measured for this device.
         array: rows and columns of one systolic array, and how many there are; None if there is none.
+        dataflow: which operand waits in the arrays, as the device file says; "" if it does not.
         attainable: calibrated fractions of peak by mechanism (`hbm`, `l2`, `matrix`), empty if uncalibrated.
         in_bank: bytes/s between memory banks and the units beside them (PIM), None elsewhere.
     """
@@ -70,6 +71,7 @@ class Machine:
     shared: float = 0.0
     launch: float | None = None
     array: tuple[int, int, int] | None = None
+    dataflow: str = ""
     attainable: Mapping[str, float] = field(default_factory=dict)
     in_bank: float | None = None
 
@@ -241,6 +243,7 @@ def _read(device: Any) -> Machine:
         shared=float((shared and shared.capacity_per_unit) or 0.0),
         launch=device.software.launch_seconds,
         array=array,
+        dataflow=(device.npu.dataflow or "") if device.npu else "",
         attainable=dict(device.calibration.attainable) if device.calibration else {},
         in_bank=device.pim.in_bank_bandwidth if device.pim else None,
     )

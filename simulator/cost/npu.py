@@ -1,5 +1,8 @@
 """Matrix products on systolic arrays (TPU, Inferentia, Edge TPU): array quantisation, filling and draining.
 
+The array's dataflow decides which operand waits in it (`systolic`). A device whose file names none of the three, a
+reconfigurable fabric or a row-stationary array, is given the best of them for each product, as its compiler would.
+
 References:
     [1] N. Jouppi et al., "In-datacenter performance analysis of a tensor processing unit", ISCA 2017.
     [2] A. Samajdar et al., "SCALE-Sim: systolic CNN accelerator simulator", arXiv:1811.02883, eq. 1-4.
@@ -7,31 +10,38 @@ References:
 
 from __future__ import annotations
 
+from typing import get_args
+
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Real, ops_for
+from peakline.cost.systolic import Dataflow, overlapped_cycles
 from peakline.models.dtypes import DType
 
 __all__ = ["product_seconds"]
 
 
 def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, kind: DType) -> Real:
-    """Seconds of `batch` products [m,k]·[k,n] on weight-stationary arrays of R × C multiply-accumulators.
+    """Seconds of `batch` products [m,k]·[k,n] on the device's arrays, the next fold loading behind the present one.
 
-    A pass holds an R × C piece of the weights while m rows stream through: max(m, R) cycles, because the next weights
-    load behind in R cycles ([1], double-buffered weights). ⌈k/R⌉·⌈n/C⌉·batch passes go round the arrays; filling and
-    draining cost R + C once ([2]). Formats faster than the array's own shape (int8 on a bf16 array) scale the clock's
-    work per cycle, read from the peak. Without an array, the peak itself.
+    Formats faster than the array's own shape (int8 on a bf16 array) do more work per cycle, read from the peak.
+    Without an array, the peak itself.
     """
     peak, _, _ = machine.rate(kind)
     if machine.array is None:
         return 2.0 * batch * m * n * k / peak
-    rows, cols, arrays = machine.array
+    rows, columns, arrays = machine.array
+    pace = peak / (2.0 * rows * columns * arrays * machine.clock)
+    skew = float(rows + columns)
     ops = ops_for(batch, m, n, k)
-    pace = peak / (2.0 * rows * cols * arrays * machine.clock)
-    passes = batch * ops.maximum(ops.ceil(k / rows), 1.0) * ops.maximum(ops.ceil(n / cols), 1.0)
-    # passes fewer than arrays are cut along m
-    cycles = ops.maximum(
-        ops.ceil(passes / arrays) * float(rows),
-        passes * ops.maximum(m, float(rows)) / arrays,
-    )
-    return (cycles / pace + float(rows + cols)) / machine.clock
+    least: Real | None = None
+    for dataflow in dataflows(machine):
+        cycles = overlapped_cycles(m, n, k, rows, columns, dataflow, batch=batch, arrays=arrays) - skew
+        least = cycles if least is None else ops.minimum(least, cycles)
+    assert least is not None  # there is at least one dataflow
+    return (least / pace + skew) / machine.clock
+
+
+def dataflows(machine: Machine) -> tuple[Dataflow, ...]:
+    """The dataflow the device is built for, or all three."""
+    known: tuple[Dataflow, ...] = get_args(Dataflow)
+    return tuple([d for d in known if d == machine.dataflow]) or known
