@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peakline.models.dims import same_shape
 from peakline.models.graph import ALL, PHASES, RESIDENT_ROLES, ROLES, Graph, GraphError, base_name
 
 __all__ = ["check_graph"]
@@ -9,7 +10,7 @@ __all__ = ["check_graph"]
 
 def check_graph(graph: Graph) -> None:
     """Raise `GraphError` listing all faults of the graph at once; see `Graph.check`."""
-    faults = [*_tensor_faults(graph), *_block_faults(graph), *_order_faults(graph)]
+    faults = [*_tensor_faults(graph), *_block_faults(graph), *_order_faults(graph), *_previous_faults(graph)]
     if faults:
         more = f"\n  … and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise GraphError(f"graph {graph.name!r} is not well formed:\n  " + "\n  ".join(faults[:20]) + more)
@@ -94,6 +95,42 @@ def _order_faults(graph: Graph) -> list[str]:
                 made.add(name)
                 if reference.endswith(ALL) and graph.tensors.get(name) and not graph.tensors[name].family:
                     faults.append(f"{where} makes {reference!r}, but {name!r} has no family")
+    return faults
+
+
+def _previous_faults(graph: Graph) -> list[str]:
+    """What `Graph.previous` ties together must be two tensors of one kind: one given, one made to take its place."""
+    if not graph.previous:
+        return []
+    families = graph.families
+    faults = []
+    touched = {base_name(i) for _, operator in graph.operators() for i in operator.inputs}
+    touched |= {graph.tensors[t].storage or t for t in touched if t in graph.tensors}
+    produced = {base_name(o): block for block, operator in graph.operators() for o in operator.outputs}
+    for old, new in graph.previous.items():
+        unknown = [name for name in (old, new) if name not in graph.tensors]
+        if unknown:
+            faults += [f"previous: {name!r} does not exist" for name in unknown]
+            continue
+        before, after = graph.tensors[old], graph.tensors[new]
+        if old in produced:
+            faults.append(f"previous: {old!r} must exist before the step, but operators make it")
+        elif old not in touched:
+            faults.append(f"previous: no operator uses {old!r}, so nothing ends its life; a release does")
+        if new not in produced:
+            faults.append(f"previous: {new!r} must be made in the step, to take the place of {old!r}")
+        elif produced[new].times != 1:
+            faults.append(f"previous: {new!r} is made {produced[new].times} times over; one must be left")
+        faults += [
+            f"previous: {t.name!r} must own its storage; name {t.storage!r}" for t in (before, after) if t.storage
+        ]
+        if not same_shape((before.bytes,), (after.bytes,)):
+            faults.append(f"previous: {old!r} has {before.bytes} bytes and {new!r} {after.bytes}; they must agree")
+        if before.role != after.role:
+            faults.append(f"previous: {old!r} is {before.role} and {new!r} {after.role}; the roles must agree")
+        if families.get(before.family or "", 0) != families.get(after.family or "", 0):
+            faults.append(f"previous: {old!r} and {new!r} must have equally many layers")
+    faults += [f"previous: {n!r} takes two places" for n in _twice(list(graph.previous.values()))]
     return faults
 
 

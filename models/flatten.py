@@ -134,7 +134,10 @@ def flatten(graph: Graph) -> Graph:
                         else operator.attributes,
                     )
                 )
-    return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),))
+    previous = {
+        declare(old, i, 0): declare(new, i, 0) for old, new in graph.previous.items() for i in range(graph.layers(old))
+    }
+    return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),), previous=previous)
 
 
 def _produced(graph: Graph, name: str) -> bool:

@@ -148,6 +148,10 @@ class Graph:
         blocks: in program order.
         workload: what is computed, in plain values: phase, batch, seq, dtype, optimizer, and so on.
         notes: assumptions and warnings a user should read.
+        previous: what one step leaves to the next: a tensor that exists when the step starts and dies after its last
+            use → the tensor made in this step that plays its part in the next one, and so lives to the end (gradients
+            that `zero_grad()` frees at the start of a step, the loss that a variable holds until it is assigned
+            again). Layer by layer, for tensors of families. In a process's first step the former do not exist.
     """
 
     name: str
@@ -155,6 +159,7 @@ class Graph:
     blocks: tuple[Block, ...]
     workload: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    previous: Mapping[str, str] = field(default_factory=dict)
 
     # ---- looking around -------------------------------------------------------------------------------------------
     def operators(self) -> Iterator[tuple[Block, Operator]]:

@@ -29,6 +29,7 @@ def graph_to_json(graph: Graph) -> str:
             "name": graph.name,
             "workload": _plain(graph.workload),
             "notes": list(graph.notes),
+            **({"previous": dict(graph.previous)} if graph.previous else {}),
             "tensors": [_tensor_out(t) for t in graph.tensors.values()],
             "blocks": [_block_out(b) for b in graph.blocks],
         },
@@ -62,6 +63,10 @@ def graph_from_json(text: str) -> Graph:
         blocks=tuple(map(_block_in, blocks)),
         workload={k: _value_in(v) for k, v in _field(data, "workload", dict, {}).items()},
         notes=_names(data, "notes", []),
+        previous={
+            old: _checked(new, str, f"every value of 'previous' ({old!r})")
+            for old, new in _field(data, "previous", dict, {}).items()
+        },
     )
     graph.check()
     return graph

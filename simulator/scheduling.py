@@ -26,9 +26,9 @@ def problem_of(graph: Graph, *, scope: Scope = "all") -> Problem:
     """The graph as tensors and operators for `peakline.solvers`.
 
     Parameters, optimizer states and buffers become `parameter`; inputs and caches `input`; what an operator makes is
-    an `activation`, or an `output` if it is a gradient that nobody reads, the new value of something resident, or all
-    that its operator makes and nobody reads it. Workspace inside an operator is an activation that it alone touches.
-    `scope` "activations" leaves parameters out, as where weights stream from elsewhere.
+    an `activation`, or an `output` if it is a gradient that nobody reads, the new value of something resident, left to
+    the next step, or all that its operator makes and nobody reads it. Workspace inside an operator is an activation
+    that it alone touches. `scope` "activations" leaves parameters out, as where weights stream from elsewhere.
 
     Raises ValueError for a sweep of configurations or an unknown scope.
     """
@@ -116,10 +116,12 @@ class _Reader:
         self.groups: list[_Group] = []
         self.current: dict[int, _Version] = {}
         self.names: dict[str, int] = {}
+        self.left: set[int] = set()
 
     def read(self) -> Problem:
         for step in self.program.steps:
             self._step(step)
+        self.left = {id(self._version(key)) for key in self.program.previous.values()}
         versions = {id(v): v for g in self.groups for v in (*g.reads, *g.makes) if v.bytes}
         tensors = tuple(Tensor(v.name, v.bytes, self._role(v)) for v in versions.values())
         operators = tuple(
@@ -210,6 +212,8 @@ class _Reader:
     def _role(self, version: _Version) -> Role:
         if version.maker is None:
             return "input" if version.role in ("input", "kv_cache", "activation", "gradient") else "parameter"
+        if id(version) in self.left:
+            return "output"
         if version.readers or version.role == "workspace":
             return "activation"
         if version.role in RESIDENT_ROLES or version.role == "gradient":

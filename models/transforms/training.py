@@ -86,7 +86,9 @@ def train(
     notes = forward.notes
     if recomputation != "none" and not any(o.phase == "recompute" for block in blocks for o in block.operators):
         notes = (*notes, _NOTHING_RECOMPUTED[recomputation])
-    graph = Graph(forward.name, tensors, tuple(blocks), {**forward.workload, **(workload or {})}, notes)
+    graph = replace(
+        forward, tensors=tensors, blocks=tuple(blocks), workload={**forward.workload, **(workload or {})}, notes=notes
+    )
     graph.check()
     return graph
 

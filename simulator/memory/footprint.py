@@ -196,14 +196,14 @@ def _cached(memory: Memory, device: Device, options: AllocatorOptions) -> Memory
 
 
 def request_history(program: Program, device: Device) -> list[RequestStream]:
-    """The requests that the caching allocator of `device` sees: a training step twice, anything else once."""
+    """The requests that the caching allocator of `device` sees: a training step (one that leaves something) twice."""
     workspace = device.software.cublas_workspace_bytes
     return request_streams(program, repetitions=_repetitions(program), library_workspace=workspace)
 
 
 def _repetitions(program: Program) -> int:
-    """Steps until the state is steady: optimizer states are first made within a step."""
-    return 2 if any(step.operator.phase == "optimizer" for step in program.steps) else 1
+    """Steps until the state is steady: optimizer states, and what a step leaves to the next, are made within a step."""
+    return 2 if program.previous or any(step.operator.phase == "optimizer" for step in program.steps) else 1
 
 
 def _per_configuration(program: Program, shape: tuple[int, ...], repetitions: int, workspace: int) -> Any:

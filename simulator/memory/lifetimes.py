@@ -2,7 +2,8 @@
 
 A graph's blocks are walked layer by layer; tensors that share memory (views, in-place results) are one *storage*.
 A storage made by an operator lives until the last operator that touches it; what exists before the step (parameters,
-optimizer states, inputs, caches) lives throughout. Nothing here knows of devices or allocators.
+optimizer states, inputs, caches) lives throughout. What one step leaves to the next (`Graph.previous`) dies there after
+its last use, and what takes its place lives to the end of the step. Nothing here knows of devices or allocators.
 """
 
 from __future__ import annotations
@@ -56,13 +57,25 @@ class Program:
         graph: what was unrolled.
         storages: by number.
         steps: executed operators in order; later microbatches (`Block.times`) appear once.
-        resident: numbers of the storages that exist before the first step.
+        resident: numbers of the storages that exist before the first operator of a steady step.
     """
 
     graph: Graph
     storages: list[Storage]
     steps: list[Step]
     resident: list[int]
+
+    @cached_property
+    def previous(self) -> dict[int, int]:
+        """Storages left by the step before → those that take their place (`Graph.previous`), layer by layer."""
+        if not self.graph.previous:
+            return {}
+        number = {(s.tensor.name, s.layer): key for key, s in enumerate(self.storages)}
+        return {
+            number[old, i]: number[new, i]
+            for old, new in self.graph.previous.items()
+            for i in range(self.graph.layers(old))
+        }
 
     @cached_property
     def births(self) -> list[int]:
@@ -75,12 +88,16 @@ class Program:
 
     @cached_property
     def deaths(self) -> list[int]:
-        """Last step that touches each storage; the number of steps for resident ones."""
+        """Last step that touches each storage; the number of steps for those that are there when the step ends."""
         deaths = [-1] * len(self.storages)
         for position, step in enumerate(self.steps):
             for key in step.touches:
                 deaths[key] = position
+        mortal = self.previous
         for key in self.resident:
+            if key not in mortal:
+                deaths[key] = len(self.steps)
+        for key in mortal.values():
             deaths[key] = len(self.steps)
         return deaths
 
@@ -155,7 +172,11 @@ class _Unroller:
             for key, storage in enumerate(self.storages)
             if storage.tensor.name not in produced
             and storage.tensor.storage is None
-            and (storage.tensor.role in RESIDENT_ROLES or storage.tensor.role == "gradient")
+            and (
+                storage.tensor.role in RESIDENT_ROLES
+                or storage.tensor.role == "gradient"
+                or storage.tensor.name in graph.previous
+            )
         ]
         steps: list[Step] = []
         owner = self.owner

@@ -71,6 +71,7 @@ def occupancy(program: Program) -> Occupancy:
     np.add.at(change, (np.zeros(len(resident), dtype=np.int64), column[resident]), 1)
     made = births >= 0
     np.add.at(change, (births[made], column[made]), 1)
+    made[resident] = True  # some of them end: `Graph.previous`
     ends = made & (deaths < end)
     np.add.at(change, (deaths[ends] + 1, column[ends]), -1)
     counts = np.cumsum(change, axis=0)[:-1]

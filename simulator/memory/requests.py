@@ -6,7 +6,7 @@ a *script* over keys, and turned into a stream of numbered blocks with the sizes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,7 @@ class Script:
         codes: `key` allocates, `~key` frees.
         steps: number of the step during which each happens.
         before: keys that exist before the first step, in order of creation; without optimizer states.
+        previous: keys that a later step finds, freed within it → keys of the step before whose blocks they are.
         states: optimizer states, in order of creation.
         first_update: place in `codes` where the first optimizer operator begins.
         workspaces: (id of the operator, index of the block) of each workspace key.
@@ -76,6 +77,7 @@ class Script:
     first_update: int
     workspaces: list[tuple[int, int]]
     libraries: list[tuple[str, int]]
+    previous: dict[int, int] = field(default_factory=dict)
 
 
 def script(program: Program) -> Script:
@@ -112,6 +114,7 @@ def script(program: Program) -> Script:
         first_update if first_update >= 0 else len(codes),
         workspaces,
         [(thread, places[thread]) for thread in _THREADS if thread in places],
+        program.previous,
     )
 
 
@@ -120,8 +123,9 @@ def request_streams(
 ) -> list[RequestStream]:
     """Streams of `repetitions` steps run one after the other by the same process.
 
-    The first one allocates parameters, buffers, inputs and caches; optimizer states appear at the first optimizer
-    operator, as PyTorch creates them lazily. `library_workspace` bytes are allocated once by the first matrix product
+    The first one allocates parameters, buffers, inputs and caches, and finds nothing of a step before (what
+    `Graph.previous` says a step leaves); optimizer states appear at the first optimizer operator, as PyTorch creates
+    them lazily. `library_workspace` bytes are allocated once by the first matrix product
     of the forward thread and once by the first of the autograd thread (cuBLAS: one workspace per handle and stream,
     `at::cuda::getCurrentCUDABlasHandle`; handles are per thread), and stay. A tensor without elements asks for nothing.
 
@@ -148,7 +152,10 @@ def _stream(
     """Number the blocks of a step: the first step's, or a later one's on top of what the first left."""
     codes, steps = order.codes, order.steps
     before = np.asarray(order.before, dtype=np.int64)
+    old, new = (np.asarray([*keys], dtype=np.int64) for keys in (order.previous, order.previous.values()))
+    exists = size_of > 0
     if first:
+        exists[old] = False
         places = [order.first_update] * len(order.states) + [place for (_, place), _ in libraries]
         late = np.asarray([*order.states, *(key for _, key in libraries)], dtype=np.int64)
         step_at = np.append(steps, steps[-1:])
@@ -156,14 +163,16 @@ def _stream(
         steps = np.concatenate([np.full(len(before), -1), np.insert(steps, places, step_at[places])])
         inherited = np.empty(0, dtype=np.int64)
     else:
-        inherited = np.concatenate([before, order.states, [key for _, key in libraries]]).astype(np.int64)
-        inherited = inherited[size_of[inherited] > 0]
+        inherited = np.concatenate([before, order.states, [key for _, key in libraries], new]).astype(np.int64)
+        inherited = inherited[exists[inherited]]
     key_of = np.where(codes >= 0, codes, ~codes)
-    asked = size_of[key_of] > 0
+    asked = exists[key_of]
     codes, steps, key_of = codes[asked], steps[asked], key_of[asked]
     made = np.concatenate([inherited, codes[codes >= 0]])
     block_of = np.zeros(len(size_of), dtype=np.int64)
-    block_of[made] = np.arange(len(made))
+    block_of[inherited] = np.arange(len(inherited))
+    block_of[old] = block_of[new]  # what the step before left, under the keys of those that made it
+    block_of[made[len(inherited) :]] = np.arange(len(inherited), len(made))
     blocks = block_of[key_of]
     events = EventStream(
         ops=np.where(codes >= 0, blocks, ~blocks).tolist(),
@@ -195,7 +204,7 @@ def _creation_order(program: Program) -> list[int]:
             place = places[tensor.name] = (first.get(tensor.family or "", position), position, own)
         return (place[0], layer, place[1], place[2])
 
-    return sorted(program.resident, key=order)
+    return sorted((key for key in program.resident if key not in program.previous), key=order)
 
 
 def _uses_library(program: Program) -> set[str]:
