@@ -79,8 +79,8 @@ def instance_name(name: str, family: str | None, index: int) -> str:
     return f"{path}.{number}.{rest}" if rest else f"{path}.{number}"
 
 
-_COUNTS = ("writes", "tensors")
-"""Attributes that say how many of an operator's first inputs are meant; `[*]` stands for several of them."""
+_COUNTS = {"update_pass": ("writes", "tensors")}
+"""Attributes, by type, that say how many of the first inputs are meant; `[*]` stands for several of them."""
 
 
 def flatten(graph: Graph) -> Graph:
@@ -103,10 +103,10 @@ def flatten(graph: Graph) -> Graph:
 
     looped: set[str] = set()
     carried = {name for block in graph.blocks for name in block.carries}
-    for tensor in graph.tensors.values():  # resident ones first, in order of declaration
-        if tensor.name not in carried and not _produced(graph, tensor.name):
-            for i in range(graph.layers(tensor.name)):
-                declare(tensor.name, i, 0)
+    produced = {base_name(o) for _, operator in graph.operators() for o in operator.outputs}
+    for tensor, i in _layer_by_layer(graph):  # resident ones first, in order of creation
+        if tensor.name not in carried and tensor.name not in produced:
+            declare(tensor.name, i, 0)
     for times, group in groupby(graph.blocks, key=lambda b: b.times):
         blocks = list(group)
         looped = {base_name(o) for b in blocks for op in b.operators for o in op.outputs}
@@ -118,7 +118,7 @@ def flatten(graph: Graph) -> Graph:
                 outputs = [r for reference in operator.outputs for r in resolve(reference, block, index)]
                 counts = {
                     key: sum(len(instances) for instances in found[: operator.attributes[key]])
-                    for key in _COUNTS
+                    for key in _COUNTS.get(operator.type, ())
                     if key in operator.attributes
                 }
                 name = instance_name(operator.name, block.family, index) if block.family else operator.name
@@ -140,8 +140,16 @@ def flatten(graph: Graph) -> Graph:
     return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),), previous=previous)
 
 
-def _produced(graph: Graph, name: str) -> bool:
-    return any(base_name(o) == name for _, op in graph.operators() for o in op.outputs)
+def _layer_by_layer(graph: Graph) -> list[tuple[Tensor, int]]:
+    """Every instance in order of declaration, a family's layer by layer where its first tensor stands."""
+    families = graph.families
+    first: dict[str, int] = {}
+    found: list[tuple[int, int, int, Tensor]] = []
+    for position, tensor in enumerate(graph.tensors.values()):
+        place = first.setdefault(tensor.family, position) if tensor.family else position
+        layers = families[tensor.family] if tensor.family else 1
+        found.extend((place, i, position, tensor) for i in range(layers))
+    return [(tensor, i) for _, i, _, tensor in sorted(found, key=lambda entry: entry[:3])]
 
 
 def _execution(blocks: list[Block]) -> Iterator[tuple[Block, int, Operator]]:
@@ -187,6 +195,7 @@ def to_networkx(graph: Graph) -> Any:
                 result.edges[edge]["tensors"].append(name)
         maker.update(dict.fromkeys(operator.outputs, position))
         if operator_type(operator.type).launches:  # a view writes nothing
-            overwritten = operator.inputs[: int(operator.attributes.get("writes", 0))]
+            counted = operator.attributes.get("writes", 0) if operator.type in _COUNTS else 0
+            overwritten = operator.inputs[: int(counted)]
             writer.update((owner(name), position) for name in (*operator.outputs, *overwritten))
     return result

@@ -230,8 +230,7 @@ class _Unroller:
             tensor = self.graph.tensors[base_name(reference)]
             if tensor.storage is None:
                 continue
-            layer = index if tensor.family else 0
-            key = self.base[tensor.name] + layer
             walker = block if tensor.family == block.family else Block("", (), family=tensor.family)
-            name, at = self.resolve.one(tensor.storage, walker, index)
-            self.owner[key] = self.owner[self.base[name] + at]
+            for made, layer in self.resolve(reference, block, index):
+                name, at = self.resolve.one(tensor.storage, walker, layer if tensor.family else index)
+                self.owner[self.base[made] + layer] = self.owner[self.base[name] + at]
