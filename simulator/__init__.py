@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peakline.capturing import capture
     from peakline.estimator import estimate
     from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
     from peakline.memory.options import AllocatorOptions
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "capturing": ("capture",),
     "estimator": ("estimate",),
     "result": ("Estimate",),
     "hardware": ("Device", "UnknownDevice", "UnsupportedDtype", "device", "devices"),
@@ -49,6 +51,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedDtype",
     "__version__",
+    "capture",
     "decode",
     "device",
     "devices",

@@ -80,8 +80,9 @@ class Call:
         makes: storages that first exist with this call.
         phase: part of the step.
         module: path of the innermost module that ran (`model.layers.0.mlp`).
-        line: `file.py:12` of the user's code that asked for it; "" in the autograd engine.
+        line: `file.py:12` of the user's code that asked for it; a backward call has its forward call's.
         step: number of the step, from 0; −1 while the model is set up.
+        writes: storages among the arguments that the operator changes in place.
     """
 
     op: str
@@ -92,6 +93,7 @@ class Call:
     module: str = ""
     line: str = ""
     step: int = 0
+    writes: tuple[int, ...] = ()
 
     @property
     def packet(self) -> str:

@@ -1,0 +1,138 @@
+"""Values that do not depend on weights or activations: masks, positions, counters.
+
+Fake tensors have no values, yet a model may look at some to decide what to run (`if mask.all()`), and the answer
+follows from the example inputs. Small tensors whose every operand is known are therefore computed beside the fake
+ones; `.item()` and `nonzero` of them have answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+
+from peakline.models.capture.views import schema_of, tensors_in
+
+__all__ = ["Known", "Real"]
+
+LARGEST = 1 << 22
+"""Elements of the largest integer or boolean tensor whose values are computed."""
+
+LARGEST_FLOAT = 64
+"""The same for floating-point tensors: counters and settings, never data."""
+
+_aten = torch.ops.aten
+_ITEM = _aten._local_scalar_dense.default
+_FRESH = {
+    getattr(getattr(_aten, name), overload)
+    for name, overloads in {
+        "arange": ("default", "start", "start_step"), "zeros": ("default",), "ones": ("default",),
+        "full": ("default",), "scalar_tensor": ("default",), "lift_fresh": ("default",), "rand": ("default",),
+        "randint": ("default", "low"), "eye": ("default", "m"), "linspace": ("default",), "randperm": ("default",),
+        "_to_copy": ("default",),
+    }.items()
+    for overload in overloads
+}  # fmt: skip
+
+
+class Real:
+    """Runs every operator as it is: the program computes with real tensors."""
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator's result."""
+        return func(*args, **kwargs)
+
+
+class Known(Real):
+    """Runs operators on fake tensors, and beside them on the values that are known."""
+
+    def __init__(self) -> None:
+        """Nothing is known."""
+        self._stale: dict[int, torch.Tensor] = {}
+
+    def learn(self, fake: torch.Tensor, value: torch.Tensor) -> None:
+        """From here on the value of `fake` is known."""
+        if is_small(value) and not isinstance(value, FakeTensor):
+            fake._known = value  # type: ignore[attr-defined]
+
+    def value(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor's value, if known; real tensors have their own."""
+        if not isinstance(tensor, FakeTensor):
+            return tensor if is_small(tensor) else None
+        found: torch.Tensor | None = tensor.__dict__.get("_known")
+        if found is not None and self._stale and found.untyped_storage()._cdata in self._stale:
+            return None
+        return found
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operator's result, a fake tensor with a value where it can be known."""
+        if not self._all_known(func, args, kwargs):
+            self._forget(func, args, kwargs)
+            return func(*args, **kwargs)
+        with torch._C._DisableTorchDispatch():
+            values = func(*self._values(args), **self._values(kwargs))
+        if func is _ITEM:
+            return values
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            result = _like(values)
+        for fake, value in zip(tensors_in(result), tensors_in(values)):
+            if isinstance(fake, FakeTensor):
+                self.learn(fake, value)
+        return result
+
+    def _all_known(self, func: Any, args: Any, kwargs: Any) -> bool:
+        found = False
+        for value in (*args, *kwargs.values()):
+            for tensor in tensors_in(value):
+                if self.value(tensor) is None:
+                    return False
+                found = True
+        if found:
+            return True
+        if func not in _FRESH:
+            return False
+        kind = kwargs.get("dtype")
+        size = args[0] if args and isinstance(args[0], list | tuple) else ()
+        count = 1
+        for n in size:
+            count *= int(n)
+        floating = kind.is_floating_point if isinstance(kind, torch.dtype) else func is not _aten.arange.default
+        return count <= (LARGEST_FLOAT if floating else LARGEST)
+
+    def _values(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.value(value)
+        if isinstance(value, list | tuple):
+            return type(value)([self._values(v) for v in value])
+        if isinstance(value, dict):
+            return {name: self._values(v) for name, v in value.items()}
+        return value
+
+    def _forget(self, func: Any, args: Any, kwargs: Any) -> None:
+        """A known tensor that is overwritten with something unknown is known no more, nor are its views."""
+        schema = schema_of(func)
+        if not schema.writes:
+            return
+        named = {**dict(zip(schema.names, args)), **kwargs}
+        for name in schema.writes:
+            for tensor in tensors_in(named.get(name)):
+                value = self.value(tensor) if isinstance(tensor, FakeTensor) else None
+                if value is not None:
+                    self._stale[value.untyped_storage()._cdata] = value
+
+
+def is_small(value: torch.Tensor) -> bool:
+    """Whether the value of such a tensor is worth knowing."""
+    return value.numel() <= (LARGEST_FLOAT if value.is_floating_point() or value.is_complex() else LARGEST)
+
+
+def _like(value: Any) -> Any:
+    """A fake tensor of the same shape and dtype (fake mode is active)."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    if isinstance(value, list | tuple):
+        return type(value)([_like(v) for v in value])
+    return value

@@ -1,0 +1,355 @@
+"""What a user hands over, a module or a step, run and recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from peakline.models.capture.calls import Recording
+from peakline.models.capture.fakes import Faker
+from peakline.models.capture.known import Known
+from peakline.models.capture.place import Places
+from peakline.models.capture.recorder import Recorder
+from peakline.models.capture.roles import Roles
+from peakline.models.capture.target import Target
+
+__all__ = ["Workload", "record"]
+
+MODES = ("training", "inference")
+
+
+@dataclass
+class Workload:
+    """What to record.
+
+    Attributes:
+        program: a module, a function that makes one, a step, or a function that makes a step.
+        inputs: the module's arguments: a tensor, a tuple of positional or a dict of named ones; None for a step.
+        optimizer: a class, partial, instance or name; None: forward and backward only.
+        loss: from the module's output to the tensor to differentiate.
+        mode: `training` or `inference`, where `program` is or makes a module.
+        autocast: dtype of an autocast region around the forward pass.
+        dtype: convert the module's floating-point parameters and inputs to this one.
+        steps: number of steps.
+    """
+
+    program: Any
+    inputs: Any = None
+    optimizer: Any = None
+    loss: Callable[[Any], torch.Tensor] | None = None
+    mode: str = "training"
+    autocast: torch.dtype | None = None
+    dtype: torch.dtype | None = None
+    steps: int = 2
+
+
+@dataclass
+class _Session:
+    """A recording under way."""
+
+    faker: Faker
+    known: Known
+    recorder: Recorder
+    places: Places
+    roles: Roles
+    flags: list[tuple[torch.nn.Module, bool]] = field(default_factory=list)
+
+
+def record(workload: Workload, target: Target) -> Recording:
+    """Run the workload's steps under fake tensors and write down what happens.
+
+    Raises:
+        CaptureError: the program cannot be run so; the message says why and what to do.
+    """
+    with ExitStack() as stack:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        known = Known()
+        faker = Faker(mode, known)
+        stack.enter_context(faker.restoring())
+        places = Places()
+        recorder = Recorder(places, known)
+        session = _Session(faker, known, recorder, places, Roles(recorder))
+        stack.callback(_restore_flags, session.flags)
+        stack.enter_context(mode)
+        stack.enter_context(_rerouted(target))
+        stack.enter_context(_many_at_once(target))
+        stack.enter_context(_as_without_fakes())
+        stack.enter_context(places.watching(session.roles.updating))
+        stack.enter_context(_no_collection())
+        step = _prepare(workload, session)
+        for number in range(workload.steps):
+            recorder.step = number
+            places.restart()
+            with recorder:
+                step()
+            session.roles.step_ended()
+        recorder.step = workload.steps
+        recorder.recording.steps = workload.steps
+    return recorder.recording
+
+
+def _prepare(workload: Workload, session: _Session) -> Callable[[], None]:
+    """Build what has to be built, under fake tensors; the step to run."""
+    program, inputs, optimizer = workload.program, workload.inputs, workload.optimizer
+    if not isinstance(program, torch.nn.Module):
+        if not callable(program):
+            raise TypeError(f"program: expected a module or a function, not {type(program).__name__}")
+        if inputs is None:
+            with _Learning(session.known):
+                made = program()
+            program, inputs, optimizer = _unpack(made, optimizer)
+            if not isinstance(program, torch.nn.Module):
+                return _bare(program, session)
+        else:
+            with _Learning(session.known):
+                program = program()
+    elif inputs is None:
+        raise ValueError("inputs: a module needs example inputs; pass a tensor, a tuple or a dict of them")
+    return _module_step(workload, program, inputs, optimizer, session)
+
+
+def _unpack(made: Any, optimizer: Any) -> tuple[Any, Any, Any]:
+    if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module) and len(made) in (2, 3):
+        return made[0], made[1], made[2] if len(made) == 3 else optimizer
+    if callable(made) and not isinstance(made, torch.nn.Module):
+        return made, None, None
+    raise TypeError(
+        f"the function returned {_described(made)}; accepted: (module, inputs), (module, inputs, optimizer), "
+        "or a function that runs one step"
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(v).__name__ for v in value)}" if value else "an empty tuple"
+    return type(value).__name__
+
+
+def _bare(step: Callable[[], Any], session: _Session) -> Callable[[], None]:
+    def run() -> None:
+        step()
+
+    return run
+
+
+def _module_step(
+    workload: Workload, module: torch.nn.Module, inputs: Any, optimizer: Any, session: _Session
+) -> Callable[[], None]:
+    training = workload.mode == "training"
+    session.flags += [(m, m.training) for m in module.modules()]
+    module.train(training)
+    session.faker.module(module)
+    if workload.dtype is not None:
+        session.faker.convert(module, workload.dtype)
+        inputs = _cast(inputs, workload.dtype)
+    inputs = session.faker.tree(inputs)
+    session.roles.module(module)
+    session.roles.inputs(inputs)
+    session.places.name(module)
+    call = _caller(module, inputs)
+    if workload.autocast is not None:
+        call = _autocast(call, workload.autocast)
+    if not training:
+        return _inference(call)
+    update = _optimizer(optimizer, module, session)
+    return _training(call, workload.loss or default_loss, module, update)
+
+
+def _inference(call: Callable[[], Any]) -> Callable[[], None]:
+    def run() -> None:
+        with torch.no_grad():
+            call()
+
+    return run
+
+
+def _training(
+    call: Callable[[], Any], loss_of: Callable[[Any], torch.Tensor], module: torch.nn.Module, optimizer: Any
+) -> Callable[[], None]:
+    """The loop everybody writes: `loss` is a variable of the loop, which the next step's replaces."""
+    held: dict[str, torch.Tensor] = {}
+
+    def run() -> None:
+        if optimizer is None:
+            module.zero_grad(set_to_none=True)
+        held["loss"] = loss_of(call())
+        held["loss"].backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def default_loss(output: Any) -> torch.Tensor:
+    """The output's `loss`, the output where it is one number, else its sum.
+
+    Raises:
+        TypeError: an output that is none of these.
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(loss, torch.Tensor):
+        return loss
+    if isinstance(output, torch.Tensor):
+        return output if output.numel() == 1 else output.sum()
+    raise TypeError(
+        f"loss: the module's output is {_described(output)} without a loss; pass loss=, a function of the output, "
+        "or inputs (labels) that let the module compute one"
+    )
+
+
+def _caller(module: torch.nn.Module, inputs: Any) -> Callable[[], Any]:
+    if isinstance(inputs, Mapping):
+        return lambda: module(**inputs)
+    if isinstance(inputs, tuple | list):
+        return lambda: module(*inputs)
+    return lambda: module(inputs)
+
+
+def _autocast(call: Callable[[], Any], kind: torch.dtype) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.autocast("cpu", dtype=kind):
+            return call()
+
+    return run
+
+
+def _cast(value: Any, kind: torch.dtype) -> Any:
+    from torch.utils._pytree import tree_map_only
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(kind) if tensor.is_floating_point() else tensor
+
+    return tree_map_only(torch.Tensor, cast, value)
+
+
+def _optimizer(given: Any, module: torch.nn.Module, session: _Session) -> Any:
+    """An optimizer over the module's trainable parameters."""
+    if given is None:
+        return None
+    if isinstance(given, torch.optim.Optimizer):
+        session.faker.optimizer(given)
+        return given
+    if isinstance(given, str):
+        given = optimizer_class(given)
+    if not callable(given):
+        raise TypeError(f"optimizer: expected a class, an instance or a name, not {type(given).__name__}")
+    made = given([p for p in module.parameters() if p.requires_grad])
+    if not hasattr(made, "step"):
+        raise TypeError(f"optimizer: {given!r} made a {type(made).__name__}, which has no step()")
+    return made
+
+
+def optimizer_class(name: str) -> Any:
+    """The optimizer of `torch.optim` of that name, whatever its case (`adamw`, `SGD`).
+
+    Raises:
+        ValueError: unknown; the message names those there are.
+    """
+    kinds = {
+        key.lower(): kind
+        for key, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    if name.lower() not in kinds:
+        raise ValueError(f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}")
+    kind = kinds[name.lower()]
+    return partial(kind, lr=1e-3) if name.lower() == "sgd" else kind
+
+
+class _Learning(TorchDispatchMode):
+    """Keeps known values known while a model and its inputs are made."""
+
+    def __init__(self, known: Known) -> None:
+        super().__init__()
+        self.known = known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.known.run(func, args, kwargs or {})
+
+
+@contextmanager
+def _rerouted(target: Target) -> Iterator[None]:
+    """Composite functions run the operators that they would run on the target."""
+    if target.kind != "cuda":
+        yield
+        return
+    try:
+        from peakline.models.capture.cuda import rerouting
+    except ImportError:
+        context: Any = nullcontext()
+    else:
+        context = rerouting(target)
+    with context:
+        yield
+
+
+@contextmanager
+def _many_at_once(target: Target) -> Iterator[None]:
+    """Optimizers and gradient clipping treat fake tensors as they would plain ones on the target.
+
+    `torch.optim.optimizer._default_to_fused_or_foreach` takes the multi-tensor kernels where every parameter is a
+    plain tensor on a device that has them: CUDA, not the CPU.
+    """
+    from torch.optim import optimizer as optimizers
+    from torch.utils import _foreach_utils as utils
+
+    kinds = [optimizers._foreach_supported_types, utils._foreach_supported_types]
+    devices = utils._get_foreach_kernels_supported_devices
+
+    def with_cpu() -> list[str]:
+        return [*devices(), "cpu"]
+
+    for known in kinds:
+        known.append(FakeTensor)
+    if target.kind == "cuda":
+        utils._get_foreach_kernels_supported_devices = optimizers._get_foreach_kernels_supported_devices = with_cpu
+    try:
+        yield
+    finally:
+        for known in kinds:
+            known.remove(FakeTensor)
+        utils._get_foreach_kernels_supported_devices = optimizers._get_foreach_kernels_supported_devices = devices
+
+
+@contextmanager
+def _as_without_fakes() -> Iterator[None]:
+    """transformers builds other masks where it sees fake tensors (`is_tracing`): let it see none."""
+    module = sys.modules.get("transformers.utils.import_utils")
+    before = getattr(module, "is_fake_tensor", None)
+    if before is None:
+        yield
+        return
+    module.is_fake_tensor = lambda x: False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        module.is_fake_tensor = before  # type: ignore[union-attr]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Cyclic garbage is collected before and not within: frees then do not depend on how much Python allocates."""
+    import gc
+
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _restore_flags(flags: list[tuple[torch.nn.Module, bool]]) -> None:
+    for module, training in flags:
+        module.training = training
