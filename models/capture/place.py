@@ -157,7 +157,7 @@ def shortened(path: str, roots: Iterable[str]) -> str:
 
 
 def _kind(path: str) -> int:
-    """0: the user's or a model's code; 1: torch or this package; 2: torch's optimizers; 3: what runs the user's code."""
+    """0: the user's or a model's code; 1: torch or this package; 2: torch's optimizers; 3: what runs the steps."""
     if path.startswith(_UPDATES):
         return 2
     if path == _DRIVER:
