@@ -219,19 +219,31 @@ class Software(Section):
 
 
 class Calibration(Section):
-    """Attainable rates fitted on measurements.
+    """What was fitted on measurements of this device, kind of kernel by kind of kernel.
 
     Attributes:
         fitted_on: which measurements, in words.
-        attainable: mechanism (`gemm.bf16`, `hbm.read`) → fraction of the peak that large problems reach.
-        constants: other fitted constants (seconds, bytes), named with their unit.
-        residual: mechanism → median relative error left by the fit.
+        attainable: kind of kernel and constant (`gemm.main_share`) → share of a published peak that is attained.
+        constants: the same for constants that are no shares (`gemm.launch_fixed` in seconds, `gemm.fill_cycles`).
+        residual: kind of kernel and figure → number, of rows that took no part in the fit: `gemm.rows` how many,
+            `gemm.median` the median of |predicted/measured − 1|, `gemm.low` and `gemm.high` the quantiles of
+            measured/predicted between which `gemm.share` of them lie.
     """
 
     fitted_on: str
     attainable: dict[str, float] = Field(default_factory=dict)
     constants: dict[str, float] = Field(default_factory=dict)
     residual: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def fitted(self) -> dict[str, float]:
+        """All fitted constants by kind of kernel and name."""
+        return {**self.attainable, **self.constants}
+
+    def interval(self, kind: str) -> tuple[float, float] | None:
+        """(low, high) of measured/predicted for a kind of kernel; None where it was not calibrated."""
+        low, high = self.residual.get(f"{kind}.low"), self.residual.get(f"{kind}.high")
+        return None if low is None or high is None else (low, high)
 
 
 class Gpu(Section):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from peakline.cost.generic import Products, generic_tiled
-from peakline.cost.gpu import Tiled
+from peakline.cost.gpu import Tiled, constants
 from peakline.cost.gpu_attention import attention_tiled
 from peakline.cost.gpu_gemm import gemm_tiled
 from peakline.cost.gpu_stream import RowWalk, scan_tiled, stream_tiled
@@ -27,6 +27,10 @@ _TF32 = dtype("tf32")
 CLUSTER = 16
 """Most thread blocks that may share one fetch from L2 by multicast (CUDA Programming Guide: 8 portable, 16 on H100)."""
 
+FEW_QUERIES = 8
+"""Most queries of a sequence that decoding kernels take at once (speculative decoding verifies a few)."""
+
+Values = tuple[Any, ...]
 Traffic = Callable[[float, int], Real]
 """(fast memory in bytes, number of such memories) → least bytes into them."""
 
@@ -52,15 +56,25 @@ class Plan(NamedTuple):
 
 
 def evaluate(
-    kind: type[Any], values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine, cuda_graph: bool
+    kind: type[Any],
+    values: tuple[Any, ...],
+    formats: tuple[Any, ...],
+    machine: Machine,
+    cuda_graph: bool,
+    copies: Real | None = None,
 ) -> Evaluation:
     """All costs of one kernel. `values` are its sizes in declaration order, then reads and writes, as float64."""
-    plan = _PLANS[kind](values, formats, machine)
+    plan = _PLANS[kind](values, formats, machine, copies)
     reads, writes = values[-2], values[-1]
     ops = ops_for(*values)
     compulsory = reads + writes
     least = _least_traffic(ops, compulsory, plan.traffic, machine)
-    bound = ops.maximum(plan.arithmetic, compulsory / machine.supply)
+    supplied = compulsory
+    if copies is not None:  # caches may still hold their capacity of the run before
+        supplied = ops.maximum(compulsory - machine.onchip_bytes, 0.0)
+        name = machine.main.name
+        least[name] = ops.maximum(least[name] - machine.onchip_bytes, supplied)
+    bound = ops.maximum(plan.arithmetic, supplied / machine.supply)
     io = ops.maximum(bound, least[machine.main.name] / machine.supply)
     for level in machine.levels[:-1]:
         if level.name in least and level.bandwidth:
@@ -99,18 +113,18 @@ def _least_traffic(ops: Ops, compulsory: Real, traffic: Traffic | None, machine:
     return least
 
 
-def _gemm(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
+def _gemm(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
     batch, m, n, k, reads, writes = values
-    return _products(batch, m, n, k, 2.0 * batch * m * n * k, formats, reads, writes, machine)
+    return _products(batch, m, n, k, 2.0 * batch * m * n * k, formats, reads, writes, machine, copies)
 
 
-def _grouped(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
+def _grouped(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
     """Groups of equal size: the mean; skewed routing makes the fullest expert wait longer than this says."""
     groups, rows, n, k, reads, writes = values
     ops = ops_for(*values)
     groups = ops.maximum(groups, 1.0)
     m = ops.ceil(rows / groups)
-    return _products(groups, m, n, k, 2.0 * rows * n * k, formats, reads, writes, machine)
+    return _products(groups, m, n, k, 2.0 * rows * n * k, formats, reads, writes, machine, copies)
 
 
 def _products(
@@ -123,11 +137,13 @@ def _products(
     reads: Real,
     writes: Real,
     machine: Machine,
+    copies: Real | None,
 ) -> Plan:
     a, b, c = formats
     wide = a if a.bits >= b.bits else b
     if machine.kind == "gpu":
-        tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes)
+        const = constants(machine, "gemm")
+        tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes, copies=copies, const=const)
     else:
         widths = (a.bits / 8.0, b.bits / 8.0, c.bits / 8.0)
         tiled = generic_tiled(machine, ((batch, m, n, k),), 0.0, wide, 1.0, reads, writes, widths)
@@ -138,7 +154,7 @@ def _products(
     return Plan(flops / machine.rate(wide)[0], traffic, tiled)
 
 
-def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
+def _convolution(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
     """Implicit GEMM per group, or on a GPU the direct kernel where groups are too narrow for tiles (depthwise).
 
     float32 convolutions multiply in TF32 where a GPU has it: PyTorch's default, unlike for matrix products
@@ -159,10 +175,13 @@ def _convolution(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Mac
         m, n, k, unrolled = batch * space, narrow_out, taps * narrow_in, ops.maximum(taps, 1.0)
     flops = 2.0 * groups * m * n * k
     if machine.kind == "gpu":
-        implicit = gemm_tiled(machine, groups, m, n, k, (a, b, c), reads, writes, unrolled=unrolled)
-        direct = stream_tiled(machine, flops, wide, 1.0, reads, writes)
+        const, passing = constants(machine, "gemm"), constants(machine, "stream")
+        shape = (groups, m, n, k)
+        implicit = gemm_tiled(machine, *shape, (a, b, c), reads, writes, unrolled=unrolled, copies=copies, const=const)
+        direct = stream_tiled(machine, flops, wide, 1.0, reads, writes, const=passing)
         if not channels_last and machine.rate(wide)[2]:
-            implicit = _in_turn(implicit, stream_tiled(machine, 0.0, wide, 3.0, reads + writes, reads + writes))
+            conversions = stream_tiled(machine, 0.0, wide, 3.0, reads + writes, reads + writes, const=passing)
+            implicit = _in_turn(implicit, conversions)
         tiled = _faster(ops, implicit, direct)
     else:
         shared = (a.bits / 8.0 / unrolled, b.bits / 8.0, c.bits / 8.0)
@@ -190,42 +209,41 @@ def _in_turn(first: Tiled, second: Tiled) -> Tiled:
 
 
 def _faster(ops: Ops, first: Tiled, second: Tiled) -> Tiled:
-    wins = first.seconds <= second.seconds
+    return _where(ops, first.seconds <= second.seconds, first, second)
 
+
+def _where(ops: Ops, wins: Any, first: Tiled, second: Tiled) -> Tiled:
     def choose(a: dict[str, Real], b: dict[str, Real]) -> dict[str, Real]:
         return {name: ops.where(wins, a[name], b[name]) for name in a}
 
     return Tiled(
-        ops.minimum(first.seconds, second.seconds),
+        ops.where(wins, first.seconds, second.seconds),
         ops.where(wins, first.launch, second.launch),
         choose(first.traffic, second.traffic),
         choose(first.limits, second.limits),
     )
 
 
-def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
+def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
     batch, heads, kv_heads, queries, keys, pairs, qk_dim, v_dim, reads, writes = values
     kind, kv_kind, backward = formats
     ops = ops_for(*values)
     per_pair = 3.0 * qk_dim + 2.0 * v_dim if backward else qk_dim + v_dim
     flops = 2.0 * batch * heads * pairs * per_pair
     if machine.kind == "gpu":
-        tiled = attention_tiled(
-            machine,
-            batch,
-            heads,
-            kv_heads,
-            queries,
-            keys,
-            pairs,
-            qk_dim,
-            v_dim,
-            kind,
-            kv_kind,
-            reads,
-            writes,
-            backward=backward,
-        )
+        shape = (batch, heads, kv_heads, queries, keys, pairs, qk_dim, v_dim, kind, kv_kind, reads, writes)
+
+        def priced(of: str) -> Tiled:
+            const, again = constants(machine, of), copies is not None
+            return attention_tiled(machine, *shape, backward=backward, repeated=again, const=const)
+
+        few = queries <= FEW_QUERIES
+        if backward or not ops.any(few):
+            tiled = priced("prefill")
+        elif not isinstance(few, bool) and not few.all():
+            tiled = _where(ops, few, priced("decode"), priced("prefill"))
+        else:
+            tiled = priced("decode")
     else:
         seen = pairs / ops.maximum(queries, 1.0)
         products: tuple[Products, ...] = (
@@ -241,23 +259,27 @@ def _attention(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machi
     return Plan(flops / machine.rate(kind)[0], traffic, tiled)
 
 
-def _stream(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
+def _stream(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
     work, launches, rows, passes, threads, steps, again, reads, writes = values
     (kind,) = formats
     if machine.kind == "gpu":
         walk = RowWalk(rows, passes, threads, steps)
-        tiled = stream_tiled(machine, work, kind, launches, reads, writes, again=again, walk=walk)
+        passing, warm = constants(machine, "stream"), copies is not None
+        tiled = stream_tiled(
+            machine, work, kind, launches, reads, writes, again=again, walk=walk, repeated=warm, const=passing
+        )
     else:
         tiled = generic_tiled(machine, (), work, kind, launches, reads, writes)
     return Plan(work / _scalar_peak(machine, kind), None, tiled)
 
 
-def _scan(values: tuple[Any, ...], formats: tuple[Any, ...], machine: Machine) -> Plan:
+def _scan(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
     batch, steps, width, state, per_state, reads, writes = values
     (kind,) = formats
     flops = per_state * batch * steps * width * state
     if machine.kind == "gpu":
-        tiled = scan_tiled(machine, batch, steps, width, flops, kind, reads, writes)
+        const = constants(machine, "stream")
+        tiled = scan_tiled(machine, batch, steps, width, flops, kind, reads, writes, const=const)
     else:
         tiled = generic_tiled(machine, (), flops, kind, 1.0, reads, writes)
     return Plan(flops / _scalar_peak(machine, kind), None, tiled)
@@ -268,7 +290,7 @@ def _scalar_peak(machine: Machine, kind: DType) -> float:
     return max(machine.vector_rate(kind), machine.vector.get(kind.name, 0.0))
 
 
-_PLANS: dict[type[Any], Callable[[tuple[Any, ...], tuple[Any, ...], Machine], Plan]] = {
+_PLANS: dict[type[Any], Callable[[Values, tuple[Any, ...], Machine, Real | None], Plan]] = {
     Gemm: _gemm,
     GroupedGemm: _grouped,
     Convolution: _convolution,

@@ -1,23 +1,30 @@
 """What all GPU kernels share: starting a kernel, the reach of L2, and the few physical constants of the GPU model.
 
-One set of constants serves every generation; a device enters through its public figures alone (units, clock, peaks,
-bandwidth, L2 and shared memory sizes, TDP, compute capability). The values marked *fitted* were chosen on the bf16 rows
-of the A100-SXM and H100-SXM tables of aiconfigurator 0.12 (Apache-2.0), attention's on their attention tables. Other
-GPUs gave no value; which mechanisms are needed (clusters, L2 reach, power) was also judged on them. See `docs/cost.md`.
+A device enters through its public figures (units, clock, peaks, bandwidth, L2 and shared memory sizes, TDP, compute
+capability). Constants of mechanism come in two sets, for GPUs whose tiles are copied and multiplied by asynchronous
+engines and for those whose threads do it (`async_copy`); the values marked *fitted* are medians over the GPUs measured
+in aiconfigurator 0.12's tables (Apache-2.0). A device that carries a calibration replaces them with its own. How well
+the shared ones serve a GPU that took no part is in `docs/calibration.md`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real
 
 __all__ = [
-    "GPU", "GpuConstants", "Tiled", "async_copy", "l1_bytes", "l2_rate", "launch_seconds", "main_rate", "miss_fraction",
-    "resident_threads",
+    "GPU", "KINDS", "GpuConstants", "Tiled", "async_copy", "constants", "l1_bytes", "l2_rate", "launch_seconds",
+    "main_rate", "miss_fraction", "powered", "resident_threads",
 ]  # fmt: skip
+
+KINDS = ("gemm", "prefill", "decode", "stream")
+"""Kinds of kernel that have constants of their own: matrix products (grouped ones and convolutions too), attention of
+many queries and of one, and kernels that pass over memory."""
 
 
 class Tiled(NamedTuple):
@@ -31,7 +38,7 @@ class Tiled(NamedTuple):
 
 @dataclass(frozen=True)
 class GpuConstants:
-    """Constants of mechanism, the same for every GPU.
+    """Constants of mechanism.
 
     Attributes:
         launch_fixed, launch_cycles: seconds and SM cycles between dependent kernels in a CUDA graph (front-end
@@ -40,17 +47,22 @@ class GpuConstants:
         load_cycles: cycles from asking for a tile until it lies in shared memory. *Fitted*; pointer chasing
             finds 470-660 cycles to DRAM and 200-280 to L2 (Luo et al., arXiv:2402.13499, H100, A100), to which the
             asynchronous copy and its barrier add.
-        fill_cycles: cycles from the start of a thread block until its first product. *Fitted*, about one DRAM load.
+        fill_cycles: cycles from the start of a thread block until its first product. *Fitted*: about one DRAM load
+            where threads copy, a fraction of it where the next block's loads start before this one ends.
         drain_cycles: cycles from the last product until the block's result is stored. *Fitted*.
         main_share: attainable share of the peak bandwidth of main memory. *Fitted*; DRAM refresh and read-write
             turnaround leave 0.91-0.94 (BabelStream; Luo et al.).
-        l2_bytes_per_cycle: attainable bytes per cycle and SM out of L2. *Fitted*, of a port 64 wide.
+        l2_bytes_per_cycle, l2_narrow: attainable bytes per cycle and SM out of L2, on the dies built for datacentres
+            and on the others. *Fitted*, of a port 64 wide.
         port_bytes_per_cycle: the SM's port to L2, and
         shared_bytes_per_cycle: shared memory's width: 32 banks of 4 B (CUDA C++ Programming Guide).
-        exposed_async, exposed_sync: share of the shorter of compute and memory time that does not hide behind the
-            longer, with and without asynchronous copies and products (TMA, wgmma, tcgen05). *Fitted*.
-        reuse_distance: between two uses of an operand, this many times the operator's bytes pass through L2.
-            Five in the measured replays (five rotating copies of the weights; aiconfigurator's collector).
+        store_bytes_per_cycle: bytes of results that an SM writes out per cycle: from accumulators through shared
+            memory to L2. *Fitted*.
+        tensor_share: share of the matrix peak that a tile's products reach at full clock. *Fitted*.
+        sustained: share of it that the power limit leaves at full use; 0: by `sustained_fraction`.
+        exposed: share of the shorter of compute and memory time that does not hide behind the longer. *Fitted*.
+        reuse_distance: between two uses of an operand in a program, this many times the operator's bytes pass through
+            L2: a convention between results, read at once, and weights, read a step later.
         resident: share of L2 that the operands of one kernel can hold on to.
         stages: most tiles in flight per thread block; CUTLASS pipelines 3-8 deep.
         max_splits: most slices of the k loop; *fitted*. cuBLAS stops at 16-32.
@@ -80,14 +92,17 @@ class GpuConstants:
     launch_fixed: float = 1.15e-6
     launch_cycles: float = 1950.0
     load_cycles: float = 800.0
-    fill_cycles: float = 600.0
-    drain_cycles: float = 250.0
+    fill_cycles: float = 800.0
+    drain_cycles: float = 150.0
     main_share: float = 0.95
     l2_bytes_per_cycle: float = 40.0
+    l2_narrow: float = 16.0
     port_bytes_per_cycle: float = 64.0
     shared_bytes_per_cycle: float = 128.0
-    exposed_async: float = 0.28
-    exposed_sync: float = 0.40
+    store_bytes_per_cycle: float = 9.0
+    tensor_share: float = 0.95
+    sustained: float = 0.0
+    exposed: float = 0.30
     reuse_distance: float = 5.0
     resident: float = 0.6
     stages: float = 8.0
@@ -110,6 +125,40 @@ class GpuConstants:
 
 
 GPU = GpuConstants()
+
+SHARED: Mapping[tuple[str, bool], Mapping[str, float]] = {}
+"""What the kinds of kernel change of `GPU`, without and with asynchronous engines. *Fitted*, all of them."""
+
+
+@lru_cache(maxsize=256)
+def constants(machine: Machine, kind: str) -> GpuConstants:
+    """The constants for one kind of kernel on a machine: the shared ones, or the device's own where it is calibrated.
+
+    Raises:
+        ValueError: if the device's calibration names a kind or a constant that does not exist.
+    """
+    found = replace(GPU, **SHARED.get((kind, async_copy(machine)), {}))
+    if machine.capability[0] >= 7 and machine.capability not in _DATACENTRE:
+        found = replace(found, l2_bytes_per_cycle=found.l2_narrow)
+    own: dict[str, float] = {}
+    for name, value in machine.attainable.items():
+        of, _, constant = name.rpartition(".")
+        if not of:
+            continue  # a share that other kinds of device use
+        if of not in KINDS or constant not in _NAMES:
+            raise ValueError(
+                f"{machine.name}: calibration of {name!r} is unknown; accepted: {', '.join(KINDS)}, a dot, "
+                f"and one of {', '.join(_NAMES)}"
+            )
+        if of == kind:
+            own[constant] = value
+    if "launch_fixed" in own:
+        own.setdefault("launch_cycles", 0.0)
+    return replace(found, **own) if own else found
+
+
+_NAMES = tuple(field.name for field in fields(GpuConstants))
+_DATACENTRE = ((7, 0), (8, 0), (9, 0), (10, 0), (10, 3))
 
 
 def launch_seconds(machine: Machine, const: GpuConstants = GPU) -> float:
@@ -138,8 +187,8 @@ def async_copy(machine: Machine) -> bool:
 
 
 def main_rate(machine: Machine, const: GpuConstants = GPU) -> float:
-    """Attainable bytes/s of main memory; a calibrated device's own share where there is one."""
-    return machine.bandwidth * machine.attainable.get("hbm", const.main_share)
+    """Attainable bytes/s of main memory."""
+    return machine.bandwidth * const.main_share
 
 
 def l2_rate(machine: Machine, const: GpuConstants = GPU) -> float:
@@ -157,14 +206,35 @@ def l2_reach(machine: Machine) -> float:
     """
     cache = machine.cache
     size = (cache.capacity or 0.0) if cache else 0.0
-    return size / 2.0 if machine.capability in ((8, 0), (9, 0), (10, 0), (10, 3)) else size
+    return size / 2.0 if machine.capability in _DATACENTRE[1:] else size
 
 
-def miss_fraction(ops: Ops, footprint: Real, machine: Machine, reuse: float) -> Real:
-    """Share of an operator's bytes that main memory must supply when it runs again and again.
+def miss_fraction(ops: Ops, distance: Real, machine: Machine) -> Real:
+    """Share of an operand's bytes that main memory must supply when `distance` bytes pass between two of its uses.
 
-    Nothing misses while `reuse`·footprint stays within L2's reach; replacement that is not quite LRU lets the hits
-    fade out over the next quarter instead of at once.
+    Nothing misses while they stay within L2's reach. Replacement is close to LRU, under which a cyclic walk over more
+    than the cache holds misses everywhere: warm weights in the tables of L40S and RTX PRO 6000 turn cold between 1.00
+    and 1.07 times L2.
     """
-    over = ops.maximum(reuse * footprint / max(l2_reach(machine), 1.0), 1e-9)
-    return ops.minimum(ops.maximum((1.0 - 1.0 / over) / 0.2, 0.0), 1.0)
+    over = distance / max(l2_reach(machine), 1.0)
+    return ops.minimum(ops.maximum((over - 1.0) / L2_EDGE, 0.0), 1.0)
+
+
+L2_EDGE = 0.06
+"""Width of that edge, in shares of L2's reach."""
+
+
+def powered(ops: Ops, seconds: Real, at_peak: Real, sustained: float) -> Real:
+    """Seconds under the power limit of work that takes `seconds` at full clock, `at_peak` of them multiplying.
+
+    The limit binds on average power. Keeping the matrix engine busy all the time needs sustained⁻³ of the limit, being
+    busy for a share u of the time u·sustained⁻³; where that exceeds 1 the clock falls, whose cube power follows, and
+    the time grows by u^(1/3)/sustained (`peakline.cost.machine.sustained_fraction`).
+    """
+    if sustained >= 1.0:
+        return seconds
+    busy = ops.minimum(ops.maximum(at_peak / ops.maximum(seconds, 1e-12), 0.01), 1.0)
+    root = ops.sqrt(ops.sqrt(busy))
+    for _ in range(4):  # Newton's iteration for the cube root: elementary operations, so that arrays equal scalars
+        root = (2.0 * root + busy / (root * root)) / 3.0
+    return seconds * ops.maximum(root / sustained, 1.0)

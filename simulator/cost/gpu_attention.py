@@ -36,6 +36,7 @@ def attention_tiled(
     writes: Real,
     *,
     backward: bool = False,
+    repeated: bool = False,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of softmax(QKᵀ)V without stored scores.
@@ -48,6 +49,7 @@ def attention_tiled(
             the last three wait for dS, and dS for S and dP; the tiles of P and dS go through shared memory to
             become operands, and every step adds its part of dQ into a float32 buffer (arXiv:2307.08691,
             algorithm 2). Kernels before and after it sum dO·O and convert dQ.
+        repeated: the same operands again and again, so that L2 may still hold them.
     """
     ops = ops_for(batch, heads, kv_heads, queries, keys, pairs, reads, writes)
     launch = launch_seconds(machine, const)
@@ -55,7 +57,7 @@ def attention_tiled(
     clock, units = machine.clock, float(machine.units)
     latency = const.load_cycles / clock
     peak, _, matrix = machine.rate(kind)
-    peak = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0)
+    peak = peak * ((const.sustained or machine.sustained) if matrix else 1.0)
     memory, l2 = main_rate(machine, const), l2_rate(machine, const)
 
     tile_keys = const.key_tile
@@ -82,7 +84,7 @@ def attention_tiled(
     staged = STAGED_BYTES * kind.bits / 16.0 / const.shared_bytes_per_cycle if backward else 0.0
     softmax = scores * (1.0 / const.exp_per_cycle + const.softmax_ops / (2.0 * lanes) + staged) / clock
     # without asynchronous products a warp issues its products and its softmax in turn (arXiv:2407.08608, §3.1)
-    exposed = const.exposed_async if async_copy(machine) and not backward else 1.0
+    exposed = const.exposed if async_copy(machine) and not backward else 1.0
     beat = ops.maximum(multiply, softmax) + exposed * ops.minimum(multiply, softmax)
 
     splits = ops.minimum(ops.maximum(ops.floor(units / blocks), 1.0), ops.ceil(longest / 2.0))
@@ -95,15 +97,15 @@ def attention_tiled(
     per_block = chain + ops.maximum(steps / splits, 0.5) * beat
     rounds = ops.maximum(ops.ceil(blocks * splits / (units * resident)), 1.0)
     working = ops.maximum(rounds * per_block, chain + longest / splits * beat)
-    missed = (reads + writes) * miss_fraction(ops, reads + writes, machine, const.reuse_distance)
+    reuse = 1.0 if repeated else const.reuse_distance
+    missed = (reads + writes) * miss_fraction(ops, reuse * (reads + writes), machine)
     streaming = ops.maximum(missed / memory, fetched / l2)
-    hidden = const.exposed_async if async_copy(machine) else const.exposed_sync
-    total = ops.maximum(working, streaming) + hidden * ops.minimum(working, streaming)
+    total = ops.maximum(working, streaming) + const.exposed * ops.minimum(working, streaming)
     joined = ops.where(splits > 1.0, launch + 4.0 * splits * batch * heads * queries * v_dim * 2.0 / l2, 0.0)
     if backward:  # the kernels around it: dO·O, and dQ from float32
         around = batch * heads * queries * (2.0 * v_dim * kind.bits / 8.0 + qk_dim * (8.0 + kind.bits / 8.0))
-        missed = missed + around * miss_fraction(ops, around, machine, 1.0)
-        joined = joined + ops.maximum(around / l2, around * miss_fraction(ops, around, machine, 1.0) / memory)
+        missed = missed + around * miss_fraction(ops, around, machine)
+        joined = joined + ops.maximum(around / l2, around * miss_fraction(ops, around, machine) / memory)
         launch = 3.0 * launch
     flops = flops_per_pair * batch * heads * pairs
     limits = {"compute": flops / peak, machine.main.name: missed / memory, "l2": fetched / l2}

@@ -6,8 +6,9 @@ A thread block computes one rows × columns tile of C, walking k in steps of 128
     fetch      the step's operands through L2, shared by all SMs, and through the SM's own port;
     latency    one load's latency over the tiles in flight,
 
-and an SM works through ⌈blocks/units⌉ blocks. Main memory works beside it on compulsory bytes plus what L2 cannot
-hold between waves. The library's choice of tile and of split-K is the fastest of a menu.
+and an SM works through ⌈blocks/units⌉ blocks, whose results it writes out between the products or beside them. Main
+memory works beside it on compulsory bytes plus what L2 cannot hold between waves. The library's choice of tile and of
+split-K is the fastest of a menu; the power limit stretches what would draw more on average.
 """
 
 from __future__ import annotations
@@ -24,16 +25,24 @@ from peakline.cost.gpu import (
     launch_seconds,
     main_rate,
     miss_fraction,
+    powered,
 )
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real, ops_for
 from peakline.models.dtypes import DType
 
-__all__ = ["TILES", "gemm_tiled"]
+__all__ = ["TILES", "TILES_ASYNC", "gemm_tiled"]
 
 TILES = ((64, 16), (64, 64), (128, 64), (64, 128), (128, 128), (128, 256))
 """Block tiles (rows, columns) in every library's menu: CUTLASS's default profiler set and cuBLAS kernel names
 (`..._64x64_...`, `..._128x256_...`); 64×16 stands for the thin kernels of decoding."""
+
+TILES_ASYNC = (
+    (64, 16), (64, 64), (128, 32), (128, 64), (128, 96), (128, 128), (128, 160), (128, 192), (128, 224), (128, 256),
+    (256, 128),
+)  # fmt: skip
+"""Where one instruction multiplies 64 or 128 rows by any multiple of 8 columns up to 256 (wgmma, tcgen05), libraries
+come with tiles in between, so that fewer products leave a wave half empty (cuBLAS 12 names `nvjet_..._128x160_...`)."""
 
 STEP_BYTES = 128
 """Bytes of one row of an operand tile per k step: the 128-byte swizzle of TMA and of `ldmatrix` layouts."""
@@ -57,18 +66,20 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=512)
 def _tiles(machine: Machine, a: DType, b: DType, c: DType, const: GpuConstants) -> tuple[float, tuple[Tile, ...]]:
     """Elements of k in a step, and the menu's costs on this machine."""
-    peak, _, matrix = machine.rate(a if a.bits >= b.bits else b)
+    peak = machine.rate(a if a.bits >= b.bits else b)[0]
     wide = max(a.bits, b.bits) / 8.0
     step = STEP_BYTES / wide
-    rate = peak * machine.attainable.get("matrix", machine.sustained if matrix else 1.0) / machine.units
-    return step, tuple(_tile(machine, rows, cols, step, rate, a, b, c, const) for rows, cols in TILES)
+    rate = peak * const.tensor_share / machine.units
+    menu = TILES_ASYNC if async_copy(machine) else TILES
+    return step, tuple(_tile(machine, rows, cols, step, rate, a, b, c, const) for rows, cols in menu)
 
 
 def _tile(
     machine: Machine, rows: int, cols: int, step: float, rate: float, a: DType, b: DType, c: DType, const: GpuConstants
 ) -> Tile:
     row_bytes, col_bytes = rows * step * a.bits / 8.0, cols * step * b.bits / 8.0
-    stage = row_bytes + col_bytes
+    paired = machine.capability[0] == 10 and rows >= 128  # two SMs hold half of B each
+    stage = row_bytes + (col_bytes / 2.0 if paired else col_bytes)
     depth = max(machine.shared, 64 * 1024.0) / stage
     resident = min(max(depth // 4, 1.0), 4.0)
     stages = max(min(depth // resident, const.stages), 1.0)
@@ -85,7 +96,7 @@ def _tile(
         const.load_cycles / machine.clock / stages,
         row_bytes,
         col_bytes,
-        rows * cols * c.bits / 8.0 / (const.port_bytes_per_cycle * machine.clock),
+        rows * cols * c.bits / 8.0 / (const.store_bytes_per_cycle * machine.clock),
         across,
         blocks,
     )
@@ -129,6 +140,7 @@ def gemm_tiled(
     writes: Real,
     *,
     unrolled: Real = 1.0,
+    copies: Real | None = None,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of `batch` products C[m,n] = A[m,k]·B[k,n].
@@ -137,6 +149,7 @@ def gemm_tiled(
         formats: of A, B and C in memory.
         reads, writes: compulsory bytes of the operator.
         unrolled: how often an input stands in A (taps of an implicit GEMM), 1 for a plain product.
+        copies: the product runs again and again, with this many matrices B in turn; None: it is part of a program.
 
     Returns:
         Seconds with launch, launch seconds, bytes by level (`machine.main`, `l2`), seconds by resource.
@@ -147,7 +160,6 @@ def gemm_tiled(
     launch = launch_seconds(machine, const)
     memory, l2 = main_rate(machine, const), l2_rate(machine, const)
     asynchronous = async_copy(machine)
-    exposed = const.exposed_async if asynchronous else const.exposed_sync
     units, port = float(machine.units), const.port_bytes_per_cycle * machine.clock
     fill, drain = const.fill_cycles / machine.clock, const.drain_cycles / machine.clock
     cache = machine.cache
@@ -157,8 +169,14 @@ def gemm_tiled(
     a_bytes, b_bytes = batch * m * k * (a.bits / 8.0) / unrolled, batch * n * k * (b.bits / 8.0)
     spills = a_bytes + b_bytes > holds
     compulsory = reads + writes
-    missed = compulsory * miss_fraction(ops, compulsory, machine, const.reuse_distance)
-    stored = writes / ops.maximum(compulsory, 1.0) * missed / memory
+    if copies is None:
+        cold = miss_fraction(ops, const.reuse_distance * compulsory, machine)
+        missed, stored = compulsory * cold, writes * cold / memory
+    else:
+        cold = miss_fraction(ops, compulsory, machine)
+        weights = miss_fraction(ops, compulsory + (copies - 1.0) * b_bytes, machine)
+        missed = ops.maximum(compulsory - b_bytes, 0.0) * cold + b_bytes * weights
+        stored = writes * cold / memory
     partial_sums = 8.0 * batch * m * n / l2  # written and read again, 4 bytes each, per slice
 
     best: Real = float("inf")
@@ -184,13 +202,15 @@ def gemm_tiled(
             fetch = fetched * ops.maximum(active / l2, together / port)
             slice_steps = ops.ceil(steps / split)
             beat = ops.maximum(ops.maximum(tile.multiply * together, tile.latency), fetch)
-            working = mine / together * slice_steps * beat + fill
+            loop = slice_steps * beat
             if asynchronous:  # stores overlap the next tile's products
-                working = working + (tile.epilogue * together + drain)
+                working = mine / together * ops.maximum(loop, tile.epilogue * together) + fill
+                working = working + (ops.minimum(tile.epilogue * together, loop) + drain)
             else:
                 waves = ops.ceil(mine / tile.resident)
+                working = mine / together * loop + fill
                 working = working + ((tile.epilogue * together + drain) * waves + stored / together)
-            total = ops.maximum(working, streaming) + exposed * ops.minimum(working, streaming)
+            total = ops.maximum(working, streaming) + const.exposed * ops.minimum(working, streaming)
             if split is slices:
                 total = total + ops.where(split > 1.0, split * partial_sums + launch, 0.0)
             better = total < best
@@ -198,10 +218,21 @@ def gemm_tiled(
             l2_bytes = ops.where(better, blocks * slice_steps * fetched, l2_bytes)
             best = ops.where(better, total, best)
 
+    # without those engines, a product with one vector is left to kernels in which every warp walks its own row
+    vector = ops.minimum(m, n) <= 1.0
+    if not asynchronous and ops.any(vector):
+        direct = ops.maximum(missed / memory, (a_bytes + b_bytes) / l2) + 2.0 * const.load_cycles / machine.clock
+        better = vector & (direct < best)
+        main_bytes = ops.where(better, missed, main_bytes)
+        l2_bytes = ops.where(better, a_bytes + b_bytes, l2_bytes)
+        best = ops.where(better, direct, best)
+
     peak, _, matrix = machine.rate(a if a.bits >= b.bits else b)
-    sustained = machine.sustained if matrix else 1.0
+    sustained = (const.sustained or machine.sustained) if matrix else 1.0
+    at_peak = 2.0 * batch * m * n * k / peak
+    best = powered(ops, best, at_peak, sustained)
     limits = {
-        "compute": 2.0 * batch * m * n * k / (peak * sustained),
+        "compute": at_peak / sustained,
         machine.main.name: main_bytes / memory,
         "l2": l2_bytes / l2,
     }

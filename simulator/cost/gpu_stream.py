@@ -45,6 +45,7 @@ def stream_tiled(
     *,
     again: Real = 0.0,
     walk: RowWalk = NO_ROWS,
+    repeated: bool = False,
     const: GpuConstants = GPU,
 ) -> Tiled:
     """Seconds and traffic of `launches` kernels that pass `reads` + `writes` bytes and do `work` scalar operations.
@@ -58,17 +59,18 @@ def stream_tiled(
     ops = ops_for(work, launches, reads, writes, again, *walk)
     launch = launch_seconds(machine, const) * launches
     moved = reads + writes
-    missed = moved * miss_fraction(ops, moved, machine, const.reuse_distance)
+    reuse = 1.0 if repeated else const.reuse_distance
+    missed = moved * miss_fraction(ops, reuse * moved, machine)
     passed = moved
     if isinstance(again, np.ndarray) or again > 0.0:
         passed = passed + again
-        missed = missed + again * miss_fraction(ops, ops.maximum(moved, again), machine, 1.0)
+        missed = missed + again * miss_fraction(ops, ops.maximum(moved, again), machine)
     latency: Real = 0.0
     if isinstance(walk.rows, np.ndarray) or walk.rows > 0.0:
         from_l2, from_main = row_rereads(ops, reads, walk, machine)
         passed, missed = passed + from_l2, missed + from_main
         latency = row_latency(ops, walk, machine, const)
-    memory = machine.bandwidth * machine.attainable.get("stream", const.stream_share)
+    memory = machine.bandwidth * const.stream_share
     l2 = l2_rate(machine, const)
     main = machine.main.name
     limits = {"compute": work / machine.vector_rate(kind), main: missed / memory, "l2": passed / l2}

@@ -55,7 +55,8 @@ class Machine:
         launch: seconds between the starts of consecutive empty kernels, if measured for this device.
         array: rows and columns of one systolic array, and how many there are; None if there is none.
         dataflow: which operand waits in the arrays, as the device file says; "" if it does not.
-        attainable: calibrated fractions of peak by mechanism (`hbm`, `l2`, `matrix`), empty if uncalibrated.
+        attainable: calibrated constants by kind of kernel (`gemm.main_share`, `peakline.cost.gpu.constants`), empty if
+            uncalibrated.
         in_bank: bytes/s between memory banks and the units beside them (PIM), None elsewhere.
     """
 
@@ -244,7 +245,7 @@ def _read(device: Any) -> Machine:
         launch=device.software.launch_seconds,
         array=array,
         dataflow=(device.npu.dataflow or "") if device.npu else "",
-        attainable=dict(device.calibration.attainable) if device.calibration else {},
+        attainable=device.calibration.fitted if device.calibration else {},
         in_bank=device.pim.in_bank_bandwidth if device.pim else None,
     )
 

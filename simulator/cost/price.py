@@ -65,7 +65,9 @@ class KernelCost:
         return named
 
 
-def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: bool = False) -> KernelCost:
+def price(
+    kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: bool = False, copies: Dim | None = None
+) -> KernelCost:
     """What `kernel` costs on `device`.
 
     Args:
@@ -74,6 +76,9 @@ def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: b
         device: a `peakline.hardware.Device` or a `Machine`.
         cuda_graph: the kernel is replayed in a CUDA graph; else kernels follow each other no faster than empty ones
             do on a stream, where the device states that.
+        copies: the kernel is measured by itself, run again and again over this many copies of its second operand (1:
+            the same operands each time): what caches still hold of the run before is not read again, and counts
+            neither in `tiled` nor in `bound`. None: it is part of a program.
 
     Raises:
         ValueError: if the device cannot compute, cannot multiply in the kernel's format or any wider one, or its main
@@ -82,7 +87,7 @@ def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: b
     target = machine(device)
     values: dict[str, Any] = {}
     formats: dict[str, DType | bool] = {}
-    arrays = isinstance(reads, np.ndarray) or isinstance(writes, np.ndarray)
+    arrays = isinstance(reads, np.ndarray) or isinstance(writes, np.ndarray) or isinstance(copies, np.ndarray)
     kind: Any = type(kernel)
     for name in _names(kind):
         value = getattr(kernel, name)
@@ -95,8 +100,9 @@ def price(kernel: Kernel, reads: Dim, writes: Dim, device: Any, *, cuda_graph: b
     values["reads"], values["writes"] = reads, writes
     if not arrays:
         plain = tuple(float(value) for value in values.values())
-        return _scalar(kind, plain, tuple(formats.values()), target, cuda_graph)
-    return _array(kind, values, tuple(formats.values()), target, cuda_graph)
+        again = None if copies is None else float(copies)
+        return _scalar(kind, plain, tuple(formats.values()), target, cuda_graph, again)
+    return _array(kind, values, tuple(formats.values()), target, cuda_graph, copies)
 
 
 @lru_cache(maxsize=64)
@@ -106,16 +112,27 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8192)
 def _scalar(
-    kind: type[Any], values: tuple[float, ...], formats: tuple[DType | bool, ...], target: Machine, cuda_graph: bool
+    kind: type[Any],
+    values: tuple[float, ...],
+    formats: tuple[DType | bool, ...],
+    target: Machine,
+    cuda_graph: bool,
+    copies: float | None,
 ) -> KernelCost:
-    return KernelCost(*evaluate(kind, values, formats, target, cuda_graph))
+    return KernelCost(*evaluate(kind, values, formats, target, cuda_graph, copies))
 
 
 def _array(
-    kind: type[Any], values: dict[str, Any], formats: tuple[DType | bool, ...], target: Machine, cuda_graph: bool
+    kind: type[Any],
+    values: dict[str, Any],
+    formats: tuple[DType | bool, ...],
+    target: Machine,
+    cuda_graph: bool,
+    copies: Dim | None,
 ) -> KernelCost:
     shape = np.broadcast_shapes(*(np.shape(value) for value in values.values()))
     size = int(np.prod(shape))
+    again = None if copies is None else np.broadcast_to(copies, shape).reshape(-1).astype(np.float64)
     flat = [
         np.broadcast_to(value, shape).reshape(-1) if isinstance(value, np.ndarray) else float(value)
         for value in values.values()
@@ -129,6 +146,7 @@ def _array(
             formats,
             target,
             cuda_graph,
+            None if again is None else again[start:stop],
         )
         if found is None:
             found = _map(lambda _: np.empty(size), part)
