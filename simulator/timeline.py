@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peakline.memory.lifetimes import Step
     from peakline.result import Estimate
 
-__all__ = ["Execution", "executions"]
+__all__ = ["Execution", "executions", "step_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,19 @@ def executions(est: Estimate) -> Iterator[Execution]:
         seconds = float(price.seconds("tiled")) if price is not None else 0.0
         yield Execution(position, step, price, round_, now, seconds)
         now += seconds
+
+
+def step_seconds(est: Estimate) -> list[float]:
+    """Seconds of each step of the unrolled program, as tiled; 0 for views.
+
+    Raises:
+        ValueError: for a sweep.
+    """
+    if est.graph.is_sweep:
+        raise ValueError("a sweep has no single time line; estimate one configuration")
+    prices = _prices(est)
+    found = [prices.get(id(step.operator)) for step in est.memory.program.steps]
+    return [float(price.seconds("tiled")) if price is not None else 0.0 for price in found]
 
 
 def _in_order(steps: list[Step]) -> Iterator[tuple[int, Step, int]]:

@@ -1,0 +1,355 @@
+"""A decided plan as a program of tasks: what really happens, step by step, on the compute stream and on the links.
+
+Nothing here asks the solver's model: storages are allocated where the program makes them and freed where it is done
+with them, tensors that leave are copied after their last use and come back before their next, groups that are executed
+again run just before the first of their segment's tensors is read. `peakline.streams` then says what it takes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from peakline.planning.extract import Keys, Profile
+from peakline.solvers.offload.problem import Decisions, Problem
+from peakline.streams import Hold, Link, Program, Task, Tier
+
+__all__ = ["DEVICE", "Route", "executed_program"]
+
+DEVICE = "device"
+COMPUTE = "compute"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How bytes get to a tier and back.
+
+    Attributes:
+        tier: the tier's name and capacity in bytes.
+        out, back: names of the links loaded on the way out and back.
+    """
+
+    tier: Tier
+    out: tuple[str, ...]
+    back: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Part:
+    """A part of an item that lies in one tier: its bytes, and where it leaves and returns (steps)."""
+
+    key: int
+    tier: int
+    bytes: int
+    leaves: list[tuple[int, bool]]
+    returns: list[int]
+    away: bool
+    present: bool = False
+    version: int = 0
+
+
+def executed_program(
+    profile: Profile,
+    problem: Problem,
+    keys: Keys,
+    decisions: Decisions,
+    routes: tuple[Route, ...],
+    links: dict[str, Link],
+    capacity: int | None,
+) -> Program:
+    """The tasks of the step with `decisions` carried out; `routes` in the order of the problem's tiers.
+
+    Args:
+        capacity: bytes of the device; None lets the peak be what it is.
+    """
+    return _Writer(profile, problem, keys, decisions, routes, links, capacity).write()
+
+
+@dataclass
+class _Writer:
+    profile: Profile
+    problem: Problem
+    keys: Keys
+    decisions: Decisions
+    routes: tuple[Route, ...]
+    links: dict[str, Link]
+    capacity: int | None
+    parts: dict[int, list[_Part]] = field(default_factory=dict)
+    rest: dict[int, int] = field(default_factory=dict)
+    alive: dict[int, str] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    waits: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    dropped_after: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    kept_until: dict[int, int] = field(default_factory=dict)
+    last: int | None = None
+
+    # ---- reading the decisions ------------------------------------------------------------------------------------
+    def _prepare(self) -> None:
+        profile, p = self.profile, self.problem
+        again = {self.keys.items[i] for i, item in enumerate(p.items) if item.group >= 0 and self._again(item.group)}
+        for i, item in enumerate(p.items):
+            key, size = self.keys.items[i], item.bytes
+            moved = [round(size * share) for share in self.decisions.moved[i]]
+            stays = size - sum(moved)
+            if item.extra:
+                wanted = sum(moved) + round(size * self.decisions.kept[i])
+                if wanted < size / 2:
+                    continue  # not kept at all: it dies as it always did
+                stays = size - sum(moved)
+                self.kept_until[key] = self._until(key)
+            self.rest[key] = stays
+            for tier, bytes_ in enumerate(moved):
+                if bytes_:
+                    leaves, returns = self._windows(i, key)
+                    part = _Part(key, tier, bytes_, leaves, returns, item.away)
+                    self.parts.setdefault(key, []).append(part)
+            if key in again:
+                self.dropped_after[self._last_forward(key)].append(key)
+        self.again = again
+        del profile
+
+    def _again(self, group: int) -> bool:
+        return self.decisions.executed[group]
+
+    def _last_forward(self, key: int) -> int:
+        return max(i for i in self.profile.touches[key] if i < self.profile.turn)
+
+    def _until(self, key: int) -> int:
+        """Last segment start that needs an extra storage."""
+        starts = [
+            self._start(group.segment)
+            for g, group in enumerate(self.problem.groups)
+            if self._again(g) and any(self.keys.items[i] == key for i in group.items)
+        ]
+        return max(starts, default=self.profile.program.deaths[key])
+
+    def _start(self, segment: int) -> int:
+        """First backward step of a segment's slot that reads something the segment saved."""
+        if not hasattr(self, "_starts"):
+            self._starts: dict[int, int] = {}
+            slot_of = {slot: i for i, slot in enumerate(self.keys.segments)}
+            for i, item in enumerate(self.problem.items):
+                key = self.keys.items[i]
+                if item.extra or item.away:
+                    continue
+                number = slot_of.get(self.profile.slot_of[self.profile.program.births[key]])
+                use = min(j for j in self.profile.touches[key] if j >= self.profile.turn)
+                if number is not None:
+                    self._starts[number] = min(self._starts.get(number, use), use)
+        return self._starts[segment]
+
+    def _windows(self, item: int, key: int) -> tuple[list[tuple[int, bool]], list[int]]:
+        """Steps after which a part leaves (and whether it is written), and before which it must be back."""
+        touches, slot_of = self.profile.touches[key], self.profile.slot_of
+        entry = self.problem.items[item]
+        if entry.away:
+            leaves = [(max(i for i in touches if slot_of[i] <= slot), dirty) for slot, dirty in entry.leaves]
+            return leaves, [min(i for i in touches if slot_of[i] >= slot) for slot in entry.returns]
+        leaves = [(max(i for i in touches if i < self.profile.turn), True)]
+        users = [
+            self._start(group.segment)
+            for g, group in enumerate(self.problem.groups)
+            if self._again(g) and item in group.items
+        ]
+        backward = [i for i in touches if i >= self.profile.turn]
+        return leaves, [min([*users, *backward])]
+
+    # ---- writing --------------------------------------------------------------------------------------------------
+    def write(self) -> Program:
+        self._prepare()
+        tiers = {DEVICE: Tier(DEVICE, self.capacity), **{r.tier.name: r.tier for r in self.routes}}
+        self.program = Program(dict(self.links), tiers)
+        self._initial()
+        fetches = self._fetches()
+        starts = defaultdict(list)
+        for segment in {self.problem.groups[g].segment for g, on in enumerate(self.decisions.executed) if on}:
+            starts[self._start(segment)].append(segment)
+        for i in range(len(self.profile.steps)):
+            for part in fetches.get(i, []):
+                self._fetch(part)
+            for segment in starts.get(i, []):
+                self._recompute(segment)
+            self._step(i)
+        return self.program
+
+    def _initial(self) -> None:
+        program = self.profile.program
+        resident = 0
+        for key in program.resident:
+            if key in self.parts:
+                for part in self.parts[key]:
+                    tier = self.routes[part.tier].tier.name
+                    self.program.initial.append(Hold(f"{self._name(key)}@{tier}", tier, part.bytes))
+                resident += self.rest[key]
+            else:
+                resident += int(program.sizes[key])
+        self.program.initial.append(Hold("resident", DEVICE, resident))
+
+    def _name(self, key: int) -> str:
+        return self.profile.program.storages[key].name
+
+    def _fetches(self) -> dict[int, list[_Part]]:
+        """Parts by the step at whose beginning their way back is issued: when the solver's curve reaches their bytes.
+
+        Links serve them in the order in which they are needed.
+        """
+        found: dict[int, list[_Part]] = defaultdict(list)
+        for tier in range(len(self.routes)):
+            needs = sorted(
+                [
+                    (step, key, part)
+                    for key, parts in self.parts.items()
+                    for part in parts
+                    if part.tier == tier
+                    for step in part.returns
+                ],
+                key=lambda need: need[:2],
+            )
+            curve, before = self.decisions.incoming[tier], 0.0
+            for step, _, part in needs:
+                due = self.profile.slot_of[step]
+                slot = next((s for s in range(due) if curve[s] > before + 0.5 * part.bytes), due)
+                first = self.profile.slots[slot][0]
+                found[max(min(first, step), self._earliest(part, step))].append(part)
+                before += part.bytes
+        return found
+
+    def _earliest(self, part: _Part, step: int) -> int:
+        """A part cannot come back before it has left."""
+        left = [i for i, _ in part.leaves if i < step]
+        return max(left) + 1 if left and not part.away else (max(left) + 1 if left else 0)
+
+    def _buffer(self, key: int, kind: str) -> str:
+        self.versions[key] += 1
+        return f"{self._name(key)}#{self.versions[key]}{kind}"
+
+    def _fetch(self, part: _Part) -> None:
+        if part.present:
+            return
+        route = self.routes[part.tier]
+        part.present, part.version = True, part.version + 1
+        hold = Hold(self._part(part), DEVICE, part.bytes)
+        after = () if self.last is None else (self.last,)
+        there = self.waits.pop(-1 - part.key, []) if not part.away else []
+        drops = () if part.away else (f"{self._name(part.key)}@{route.tier.name}",)
+        task = Task(
+            f"fetch {self._name(part.key)}", f"from {route.tier.name}", 0.0, part.bytes, route.back,
+            tuple(sorted({*after, *there})), (hold,), drops, "fetch",
+        )  # fmt: skip
+        self.waits[part.key].append(self.program.add(task))
+
+    def _part(self, part: _Part) -> str:
+        return f"{self._name(part.key)}/{self.routes[part.tier].tier.name}.{part.version}"
+
+    def _leave(self, part: _Part, dirty: bool, after: int) -> None:
+        """Send a part away once `after` has ended; what the tier still has is only dropped."""
+        route = self.routes[part.tier]
+        part.present = False
+        holds = () if part.away else (Hold(f"{self._name(part.key)}@{route.tier.name}", route.tier.name, part.bytes),)
+        if dirty:
+            task = Task(
+                f"offload {self._name(part.key)}", f"to {route.tier.name}", 0.0, part.bytes, route.out,
+                (after,), holds, (self._part(part),), "offload",
+            )  # fmt: skip
+            number = self.program.add(task)
+            self.waits[-1 - part.key].append(number)
+
+    def _compute(self, name: str, seconds: float, kind: str, touched: tuple[int, ...], holds: list[Hold]) -> int:
+        after: list[int] = []
+        for key in touched:
+            after += self.waits.get(key, [])
+        task = Task(name, COMPUTE, seconds, 0, (), tuple(sorted(set(after))), tuple(holds), (), kind)
+        self.last = self.program.add(task)
+        return self.last
+
+    def _holds(self, key: int) -> list[Hold]:
+        """The buffers of a storage that is made: what stays, and each part that will leave."""
+        size = int(self.profile.program.sizes[key])
+        parts = self.parts.get(key, [])
+        own = Hold(self._buffer(key, ""), DEVICE, size - sum(part.bytes for part in parts))
+        self.alive[key] = own.buffer
+        found = [own]
+        for part in parts:
+            part.present, part.version = True, part.version + 1
+            found.append(Hold(self._part(part), DEVICE, part.bytes))
+        return found
+
+    def _drop(self, task: int, buffers: list[str]) -> None:
+        """Let `task` free buffers when it ends."""
+        if buffers:
+            old = self.program.tasks[task]
+            self.program.tasks[task] = Task(
+                old.name, old.stream, old.seconds, old.moves, old.links, old.after, old.holds,
+                (*old.drops, *buffers), old.kind,
+            )  # fmt: skip
+
+    def _step(self, i: int) -> None:
+        profile, program = self.profile, self.profile.program
+        step = profile.steps[i]
+        holds = [hold for key in step.makes for hold in self._holds(key)]
+        inside = sum(map(int, program.workspaces.get(id(step.operator), ())))
+        if inside:
+            holds.append(Hold(f"workspace {i}", DEVICE, inside))
+        task = self._compute(step.name, profile.seconds[i], step.operator.phase, step.touches, holds)
+        drops = [f"workspace {i}"] if inside else []
+        for key in self.dropped_after.get(i, []):
+            drops += self._gone(key)
+        for key in program.dying[i]:
+            if key not in self.kept_until:
+                drops += self._gone(key)
+        for key, until in list(self.kept_until.items()):
+            if until == i and key in self.alive and program.deaths[key] <= i:
+                drops += self._gone(key)
+                del self.kept_until[key]
+        for key in dict.fromkeys(step.touches):
+            for part in self.parts.get(key, []):
+                for leave, dirty in part.leaves:
+                    if leave == i and part.present:
+                        if not dirty:
+                            drops.append(self._part(part))
+                        self._leave(part, dirty, task)
+        self._drop(task, drops)
+
+    def _gone(self, key: int) -> list[str]:
+        """Buffers of a storage whose time is over."""
+        found = [self.alive.pop(key)] if key in self.alive else []
+        for part in self.parts.get(key, []):
+            if part.present:
+                part.present = False
+                found.append(self._part(part))
+        return found
+
+    def _recompute(self, segment: int) -> None:
+        """Execute the segment's chosen groups again, in forward order; what nobody saved is freed on the way."""
+        profile = self.profile
+        steps = sorted(
+            {
+                i
+                for g, group in enumerate(self.problem.groups)
+                if group.segment == segment and self._again(g)
+                for i in self.keys.groups[g]
+            }
+        )
+        final: dict[int, int] = {}
+        for i in steps:
+            for key in profile.steps[i].touches:
+                final[key] = i
+        mine: set[int] = set()
+        for i in steps:
+            step = profile.steps[i]
+            makes = [key for key in step.makes if key not in self.alive]
+            holds = []
+            for key in makes:
+                buffer = self._buffer(key, " again")
+                self.alive[key] = buffer
+                holds.append(Hold(buffer, DEVICE, int(profile.program.sizes[key])))
+            mine.update(makes)
+            inside = sum(map(int, profile.program.workspaces.get(id(step.operator), ())))
+            if inside:
+                holds.append(Hold(f"workspace {i} again", DEVICE, inside))
+            task = self._compute(f"{step.name} again", profile.seconds[i], "recompute", step.touches, holds)
+            drops = [f"workspace {i} again"] if inside else []
+            for key in [key for key in mine if final[key] <= i and key not in self.again]:
+                mine.discard(key)
+                drops.append(self.alive.pop(key))
+            self._drop(task, drops)

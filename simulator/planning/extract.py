@@ -1,0 +1,375 @@
+"""From an estimate to the problem that `peakline.solvers.offload` decides: slots, items, groups and segments.
+
+A slot is the stretch of the program that one layer (one repetition of a block) takes. An item is a storage that the
+forward pass makes and the backward pass reads. A group is what must be executed to have a storage again: every operator
+that writes it. Its segment is the layer whose forward pass it belongs to; segments are executed again where torch's
+checkpointing would do it, just before the first of their saved tensors is read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peakline.memory.lifetimes import Program, Step
+from peakline.models.operators import operator_type
+from peakline.result import Estimate
+from peakline.solvers.offload.problem import Group, Item, Problem, Segment, Slot, Tier
+from peakline.timeline import step_seconds
+
+__all__ = ["Profile", "problem_of", "profile"]
+
+SMALL = 1 << 16
+"""Bytes below which a saved storage is not worth a decision: it stays."""
+
+LONGEST = 48
+"""Steps of a slot at most: a long block without repetition is cut."""
+
+STATES = frozenset({"parameter", "optimizer_state"})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the planner knows of a program, by step.
+
+    Attributes:
+        estimate: of the program as it is.
+        seconds: of each step, as tiled.
+        live: bytes alive while each step runs, if nothing leaves.
+        slot_of: slot of each step.
+        slots: (first, last) step of each slot.
+        turn: first step of the backward pass; the number of steps if there is none.
+        touches: steps that touch each storage, in order.
+        makers: forward steps that write each storage.
+    """
+
+    estimate: Estimate
+    seconds: list[float]
+    live: list[int]
+    slot_of: list[int]
+    slots: list[tuple[int, int]]
+    turn: int
+    touches: dict[int, list[int]]
+    makers: dict[int, list[int]]
+    fullest: list[int] = field(default_factory=list)
+
+    @property
+    def program(self) -> Program:
+        """The unrolled program."""
+        return self.estimate.memory.program
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its steps."""
+        return self.program.steps
+
+
+def profile(estimate: Estimate) -> Profile:
+    """Read the program of an estimate.
+
+    Raises:
+        ValueError: a sweep, or a step with recomputation of its own.
+    """
+    if estimate.graph.is_sweep:
+        raise ValueError("a sweep has no single plan; estimate one configuration")
+    program = estimate.memory.program
+    steps = program.steps
+    if any(step.operator.phase == "recompute" for step in steps):
+        raise ValueError("the step recomputes already; plan it with recompute='none' and let the plan decide")
+    slot_of, slots = _slots(steps)
+    turn = next((i for i, step in enumerate(steps) if step.operator.phase == "backward"), len(steps))
+    touches: dict[int, list[int]] = defaultdict(list)
+    makers: dict[int, list[int]] = defaultdict(list)
+    for i, step in enumerate(steps):
+        for key in dict.fromkeys(step.touches):
+            touches[key].append(i)
+        if i < turn and operator_type(step.operator.type).launches:
+            for key in _written(step):
+                makers[key].append(i)
+    live = estimate.memory.timeline()
+    total = [int(sum(amounts)) for amounts in zip(*(held.tolist() for held in live.values()))]
+    fullest = [max(range(first, last + 1), key=total.__getitem__) for first, last in slots]
+    return Profile(estimate, step_seconds(estimate), total, slot_of, slots, turn, dict(touches), dict(makers), fullest)
+
+
+def _written(step: Step) -> tuple[int, ...]:
+    """Storages that the step makes or overwrites."""
+    written = step.touches[-len(step.operator.outputs) :] if step.operator.outputs else ()
+    return tuple(dict.fromkeys((*step.makes, *written)))
+
+
+def _slots(steps: Sequence[Step]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Slot of each step, and the steps of each slot: consecutive steps of one repetition of one block, cut at LONGEST.
+
+    The optimizer is cut operator by operator where it walks over parameters one at a time.
+    """
+    slot_of: list[int] = []
+    slots: list[tuple[int, int]] = []
+    before: tuple[str, int, str] | None = None
+    for i, step in enumerate(steps):
+        here = (step.block.name, step.layer, step.operator.phase)
+        if here != before or (step.block.family is None and i - slots[-1][0] >= LONGEST):
+            slots.append((i, i))
+            before = here
+        slots[-1] = (slots[-1][0], i)
+        slot_of.append(len(slots) - 1)
+    return slot_of, slots
+
+
+# ---- the problem ----------------------------------------------------------------------------------------------------
+@dataclass
+class Keys:
+    """What the numbers of the problem stand for.
+
+    Attributes:
+        items: storage of each item.
+        groups: forward steps of each group.
+        segments: slot of the forward pass of each segment.
+    """
+
+    items: list[int] = field(default_factory=list)
+    groups: list[tuple[int, ...]] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+
+
+def problem_of(
+    profile: Profile, budget: int, tiers: Sequence[Tier], *, recompute: bool = True, swap: bool = True,
+    states: frozenset[str] = frozenset(),
+) -> tuple[Problem, Keys]:  # fmt: skip
+    """The problem of fitting `profile` into `budget` bytes.
+
+    Args:
+        tiers: where items may go; empty for recomputation alone.
+        recompute, swap: what may be done with activations.
+        states: roles of resident tensors that may be moved as well (`parameter`, `optimizer_state`).
+    """
+    keys = Keys()
+    saved = _saved(profile)
+    groups = _Groups(profile, saved) if recompute else None
+    items: list[Item] = []
+    number: dict[int, int] = {}
+    for key, (last, first) in saved.items():
+        number[key] = len(items)
+        keys.items.append(key)
+        group = groups.of.get(key, -1) if groups else -1
+        items.append(_saved_item(profile, key, last, first, group, groups, bool(tiers) and swap))
+    if groups:
+        for key in groups.boundary:
+            number[key] = len(items)
+            keys.items.append(key)
+            items.append(_extra_item(profile, key, groups, bool(tiers) and swap))
+    for role in sorted(states):
+        for key in profile.program.resident:
+            if profile.program.storages[key].tensor.role == role and profile.program.sizes[key] >= SMALL and tiers:
+                keys.items.append(key)
+                items.append(_state_item(profile, key))
+    made: tuple[Group, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    if groups:
+        made, segments = groups.problem(number)
+        keys.groups, keys.segments = groups.steps, groups.segments
+    slots = tuple(
+        [
+            Slot(sum(profile.seconds[first : last + 1]), profile.live[full])
+            for (first, last), full in zip(profile.slots, profile.fullest)
+        ]
+    )
+    return Problem(slots, tuple(items), made, segments, tuple(tiers), budget), keys
+
+
+def _saved(profile: Profile) -> dict[int, tuple[int, int]]:
+    """Storages made before the turn and read after it: their last forward and first backward touch."""
+    program, turn = profile.program, profile.turn
+    found = {}
+    for key, birth in enumerate(program.births):
+        if 0 <= birth < turn and program.deaths[key] >= turn and int(program.sizes[key]) >= SMALL:
+            steps = profile.touches[key]
+            before, after = [i for i in steps if i < turn], [i for i in steps if i >= turn]
+            if after and profile.slot_of[after[0]] > profile.slot_of[before[-1]]:
+                found[key] = (before[-1], after[0])
+    return found
+
+
+def _idle(profile: Profile, last: int, first: int) -> tuple[int, int]:
+    """Slots whose fullest moment lies strictly between two steps."""
+    start, end = profile.slot_of[last], profile.slot_of[first]
+    start += profile.fullest[start] <= last
+    end -= profile.fullest[end] >= first
+    return start, end
+
+
+def _name(profile: Profile, key: int) -> str:
+    return profile.program.storages[key].name
+
+
+def _saved_item(
+    profile: Profile, key: int, last: int, first: int, group: int, groups: _Groups | None, movable: bool
+) -> Item:
+    """A storage that autograd keeps: gone from its last use to its first, or to where its segment is made again."""
+    back = first
+    if groups and group >= 0:
+        back = min(first, groups.start[groups.segment_of[group]])
+    needed = min(first, groups.needed.get(key, first)) if groups else first
+    return Item(
+        _name(profile, key),
+        int(profile.program.sizes[key]),
+        _idle(profile, last, back),
+        group,
+        ((profile.slot_of[last], True),),
+        (profile.slot_of[needed],),
+        movable=movable,
+    )
+
+
+def _extra_item(profile: Profile, key: int, groups: _Groups, movable: bool) -> Item:
+    """A storage nobody saves that segments would need to be made again: a layer's input."""
+    last = max(i for i in profile.touches[key])
+    needed, until = groups.needed[key], groups.until[key]
+    return Item(
+        _name(profile, key),
+        int(profile.program.sizes[key]),
+        _idle(profile, last, until),
+        -1,
+        ((profile.slot_of[last], True),),
+        (profile.slot_of[needed],),
+        movable=movable,
+        extra=True,
+    )
+
+
+def _state_item(profile: Profile, key: int) -> Item:
+    """A resident tensor: it lies in the tier, comes in before each slot that uses it and leaves after.
+
+    What the optimizer writes goes out again; everywhere else the tier's copy is still good.
+    """
+    phases = {profile.slot_of[i]: profile.steps[i].operator.phase for i in profile.touches.get(key, [])}
+    slots = sorted(phases)
+    leaves, returns = [], []
+    for j, slot in enumerate(slots):
+        if j == 0 or slots[j - 1] < slot - 1:
+            returns.append(slot)
+        if j + 1 == len(slots) or slots[j + 1] > slot + 1:
+            leaves.append((slot, phases[slot] == "optimizer"))
+    return Item(
+        _name(profile, key), int(profile.program.sizes[key]), (0, -1), -1, tuple(leaves), tuple(returns), away=True
+    )
+
+
+class _Groups:
+    """Groups of the forward pass: storages that are made by the same operators, and what these read."""
+
+    def __init__(self, profile: Profile, saved: dict[int, tuple[int, int]]) -> None:
+        self.profile, self.saved = profile, saved
+        self.of: dict[int, int] = {}
+        self.steps: list[tuple[int, ...]] = []
+        self.segment_of: list[int] = []
+        self.segments: list[int] = []
+        self.start: dict[int, int] = {}
+        self.reads: list[set[int]] = []
+        self.boundary: list[int] = []
+        self.needed: dict[int, int] = {}
+        self.until: dict[int, int] = {}
+        self._segments()
+        self._collect()
+        self._borders()
+
+    def _segments(self) -> None:
+        """Slots of the forward pass in which something saved is made; each starts again before its first use."""
+        first: dict[int, int] = {}
+        for key, (_, use) in self.saved.items():
+            slot = self.profile.slot_of[self.profile.program.births[key]]
+            first[slot] = min(first.get(slot, use), use)
+        self.segments = sorted(first)
+        self.start = {i: first[slot] for i, slot in enumerate(self.segments)}
+
+    def _collect(self) -> None:
+        """One group per storage made in a segment; storages with an operator in common share it."""
+        profile, number = self.profile, {slot: i for i, slot in enumerate(self.segments)}
+        owner: dict[int, int] = {}
+        members: dict[int, set[int]] = {}
+        for key, steps in profile.makers.items():
+            if profile.program.births[key] < 0:
+                continue  # something resident that the forward pass writes (running statistics)
+            slots = {profile.slot_of[i] for i in steps}
+            if len(slots) != 1 or not slots <= number.keys():
+                continue
+            joined = {owner[i] for i in steps if i in owner}
+            head = min(joined, default=key)
+            group = members.setdefault(head, set())
+            for other in joined - {head}:
+                group |= members.pop(other)
+            group.add(key)
+            for j in [j for k in group for j in profile.makers[k]]:
+                owner[j] = head
+        for head, storages in members.items():
+            steps = tuple(sorted({i for key in storages for i in profile.makers[key]}))
+            index = len(self.steps)
+            for key in storages:
+                self.of[key] = index
+            self.steps.append(steps)
+            self.segment_of.append(number[profile.slot_of[steps[0]]])
+            read = {key for i in steps for key in profile.steps[i].touches} - storages
+            self.reads.append({key for key in read if profile.program.births[key] >= 0})
+            del head
+
+    def _borders(self) -> None:
+        """Storages that a segment would need and that it does not make: needed from, and until, which steps."""
+        for index, read in enumerate(self.reads):
+            start = self.start[self.segment_of[index]]
+            for key in read:
+                mine = key in self.of and self.segment_of[self.of[key]] == self.segment_of[index]
+                if mine:
+                    continue
+                self.needed[key] = min(self.needed.get(key, start), start)
+                self.until[key] = max(self.until.get(key, start), start)
+        self.boundary = [key for key in self.needed if key not in self.saved]
+        for key, group in self.of.items():  # what a segment's own groups read must be there when it is made again
+            if key in self.saved and any(key in read for read in self.reads):
+                start = self.start[self.segment_of[group]]
+                self.needed[key] = min(self.needed.get(key, start), start)
+
+    def problem(self, number: dict[int, int]) -> tuple[tuple[Group, ...], tuple[Segment, ...]]:
+        """Groups and segments in the numbers of the problem; `number`: item of each storage that is one."""
+        profile = self.profile
+        groups = []
+        for index, (steps, read) in enumerate(zip(self.steps, self.reads)):
+            segment = self.segment_of[index]
+            inner = {
+                self.of[k] for k in read if k not in number and k in self.of and self.segment_of[self.of[k]] == segment
+            }
+            groups.append(
+                Group(
+                    profile.steps[steps[-1]].name,
+                    sum(profile.seconds[i] for i in steps),
+                    segment,
+                    tuple(sorted(number[k] for k in read if k in number)),
+                    tuple(sorted(inner - {index})),
+                )
+            )
+        segments = tuple(
+            [
+                Segment(
+                    profile.steps[profile.slots[slot][0]].name,
+                    profile.slot_of[self.start[i]],
+                    self._transient(slot),
+                )
+                for i, slot in enumerate(self.segments)
+            ]
+        )
+        return tuple(groups), segments
+
+    def _transient(self, slot: int) -> int:
+        """Most bytes that the segment's forward pass holds of what nobody saves."""
+        profile, (first, last) = self.profile, self.profile.slots[slot]
+        program, most = profile.program, 0
+        alive: dict[int, int] = {}
+        for i in range(first, last + 1):
+            for key in profile.steps[i].makes:
+                if key not in self.saved:
+                    alive[key] = int(program.sizes[key])
+            inside = sum(map(int, program.workspaces.get(id(profile.steps[i].operator), ())))
+            most = max(most, sum(alive.values()) + inside)
+            for key in [key for key in alive if program.deaths[key] <= i]:
+                del alive[key]
+        return most

@@ -1,0 +1,334 @@
+"""Keep, move or recompute as a mixed-integer linear program; one function per constraint, named after what it forbids.
+
+Variables: y[i,t] ∈ [0, 1] the fraction of item i that goes to tier t, k[i] ∈ [0, 1] what stays of it, r[g] ∈ {0, 1}
+whether group g is executed again, w[s] ≥ 0 seconds for which slot s waits, O[t,s] and I[t,s] the bytes that have gone
+to tier t and come back from it by slot s, z[l] ∈ [0, 1] whether anything of segment l is executed again.
+
+    minimise  Σ_g seconds[g]·r[g] + Σ_s w[s]
+
+Two readings of time give two programs. The *cautious* one lets bytes leave only after the slot that used them last and
+asks them back before the slot that uses them next begins; what it decides can be carried out. The *hopeful* one lets a
+slot's own time serve both, counts no transient bytes and relaxes r to [0, 1]: whatever is possible satisfies it, so its
+optimum is a lower bound for every plan that keeps the order of operators and executes each a second time at most once,
+with its segment.
+
+Sources: MEMO (arXiv:2407.12117, §4.1) for the fraction moved per layer; Checkmate (arXiv:1910.02653) for
+recomputation as integer choice; the cumulative curves are those of fluid scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from peakline.solvers.offload.problem import Decisions, Problem
+
+__all__ = ["CONSTRAINTS", "Infeasible", "bound", "solve"]
+
+MEGA = 1e6
+"""Bytes are counted in millions and seconds in milliseconds, so that coefficients stay within a few powers of ten."""
+
+MILLI = 1e-3
+
+
+class Infeasible(ValueError):
+    """No decision fits the budget; `least` is the smallest budget that something would fit."""
+
+    def __init__(self, budget: int, least: int) -> None:
+        self.least = least
+        super().__init__(f"nothing fits a budget of {budget:,} bytes; the least that would is {least:,}")
+
+
+class _Model:
+    """The variables of one program."""
+
+    def __init__(self, problem: Problem, *, hopeful: bool, integer: bool, free_budget: bool = False) -> None:
+        pulp = import_module("pulp")
+        self.pulp, self.p, self.hopeful = pulp, problem, hopeful
+        self.program = pulp.LpProblem("offload", pulp.LpMinimize)
+        tiers, slots = range(len(problem.tiers)), range(len(problem.slots))
+        kind = "Binary" if integer else "Continuous"
+        self.y = [
+            [
+                pulp.LpVariable(f"y_{i}_{t}", 0, 1) if item.movable and (item.leaves or item.returns) else None
+                for t in tiers
+            ]
+            for i, item in enumerate(problem.items)
+        ]
+        self.k = [pulp.LpVariable(f"k_{i}", 0, 1) for i in range(len(problem.items))]
+        self.r = [pulp.LpVariable(f"r_{g}", 0, 1, kind) for g in range(len(problem.groups))]
+        self.z = [pulp.LpVariable(f"z_{l}", 0, 1) for l in range(len(problem.segments))]
+        self.wait = [pulp.LpVariable(f"w_{s}", 0) for s in slots]
+        self.out = [[pulp.LpVariable(f"O_{t}_{s}", 0) for s in slots] for t in tiers]
+        self.back = [[pulp.LpVariable(f"I_{t}_{s}", 0) for s in slots] for t in tiers]
+        self.over = pulp.LpVariable("over", 0, None if free_budget else 0)
+        self.executed_in: list[list[Any]] = [[] for _ in slots]
+        for g, group in enumerate(problem.groups):
+            self.executed_in[problem.segments[group.segment].slot].append((group.seconds / MILLI, self.r[g]))
+
+    def add(self, constraint: Any, name: str) -> None:
+        self.program += constraint, name
+
+    def total(self, terms: list[Any]) -> Any:
+        """Σ coefficient·variable."""
+        return self.pulp.LpAffineExpression([(v, c) for c, v in terms])
+
+    def seconds(self, slot: int) -> Any:
+        """Milliseconds that a slot takes, waiting and recomputation included."""
+        return self.p.slots[slot].seconds / MILLI + self.total([*self.executed_in[slot], (1.0, self.wait[slot])])
+
+    def moved(self, item: int) -> list[Any]:
+        """The fractions of an item in each tier, as terms."""
+        return [(1.0, y) for y in self.y[item] if y is not None]
+
+
+def no_item_is_lost(m: _Model) -> None:
+    """k[i] + Σ_t y[i,t] + r[group of i] = 1; for an extra item, which may be lost, k[i] + Σ_t y[i,t] ≤ 1."""
+    for i, item in enumerate(m.p.items):
+        terms = [(1.0, m.k[i]), *m.moved(i)]
+        if item.extra:
+            m.add(m.total(terms) <= 1, f"no_item_is_lost_{i}")
+        else:
+            again = [(1.0, m.r[item.group])] if item.group >= 0 else []
+            m.add(m.total(terms + again) == 1, f"no_item_is_lost_{i}")
+
+
+def no_group_without_its_operands(m: _Model) -> None:
+    """r[g] ≤ k[i] + Σ_t y[i,t] (+ r[group of i] within the segment); r[g] ≤ r[h] for groups it needs."""
+    for g, group in enumerate(m.p.groups):
+        for i in group.items:
+            item = m.p.items[i]
+            terms = [(1.0, m.k[i]), *m.moved(i)]
+            if item.group >= 0 and m.p.groups[item.group].segment == group.segment:
+                terms.append((1.0, m.r[item.group]))
+            m.add(m.r[g] <= m.total(terms), f"no_group_without_its_operands_{g}_{i}")
+        for h in group.groups:
+            m.add(m.r[g] <= m.r[h], f"no_group_without_its_groups_{g}_{h}")
+        m.add(m.r[g] <= m.z[group.segment], f"segment_{g}")
+
+
+def no_byte_leaves_before_its_last_use(m: _Model) -> None:
+    """O[t,s] ≤ Σ bytes·y[i,t] over items that have left by then: before slot s (cautious), within it (hopeful)."""
+    for t in range(len(m.p.tiers)):
+        due = _schedule(m, t, lambda item: [slot for slot, dirty in item.leaves if dirty])
+        gone: list[Any] = []
+        for s in range(len(m.p.slots)):
+            if m.hopeful:
+                gone += due.get(s, [])
+            m.add(m.out[t][s] <= m.total(gone), f"no_byte_leaves_before_its_last_use_{t}_{s}")
+            if not m.hopeful:
+                gone += due.get(s, [])
+
+
+def no_byte_comes_back_late(m: _Model) -> None:
+    """I[t,s−1] ≥ Σ bytes·y[i,t] over items due back by slot s (hopeful: I[t,s])."""
+    for t in range(len(m.p.tiers)):
+        due = _schedule(m, t, lambda item: list(item.returns))
+        asked: list[Any] = []
+        for s in range(len(m.p.slots)):
+            asked += due.get(s, [])
+            if not asked:
+                continue
+            if m.hopeful:
+                m.add(m.back[t][s] >= m.total(asked), f"no_byte_comes_back_late_{t}_{s}")
+            elif s > 0:
+                m.add(m.back[t][s - 1] >= m.total(asked), f"no_byte_comes_back_late_{t}_{s}")
+            else:
+                m.add(m.total(asked) <= 0, f"no_byte_comes_back_late_{t}_{s}")
+
+
+def no_link_beyond_its_bandwidth(m: _Model) -> None:
+    """O and I grow by at most bandwidth · seconds of the slot (cautious: O by those of the slot before)."""
+    for t, tier in enumerate(m.p.tiers):
+        for s in range(len(m.p.slots)):
+            back = m.back[t][s] - (m.back[t][s - 1] if s else 0)
+            m.add(back <= tier.back * MILLI / MEGA * m.seconds(s), f"no_link_back_{t}_{s}")
+            m.add(back >= 0, f"back_grows_{t}_{s}")
+            out = m.out[t][s] - (m.out[t][s - 1] if s else 0)
+            m.add(out >= 0, f"out_grows_{t}_{s}")
+            span = s if m.hopeful else s - 1
+            if span >= 0:
+                m.add(out <= tier.out * MILLI / MEGA * m.seconds(span), f"no_link_out_{t}_{s}")
+            else:
+                m.add(out <= 0, f"no_link_out_{t}_{s}")
+
+
+def no_slot_beyond_the_budget(m: _Model) -> None:
+    """bytes[s] − dropped − away + kept extras + transients ≤ budget, at the fullest moment of every slot."""
+    slots = len(m.p.slots)
+    change: list[list[Any]] = [[] for _ in range(slots)]
+    for i, item in enumerate(m.p.items):
+        first, last = item.idle
+        for s in range(first, last + 1):
+            if item.extra:
+                change[s] += [(item.bytes / MEGA * c, v) for c, v in [(1.0, m.k[i]), *m.moved(i)]]
+            elif item.group >= 0:
+                change[s].append((-item.bytes / MEGA, m.r[item.group]))
+    for t in range(len(m.p.tiers)):
+        start = [(item.bytes / MEGA, m.y[i][t]) for i, item in enumerate(m.p.items) if item.away and m.y[i][t]]
+        dropped = _schedule(m, t, lambda item: [slot for slot, dirty in item.leaves if not dirty])
+        gone = list(start)
+        for s in range(slots):
+            if m.hopeful:
+                gone += dropped.get(s, [])
+            change[s] += [(-c, v) for c, v in gone]
+            change[s].append((-1.0, m.out[t][s]))
+            if not m.hopeful:
+                change[s].append((1.0, m.back[t][s]))
+                gone += dropped.get(s, [])
+            elif s:
+                change[s].append((1.0, m.back[t][s - 1]))
+    if not m.hopeful:
+        for l, segment in enumerate(m.p.segments):
+            change[segment.slot].append((segment.transient / MEGA, m.z[l]))
+    for s, slot in enumerate(m.p.slots):
+        room = (m.p.budget - slot.bytes) / MEGA
+        m.add(m.total(change[s]) - m.over <= room, f"no_slot_beyond_the_budget_{s}")
+
+
+def no_tier_beyond_its_capacity(m: _Model) -> None:
+    """Σ bytes·y[i,t] ≤ capacity over the items that lie in tier t: from the start, or between leaving and returning."""
+    for t, tier in enumerate(m.p.tiers):
+        if tier.capacity is None:
+            continue
+        held: dict[int, list[Any]] = {s: [] for s in range(len(m.p.slots))}
+        for i, item in enumerate(m.p.items):
+            if m.y[i][t] is None:
+                continue
+            first = 0 if item.away else min(slot for slot, _ in item.leaves)
+            last = len(m.p.slots) - 1 if item.away or not item.returns else max(item.returns)
+            for s in range(first, last + 1):
+                held[s].append((item.bytes / MEGA, m.y[i][t]))
+        for s, terms in held.items():
+            if terms:
+                m.add(m.total(terms) <= tier.capacity / MEGA, f"no_tier_beyond_its_capacity_{t}_{s}")
+
+
+CONSTRAINTS: tuple[Callable[[_Model], None], ...] = (
+    no_item_is_lost,
+    no_group_without_its_operands,
+    no_byte_leaves_before_its_last_use,
+    no_byte_comes_back_late,
+    no_link_beyond_its_bandwidth,
+    no_slot_beyond_the_budget,
+    no_tier_beyond_its_capacity,
+)
+
+
+def _schedule(m: _Model, tier: int, slots_of: Callable[[Any], list[int]]) -> dict[int, list[Any]]:
+    """Terms bytes·y[i,tier] of the items by each of the slots that `slots_of` names."""
+    found: dict[int, list[Any]] = {}
+    for i, item in enumerate(m.p.items):
+        if m.y[i][tier] is not None:
+            for slot in slots_of(item):
+                found.setdefault(slot, []).append((item.bytes / MEGA, m.y[i][tier]))
+    return found
+
+
+def _built(problem: Problem, *, hopeful: bool, integer: bool, free_budget: bool = False) -> _Model:
+    model = _Model(problem, hopeful=hopeful, integer=integer, free_budget=free_budget)
+    for forbid in CONSTRAINTS:
+        forbid(model)
+    if free_budget:
+        model.program.setObjective(model.over)
+    else:
+        recomputed = [(g.seconds / MILLI, r) for g, r in zip(problem.groups, model.r)]
+        model.program.setObjective(model.total([*recomputed, *((1.0, w) for w in model.wait)]))
+    return model
+
+
+def _run(model: _Model, time_limit: float, gap: float) -> bool:
+    """Solve; whether there is a solution."""
+    solver = model.pulp.HiGHS(msg=False, timeLimit=max(time_limit, 0.5), gapRel=gap, threads=1)
+    model.program.solve(solver)
+    return model.program.sol_status in (model.pulp.LpSolutionOptimal, model.pulp.LpSolutionIntegerFeasible)
+
+
+def bound(problem: Problem, *, time_limit: float = 60.0) -> float:
+    """Seconds that no plan of the class can beat: the optimum of the hopeful program, relaxed.
+
+    Raises:
+        Infeasible: not even that fits; `least` then is a floor for every plan.
+    """
+    model = _built(problem, hopeful=True, integer=False)
+    if not _run(model, time_limit, 0.0):
+        raise Infeasible(problem.budget, least_budget(problem, hopeful=True))
+    return problem.seconds + MILLI * float(model.pulp.value(model.program.objective))
+
+
+def least_budget(problem: Problem, *, hopeful: bool = False) -> int:
+    """The smallest budget in bytes at which there is a (fractional) decision."""
+    model = _built(problem, hopeful=hopeful, integer=False, free_budget=True)
+    _run(model, 60.0, 0.0)
+    return problem.budget + round(MEGA * float(model.pulp.value(model.over)))
+
+
+def solve(problem: Problem, *, time_limit: float = 20.0, gap: float = 0.005) -> Decisions:
+    """Decide: the cautious program, with whole groups.
+
+    The relaxation first; its groups are rounded and the rest solved again, and the better of that and of what HiGHS
+    finds with integers within the time limit is taken.
+
+    Raises:
+        Infeasible: nothing fits.
+    """
+    lower = bound(problem, time_limit=time_limit)
+    relaxed = _built(problem, hopeful=False, integer=False)
+    if not _run(relaxed, time_limit, 0.0):
+        raise Infeasible(problem.budget, least_budget(problem))
+    value = relaxed.pulp.value
+    shares = [float(value(r) or 0.0) for r in relaxed.r]
+    if all(share < 1e-6 or share > 1 - 1e-6 for share in shares):
+        return _decisions(relaxed, lower, "linear program (HiGHS), integral by itself")
+    best: Decisions | None = None
+    for threshold in (1e-6, 0.3, 0.5, 0.7):
+        found = _rounded(problem, shares, threshold, lower, time_limit)
+        if found is not None and (best is None or found.seconds < best.seconds):
+            best = found
+    optimum = problem.seconds + MILLI * float(value(relaxed.program.objective))
+    if best is None or best.seconds > optimum * (1 + gap):
+        whole = _built(problem, hopeful=False, integer=True)
+        if _run(whole, time_limit, gap):
+            found = _decisions(whole, lower, "mixed-integer linear program (HiGHS)")
+            best = found if best is None or found.seconds < best.seconds else best
+    if best is None:
+        raise Infeasible(problem.budget, least_budget(problem))
+    return best
+
+
+def _rounded(
+    problem: Problem, shares: list[float], threshold: float, lower: float, time_limit: float
+) -> Decisions | None:
+    """Groups with a share of at least `threshold`, and all that they need, are executed; the rest is solved again."""
+    chosen = {g for g, share in enumerate(shares) if share >= threshold}
+    pending = list(chosen)
+    while pending:
+        for h in problem.groups[pending.pop()].groups:
+            if h not in chosen:
+                chosen.add(h)
+                pending.append(h)
+    model = _built(problem, hopeful=False, integer=False)
+    for g, r in enumerate(model.r):
+        r.lowBound = r.upBound = 1.0 if g in chosen else 0.0
+    if not _run(model, time_limit, 0.0):
+        return None
+    return _decisions(model, lower, "linear program (HiGHS), rounded")
+
+
+def _decisions(model: _Model, lower: float, method: str) -> Decisions:
+    value, p = model.pulp.value, model.p
+
+    def share(variable: Any) -> float:
+        found = float(value(variable) or 0.0) if variable is not None else 0.0
+        return 0.0 if found < 1e-7 else 1.0 if found > 1 - 1e-7 else found
+
+    return Decisions(
+        moved=tuple(tuple(share(y) for y in row) for row in model.y),
+        executed=tuple(share(r) > 0.5 for r in model.r),
+        kept=tuple(share(k) for k in model.k),
+        incoming=tuple(tuple(MEGA * float(value(v) or 0.0) for v in row) for row in model.back),
+        seconds=p.seconds + MILLI * float(value(model.program.objective)),
+        lower_bound=lower,
+        method=method,
+    )

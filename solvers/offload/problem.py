@@ -1,0 +1,139 @@
+"""The problem in plain numbers: slots of work in a fixed order, items that may leave memory meanwhile, and tiers.
+
+A *slot* is a stretch of the program; it has its seconds, and the bytes that are alive at its fullest moment if nothing
+leaves. An *item* is a tensor (or many of one kind) with a time in which nobody needs it. It may stay; it may be moved
+to a tier and back, whole or in part; or it may be dropped and made again by its *group*: the operators that must be
+executed together to have it again. Groups of one *segment* (a layer) are executed in one go, in the slot where the
+first of the segment's items is needed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Decisions", "Group", "Item", "Problem", "Segment", "Slot", "Tier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A stretch of the program: its seconds, and the bytes alive at its fullest moment if nothing leaves."""
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Somewhere to move items to.
+
+    Attributes:
+        name: for people.
+        out, back: bytes/s towards the tier and from it.
+        capacity: bytes, None without bound.
+    """
+
+    name: str
+    out: float
+    back: float
+    capacity: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A tensor that may leave memory for a while.
+
+    Attributes:
+        name: for people.
+        bytes: its size.
+        idle: (first, last) slots at whose fullest moment it is alive and nobody uses it; memory is saved there by
+            dropping it, or taken there by keeping an `extra` one.
+        group: number of the group that makes it again, −1 if none may.
+        leaves: slots after which it may leave; (slot, whether its bytes must be written).
+        returns: slots at whose start it must be back.
+        away: it lies in the tier before the first slot (states that a step brings in, and leaves behind).
+        movable: it may be moved at all.
+        extra: nothing holds it in `idle` unless it is kept for a group's sake.
+    """
+
+    name: str
+    bytes: int
+    idle: tuple[int, int]
+    group: int = -1
+    leaves: tuple[tuple[int, bool], ...] = ()
+    returns: tuple[int, ...] = ()
+    away: bool = False
+    movable: bool = True
+    extra: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Operators that make some items again when executed a second time.
+
+    Attributes:
+        name: for people.
+        seconds: of the execution.
+        segment: the segment it belongs to.
+        items: numbers of items that must be there: kept, moved back in time, or of the same segment and made again.
+        groups: groups of the same segment whose results it needs and which are no items themselves.
+    """
+
+    name: str
+    seconds: float
+    segment: int
+    items: tuple[int, ...] = ()
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Groups that are executed in one go at the start of slot `slot`, passing `transient` bytes that are soon freed."""
+
+    name: str
+    slot: int
+    transient: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything; the budget is bytes of device memory. Numbers of slots, items, groups, segments are list indices."""
+
+    slots: tuple[Slot, ...]
+    items: tuple[Item, ...]
+    groups: tuple[Group, ...]
+    segments: tuple[Segment, ...]
+    tiers: tuple[Tier, ...]
+    budget: int
+
+    @property
+    def seconds(self) -> float:
+        """Time of the program if everything stays."""
+        return sum(slot.seconds for slot in self.slots)
+
+    @property
+    def peak(self) -> int:
+        """Bytes alive at the fullest moment if everything stays."""
+        return max((slot.bytes for slot in self.slots), default=0)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What to do with each item.
+
+    Attributes:
+        moved: fraction of each item in each tier, `[item][tier]`.
+        executed: whether each group is executed again.
+        kept: fraction of each item that stays (of an extra one: is kept for groups that need it).
+        incoming: cumulative bytes that have come back from each tier by the end of each slot, `[tier][slot]`.
+        seconds: time of the program so, by the model that chose it.
+        lower_bound: seconds that no decision of this class can beat.
+        method: what found it.
+    """
+
+    moved: tuple[tuple[float, ...], ...]
+    executed: tuple[bool, ...]
+    kept: tuple[float, ...]
+    incoming: tuple[tuple[float, ...], ...]
+    seconds: float
+    lower_bound: float
+    method: str
