@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from peakline.cost.numeric import Real, ops_for
 
-__all__ = ["attention_traffic", "convolution_traffic", "matmul_traffic"]
+__all__ = ["attention_traffic", "convolution_traffic", "fused_attention_traffic", "matmul_traffic"]
 
 
 def matmul_traffic(products: Real, capacity: float, a: float, b: float, c: float, copies: int = 1) -> Real:
@@ -83,3 +83,53 @@ def attention_traffic(pairs: Real, dim: float, capacity: float, q: float, k: flo
     whole = capacity * capacity / (dim * q * k)
     cut = capacity * (3.0 * capacity / (q * k * min(q, k))) ** 0.5
     return ops_for(pairs).maximum(capacity * (dim / (whole + cut) * pairs - copies), 0.0)
+
+
+def fused_attention_traffic(
+    pairs: Real,
+    dim: float,
+    v_dim: float,
+    capacity: float,
+    q: float,
+    k: float,
+    v: float,
+    o: float,
+    copies: int = 1,
+) -> Real:
+    """Least bytes of attention with both its products: four times `attention_traffic` for S ≫ d², and attained there.
+
+    A score must be whole before the softmax passes it on, so count the products P·V. Segments read X - S bytes, where
+    the first touch of an output counts as a read instead of its final write (as for C := AB above); a segment then has
+    X bytes of Q, K, V, O and begun scores to work with. Its scores are those it forms from whole rows of Q and K, at
+    most r·c of them with d·(r·q + c·k) bytes, and those begun before it, which were held or read. By Loomis-Whitney a
+    segment makes at most √(scores·V·O) products. Sharing out X best gives a quarter to each of Q, K, V and O in the
+    first case, a third to each of scores, V and O in the second; scores being convex in the bytes shared out between
+    the two cases, nothing in between does better:
+
+        h(X) = max( X² / (16·d·√(q·k·v·o)),  (X/3)^1.5 / √(min(q,k)·v·o) ),
+        Q ≥ (X - S)·(pairs·d_v / h(X) - copies)    for X = 2S, best in the first case, and for X = 3S, in the second.
+
+    With one width: 4·pairs·d·d_v/S - S for S ≫ d², which flash attention moves to leading order when its tiles of
+    queries and outputs fill the memory (2·pairs·d/rows with S = 2·rows·d); 2·pairs·d_v/√S - 2S below. Forming scores
+    again is allowed. Key heads shared by several query heads are one set of columns, so grouped queries are covered.
+    The backward pass makes the same products with dO and dV in place of V and O, so it moves no less.
+
+    Args:
+        pairs: (query, key) pairs over all heads and the batch.
+        dim, v_dim: d and d_v, elements of one query and of one value.
+        capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
+        q, k, v, o: bytes of one element.
+        copies: private memories among which the pairs are divided.
+
+    Returns:
+        Bytes, 0 where the bound says nothing (the problem fits).
+    """
+    if capacity <= 0:
+        return 0.0 * pairs
+    ops = ops_for(pairs)
+    least: Real = 0.0 * pairs
+    for reach in (2.0 * capacity, 3.0 * capacity):
+        whole = reach * reach / (16.0 * dim * (q * k * v * o) ** 0.5)
+        begun = (reach / 3.0) ** 1.5 / (min(q, k) * v * o) ** 0.5
+        least = ops.maximum(least, (reach - capacity) * (v_dim / max(whole, begun) * pairs - copies))
+    return least
