@@ -1,0 +1,89 @@
+"""Operators whose results on CUDA differ from the CPU's in format or in the memory they hold.
+
+A fake CPU tensor mode answers every operator with the CPU's result. `results` is a table of those that need another
+one; whoever records asks it first, below autograd:
+
+    run = table.get(func)
+    out = func(*args, **kwargs) if run is None else run(func, args, kwargs)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from peakline.models.capture.cuda.composites import _fused_rms_norm
+from peakline.models.capture.target import Target
+
+__all__ = ["Result", "results"]
+
+aten = torch.ops.aten
+Result: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _wide(statistics: Tensor) -> Tensor:
+    """The same tensor in float32 (`toAccumulateType(…, is_cuda=true)`)."""
+    return statistics.new_empty(statistics.shape, dtype=torch.float32) if statistics.dtype in _HALF else statistics
+
+
+def _norm_statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Mean and deviation in float32 where the CPU keeps the input's format.
+
+    cuda/layer_norm_kernel.cu `layer_norm_cuda`, cuda/Normalization.cu `batch_norm_cuda`.
+    """
+    out, mean, deviation = func(*args, **kwargs)
+    return out, _wide(mean), _wide(deviation)
+
+
+def _rms_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _fused_rms_norm(*args, **kwargs)
+
+
+def _scalar_in_full_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A mean or sum that lies in memory of the input's size: the elementwise result's, resized to a scalar.
+
+    `TORCH_META_FUNC(mse_loss)`, `(smooth_l1_loss)` (Loss.cpp), `binary_cross_entropy_out_cuda` (cuda/Loss.cu):
+    resizing to fewer elements frees nothing.
+    """
+    out = func(*args, **kwargs)
+    if out.dim() or not isinstance(args[0], Tensor) or not args[0].numel():
+        return out
+    return out.new_empty([args[0].numel()]).as_strided((), ())
+
+
+def _in_place_in_backward(in_place: Any) -> Result:
+    """Scatters into fresh zeros that autograd runs in place for real tensors and out of place for fake ones.
+
+    torch/csrc/autograd/FunctionsManual.cpp: `areAnyTensorSubclassLike` in `gather_backward`, `index_backward`,
+    `value_selecting_reduction_backward`.
+    """
+
+    def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        in_place(*args, **kwargs)
+        return args[0]
+
+    return run
+
+
+def results(target: Target) -> Mapping[Any, Result]:
+    """Operators (with their overload) whose results are not the CPU's, and how to get them; empty for a CPU."""
+    if target.kind != "cuda":
+        return {}
+    return {
+        aten.native_layer_norm.default: _norm_statistics,
+        aten.native_batch_norm.default: _norm_statistics,
+        aten._fused_rms_norm.default: _rms_norm,
+        aten.mse_loss.default: _scalar_in_full_size,
+        aten.smooth_l1_loss.default: _scalar_in_full_size,
+        aten.binary_cross_entropy.default: _scalar_in_full_size,
+        aten.index_put.default: _in_place_in_backward(aten.index_put_.default),
+        aten.scatter_add.default: _in_place_in_backward(aten.scatter_add_.default),
+        aten.scatter.src: _in_place_in_backward(aten.scatter_.src),
+        aten.index_add.default: _in_place_in_backward(aten.index_add_.default),
+    }
