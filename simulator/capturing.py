@@ -73,9 +73,9 @@ def capture(
     )  # fmt: skip
     recording = record(workload, target)
     from peakline.models.capture.assemble import assemble
-    from peakline.models.capture.price import price
+    from peakline.models.capture.price import pricing
 
-    graph = assemble(recording, target, price, name=name or _name_of(program), phase=mode)
+    graph = assemble(recording, pricing(target), name=name or _name_of(program), phase=mode)
     return _folded(graph) if fold else graph
 
 

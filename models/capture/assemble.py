@@ -14,7 +14,6 @@ from typing import Any
 
 from peakline.models.capture.calls import Call, Free, Recording, Storage
 from peakline.models.capture.names import Names
-from peakline.models.capture.target import Target
 from peakline.models.graph import Block, Graph, Operator, Phase, Tensor
 from peakline.models.kernels import Kernel
 from peakline.models.operators.captured import kernel_out
@@ -24,27 +23,28 @@ __all__ = ["Priced", "assemble"]
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """What one call costs: kernels, compulsory bytes, and blocks allocated and freed inside it."""
+    """What one call costs: kernels, compulsory bytes, and blocks allocated and freed inside it.
+
+    `workspace` stands beside the results at once; `passing` is every block, in order, where the rules know them all.
+    """
 
     kernels: tuple[Kernel, ...] = ()
     reads: int = 0
     writes: int = 0
     workspace: tuple[int, ...] = ()
+    passing: tuple[int, ...] = ()
 
 
-def assemble(
-    recording: Recording, target: Target, price: Callable[[Call, Target], Priced], *, name: str, **workload: Any
-) -> Graph:
+def assemble(recording: Recording, price: Callable[[Call], Priced], *, name: str, **workload: Any) -> Graph:
     """The graph of the recording's last step, unfolded.
 
     Args:
         recording: at least one step.
-        target: device whose rules `price` follows.
         price: the cost of each call.
         name: of the graph.
         workload: what is computed, in plain values.
     """
-    walk = _Assembly(recording, target, price)
+    walk = _Assembly(recording, price)
     walk.run()
     graph = Graph(name, walk.tensors, (Block("step", tuple(walk.operators)),), workload, tuple(recording.notes),
                   walk.previous())  # fmt: skip
@@ -57,8 +57,7 @@ class _Assembly:
     """State of the walk over the events."""
 
     recording: Recording
-    target: Target
-    price: Callable[[Call, Target], Priced]
+    price: Callable[[Call], Priced]
     names: Names = field(default_factory=Names)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
@@ -137,11 +136,13 @@ class _Assembly:
             self.tensors[title] = Tensor(title, owner.shape, owner.dtype, owner.role, None, owner.name)
             self.latest[number] = title
             outputs.append(title)
-        cost = self.price(call, self.target)
+        cost = self.price(call)
         attributes: dict[str, Any] = {"kernels": [kernel_out(k) for k in cost.kernels], "reads": cost.reads,
                                       "writes": cost.writes}  # fmt: skip
         if cost.workspace:
             attributes["workspace"] = list(cost.workspace)
+        if cost.passing and cost.passing != cost.workspace:
+            attributes["passing"] = list(cost.passing)
         if call.line:
             attributes["line"] = call.line
         self._append(Operator(name, call.packet, read, tuple(outputs), attributes, call.phase, call.module))

@@ -1,13 +1,194 @@
-"""Temporaries that CPU kernels allocate inside one dispatched operator: rules from ATen's sources."""
+"""What a CPU kernel allocates inside one dispatched operator: asked of the kernel itself, once per kind of call.
+
+A fake tensor's operator allocates nothing, yet the real one's kernel may: oneDNN reorders weights and keeps scratch
+whose size depends on the processor's instruction set, reductions and normalisations keep partial sums per thread,
+a Python number becomes a tensor. An operator with small operands is run once, on zeros of the same shapes and strides,
+and its allocations and frees are read from torch's profiler; everything else of the step stays unrun. For operators too
+large to run there are rules (`peakline.models.capture.cpu_rules`).
+"""
 
 from __future__ import annotations
 
-from peakline.models.capture.calls import Call
-from peakline.models.capture.target import Target
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["workspaces"]
+import torch
+
+from peakline.models.capture.calls import Call, View
+from peakline.models.capture.views import torch_dtype
+from peakline.models.dtypes import DType
+
+__all__ = ["Inside", "Kernels", "inside"]
+
+LARGEST = 32 << 20
+"""Bytes of the operands and results of the largest operator that is run."""
+
+MOST_WORK = 1 << 31
+"""The most multiplications of a product that is run, as the product of its distinct dimensions."""
+
+_NEVER = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique", "aten.set_", "aten.resize_",
+          "aten._unique2", "aten.bincount", "aten.lift_fresh")  # fmt: skip
+_CONVOLUTIONS = ("aten.convolution", "aten.convolution_backward")
 
 
-def workspaces(call: Call, target: Target) -> tuple[int, ...]:
-    """Bytes of the blocks that the CPU kernel of `call` allocates and frees inside it."""
-    return ()
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What happens to memory within one operator, besides its results.
+
+    Attributes:
+        peak: blocks that stand beside all results when most is alive.
+        all: every block allocated and freed inside, in order.
+        results: sizes of the results that stay, in order; () where they are as the fake tensors say.
+    """
+
+    peak: tuple[int, ...] = ()
+    all: tuple[int, ...] = ()
+    results: tuple[int, ...] = ()
+
+
+def inside(trace: list[int]) -> Inside:
+    """Sort out a list of signed sizes: what is left in the end are results, the rest temporaries.
+
+    Of several blocks of one size those allocated last are freed first, so that results, which a kernel makes early or
+    is handed, are told from temporaries as well as sizes allow.
+    """
+    alive: dict[int, list[int]] = {}
+    freed: set[int] = set()
+    for place, size in enumerate(trace):
+        if size > 0:
+            alive.setdefault(size, []).append(place)
+        elif size < 0 and alive.get(-size):
+            freed.add(alive[-size].pop())
+    results = [size for place, size in enumerate(trace) if size > 0 and place not in freed]
+    live = highest = at = 0
+    for place, size in enumerate(trace):
+        live += size
+        if live > highest:
+            highest, at = live, place
+    extra = highest - sum(results)
+    if extra <= 0:
+        peak: tuple[int, ...] = ()
+    else:
+        peak = tuple(_standing(trace[: at + 1], freed))
+        peak = peak if sum(peak) == extra else (extra,)
+    return Inside(peak, tuple(size for place, size in enumerate(trace) if place in freed), tuple(results))
+
+
+def _standing(trace: list[int], freed: set[int]) -> Iterator[int]:
+    """Temporaries that are alive after the events of `trace`."""
+    alive: dict[int, list[int]] = {}
+    for place, size in enumerate(trace):
+        if size > 0:
+            alive.setdefault(size, []).append(place)
+        elif size < 0 and alive.get(-size):
+            alive[-size].pop()
+    for size, places in alive.items():
+        for place in places:
+            if place in freed:
+                yield size
+
+
+@dataclass
+class Kernels:
+    """Runs operators on zeros and remembers what they allocated."""
+
+    _known: dict[Any, Inside | None] = field(default_factory=dict)
+
+    def __call__(self, call: Call) -> Inside | None:
+        """What `call` allocates inside; None where it cannot or should not be run."""
+        if call.packet in _NEVER or not call.packet.startswith("aten.") or _too_large(call):
+            return None
+        key = (call.op, tuple((name, _key(value)) for name, value in call.arguments.items()))
+        if key not in self._known:
+            self._known[key] = self._run(call)
+        return self._known[key]
+
+    def _run(self, call: Call) -> Inside | None:
+        packet, overload = call.packet.split(".", 1)[1], call.op.rsplit(".", 1)[1]
+        operator = getattr(getattr(torch.ops.aten, packet), overload)
+        memory: dict[int, torch.Tensor] = {}
+        required = [a for a in operator._schema.arguments if not a.kwarg_only]
+        try:
+            values = {name: _real(value, memory) for name, value in call.arguments.items()}
+            values = {a.name: _typed(values[a.name], a) for a in operator._schema.arguments if a.name in values}
+            args = [values.pop(a.name) for a in required if a.name in values]
+            return inside(_traced(lambda: operator(*args, **values)))
+        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+            return None
+
+
+def _traced(run: Callable[[], Any]) -> list[int]:
+    """Signed sizes of what happens to memory while `run` runs, its results kept."""
+    from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
+
+    settings = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False,
+                              torch._C._profiler._ExperimentalConfig())  # fmt: skip
+    with torch.no_grad():
+        _enable_profiler_legacy(settings)
+        try:
+            kept = run()
+        finally:
+            threads = _disable_profiler_legacy()
+    del kept
+    return [e.cpu_memory_usage() for events in threads for e in events if e.kind() == "memory_alloc"]
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """The random number generator of the user's program is as it was afterwards."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _too_large(call: Call) -> bool:
+    views = [*call.views(), *call.results]
+    if sum(view.bytes for view in views) > LARGEST:
+        return True
+    if any(name in call.packet for name in ("mm", "convolution", "attention", "rnn")):
+        work = 1
+        for size in {n for view in views for n in view.shape}:
+            work *= max(size, 1)
+        return work > MOST_WORK
+    return False
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, View):
+        return (value.shape, value.strides, value.dtype.name)
+    return tuple([_key(v) for v in value]) if isinstance(value, tuple) else value
+
+
+def _real(value: Any, memory: dict[int, torch.Tensor]) -> Any:
+    """Zeros of the same shape and strides; tensors of one storage share theirs."""
+    if isinstance(value, View):
+        kind = torch_dtype(value.dtype)
+        last = sum((n - 1) * stride for n, stride in zip(value.shape, value.strides)) if value.elements else -1
+        needed = (value.offset + last + 1) * kind.itemsize
+        base = memory.get(value.storage)
+        if base is None or base.numel() < needed:
+            base = memory[value.storage] = torch.zeros(needed, dtype=torch.uint8)
+        return torch.as_strided(base[: needed // kind.itemsize * kind.itemsize].view(kind), value.shape, value.strides,
+                                value.offset)  # fmt: skip
+    if isinstance(value, tuple):
+        return [_real(v, memory) for v in value]
+    return value
+
+
+def _typed(value: Any, argument: Any) -> Any:
+    """A plain value as the schema wants it."""
+    if isinstance(value, DType):
+        return torch_dtype(value)
+    if isinstance(value, str):
+        kind = str(argument.type)
+        if "Device" in kind or argument.name == "device":
+            return torch.device(value)
+        if argument.name in ("layout", "memory_format"):
+            return getattr(torch, value.removeprefix("torch."))
+        if argument.name == "generator":
+            return None
+    return value

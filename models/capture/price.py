@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from peakline.models.capture.assemble import Priced
 from peakline.models.capture.calls import Call
 from peakline.models.capture.target import Target
 from peakline.models.capture.work import work
 
-__all__ = ["price"]
+__all__ = ["pricing"]
 
 
-def price(call: Call, target: Target) -> Priced:
-    """Kernels, compulsory bytes and workspace of `call`."""
-    done = work(call, target)
-    return Priced(done.kernels, done.reads, done.writes, _workspaces(call, target))
-
-
-def _workspaces(call: Call, target: Target) -> tuple[int, ...]:
+def pricing(target: Target) -> Callable[[Call], Priced]:
+    """Prices the calls of one recording."""
     if target.kind == "cpu":
-        from peakline.models.capture.cpu import workspaces
+        return _on_cpu(target)
+    return lambda call: _on_cuda(call, target)
+
+
+def _on_cuda(call: Call, target: Target) -> Priced:
+    try:
+        from peakline.models.capture.cuda import workspaces
+    except ImportError:
+        found: tuple[int, ...] = ()
     else:
-        try:
-            from peakline.models.capture.cuda import workspaces
-        except ImportError:
-            return ()
-    return tuple(workspaces(call, target))
+        found = tuple(workspaces(call, target))
+    done = work(call, target)
+    return Priced(done.kernels, done.reads, done.writes, found)
+
+
+def _on_cpu(target: Target) -> Callable[[Call], Priced]:
+    from peakline.models.capture.cpu import Inside, Kernels
+
+    kernels = Kernels()
+
+    def price(call: Call) -> Priced:
+        done = work(call, target)
+        found = kernels(call) or Inside()
+        return Priced(done.kernels, done.reads, done.writes, found.peak, found.all)
+
+    return price

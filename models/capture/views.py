@@ -11,7 +11,7 @@ import torch
 from peakline.models.capture.calls import View
 from peakline.models.dtypes import DType, dtype
 
-__all__ = ["Schema", "plain_dtype", "schema_of", "tensors_in", "view_of"]
+__all__ = ["Schema", "plain_dtype", "schema_of", "tensors_in", "torch_dtype", "view_of"]
 
 _OPAQUE = {
     torch.complex64: DType("complex64", 64, is_float=True, source="two fp32"),
@@ -30,6 +30,22 @@ def plain_dtype(kind: torch.dtype) -> DType:
             name = str(kind).removeprefix("torch.")
             found = DType(name, kind.itemsize * 8, is_float=kind.is_floating_point, source="torch.dtype.itemsize")
         _DTYPES[kind] = found
+    return found
+
+
+def torch_dtype(kind: DType) -> torch.dtype:
+    """The torch dtype that `plain_dtype` was given.
+
+    Raises:
+        ValueError: torch has no such format.
+    """
+    for known, plain in _DTYPES.items():
+        if plain == kind:
+            return known
+    found = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(kind.name)
+    found = found or getattr(torch, kind.name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"torch has no dtype {kind.name!r}")
     return found
 
 

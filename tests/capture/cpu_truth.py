@@ -104,7 +104,8 @@ def predict(graph: Graph) -> Prediction:
         peak = max(peak, live + sum(inside))
         ended = [sizes[k] for k in dying]
         live -= sum(ended)
-        moved = [*born, *inside, *(-s for s in inside), *(-s for s in ended)]
+        passing = [int(s) for s in step.operator.attributes.get("passing", inside)]
+        moved = [*born, *passing, *(-s for s in passing), *(-s for s in ended)]
         events += [Event(size, within) for size in moved if size]
     return Prediction(before, peak, events)
 
