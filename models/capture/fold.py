@@ -1,0 +1,73 @@
+"""Recognise repeated layers: from a program written out operator by operator to blocks and families.
+
+    fold(captured)          # 60,000 operators of an 80-layer model → a few hundred
+
+1. `periods` finds runs of operators that repeat in kind and size, `families` ties together those that walk over the
+   same layers (forward, recomputation, backward, a loop over parameters). Each set of layers is a *segment*.
+2. `homes` gives every tensor its place: an instance of a family's tensor, or a tensor of its own.
+3. `references` words every use in the graph's language: this layer's instance, a tensor outside, a carry from the layer
+   executed before, all layers (`[*]`), the layer executed last. A use that has no words says where its segment must be
+   cut; after a cut everything is tried again.
+4. What comes out is compared with what went in, operator by operator; if anything differs, nothing is folded.
+"""
+
+from __future__ import annotations
+
+from peakline.models.capture.emit import emit
+from peakline.models.capture.families import Segment, segments
+from peakline.models.capture.homes import Homes, Program
+from peakline.models.capture.periods import find_runs
+from peakline.models.capture.references import References
+from peakline.models.capture.same import same_program
+from peakline.models.graph import Graph
+
+__all__ = ["fold"]
+
+_ROUNDS = 12
+
+
+def fold(graph: Graph) -> Graph:
+    """The same program with repeated layers described once.
+
+    The result executes the same operators in the same order on storages of the same sizes, births and deaths as the
+    flat graph. Its names are those that flattening turns back into the flat ones wherever these are numbered by layer
+    (`model.layers.3.mlp.up.out`); others are made up, unique. Within an operator that takes lists (foreach
+    optimizers, releases), inputs may come in another order: layer by layer becomes tensor by tensor.
+
+    Args:
+        graph: any graph; one with families is flattened first.
+
+    Returns the graph itself where nothing repeats.
+
+    Raises:
+        GraphError: the graph is not well formed.
+    """
+    graph.check()
+    if len(graph.blocks) != 1 or graph.blocks[0].repeat != 1 or graph.blocks[0].times != 1 or graph.families:
+        graph = graph.flatten()
+    program = Program(graph)
+    runs = find_runs(program.tokens, [o.module for o in program.operators])
+    candidates = segments(runs, program.touched, program.maker)
+    for _ in range(_ROUNDS):
+        candidates = [s for s in candidates if s.repeat >= 2]
+        if not candidates:
+            return graph
+        homes = Homes(program, candidates)
+        references = References(homes)
+        if not references.cuts:
+            folded = emit(references)
+            return folded if same_program(graph, folded, references) else graph
+        candidates = _cut(candidates, references.cuts)
+    return graph
+
+
+def _cut(candidates: list[Segment], cuts: dict[int, set[int]]) -> list[Segment]:
+    """Segments cut where their references ask for it; one that would fall into crumbs is given up."""
+    result: list[Segment] = []
+    for number, segment in enumerate(candidates):
+        places = cuts.get(number, set())
+        if not places:
+            result.append(segment)
+        elif len(places) <= max(3, segment.repeat // 4) and -1 not in places:
+            result += segment.cut(places)
+    return result

@@ -1,0 +1,128 @@
+"""Whether a folded graph executes exactly what the flat one does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from peakline.models.capture.homes import COUNTS
+from peakline.models.capture.periods import frozen
+from peakline.models.capture.references import References
+from peakline.models.flatten import Resolver
+from peakline.models.graph import ALL, Block, Graph, Operator
+
+__all__ = ["same_program"]
+
+
+def same_program(flat: Graph, folded: Graph, words: References) -> bool:
+    """Execute the folded graph's blocks on paper and compare, operator by operator, with the flat graph.
+
+    Compared are types, phases, attributes, which tensors are read and made (reads within a list in any order), whose
+    memory views share, and every tensor's shape, format and role.
+    """
+    program, home = words.program, words.homes.home
+    resolve = Resolver(folded)
+    number = {
+        (words.names[h.segment][h.tensor], h.layer): t for t, h in home.items()
+    } | {(tensor.name, 0): t for t, tensor in enumerate(program.tensors) if t not in home}  # fmt: skip
+    if len(number) != len(program.tensors):
+        return False
+    for (name, layer), t in number.items():
+        tensor, found = program.tensors[t], folded.tensors[name]
+        if (tensor.shape, tensor.dtype, tensor.role, tensor.trainable, tensor.bytes_override) != (
+            found.shape, found.dtype, found.role, found.trainable, found.bytes_override,
+        ):  # fmt: skip
+            return False
+        owner = -1
+        if found.storage is not None:
+            owner = number[resolve.one(found.storage, Block("", (), family=found.family), layer)]
+        if owner != program.storage[t]:
+            return False
+    families = {
+        words.names[segment][tensor]: members
+        for segment, groups in enumerate(words.homes.instances)
+        for tensor, members in enumerate(groups)
+    }
+    carried = {name for block in folded.blocks for name in block.carries}
+    family_of = {name: tensor.family for name, tensor in folded.tensors.items()}
+    position, last = 0, len(program.operators)
+    for block in folded.blocks:
+        plans = [
+            (o, *(_plan(r, block, families, resolve, number, carried, family_of) for r in (o.inputs, o.outputs)))
+            for o in block.operators
+        ]
+        if position + block.repeat * len(plans) > last:
+            return False
+        for index in block.indices():
+            for operator, reads, makes in plans:
+                original = program.operators[position]
+                read, made = (_meant(plan, block, index, resolve, number) for plan in (reads, makes))
+                if operator.type != original.type or operator.phase != original.phase:
+                    return False
+                listed = any(r.endswith(ALL) for r in (*operator.inputs, *operator.outputs))
+                if not _equal(read, program.inputs[position], listed):
+                    return False
+                if not _equal(made, program.outputs[position], listed):
+                    return False
+                fresh = [[t for t in side if program.storage[t] < 0] for side in (made, program.outputs[position])]
+                if fresh[0] != fresh[1]:
+                    return False  # what is allocated, is allocated in this order
+                if operator.attributes is not original.attributes:
+                    lengths = [folded.layers(r) if r.endswith(ALL) else 1 for r in operator.inputs] if listed else []
+                    if not _same_attributes(operator, original, lengths):
+                        return False
+                position += 1
+    return position == last
+
+
+def _equal(found: tuple[int, ...], expected: tuple[int, ...], listed: bool) -> bool:
+    return found == expected or (listed and sorted(found) == sorted(expected))
+
+
+_Plan: TypeAlias = "list[tuple[int, ...] | int | str]"
+
+
+def _plan(
+    references: Sequence[str],
+    block: Block,
+    families: Mapping[str, tuple[int, ...]],
+    resolve: Resolver,
+    number: Mapping[tuple[str, int], int],
+    carried: set[str],
+    family_of: Mapping[str, str | None],
+) -> _Plan:
+    """For each reference: its instances by layer, or the one tensor it always means, or its name to be looked up."""
+    plan: _Plan = []
+    for reference in references:
+        if reference.endswith(ALL) or reference in carried:
+            plan.append(reference)
+        elif block.family is not None and family_of[reference] == block.family:
+            plan.append(families[reference])
+        else:
+            plan.append(number[resolve.one(reference, block, 0)])
+    return plan
+
+
+def _meant(
+    plan: _Plan, block: Block, index: int, resolve: Resolver, number: Mapping[tuple[str, int], int]
+) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in plan:
+        if isinstance(part, int):
+            found.append(part)
+        elif isinstance(part, tuple):
+            found.append(part[index])
+        else:
+            found.extend([number[instance] for instance in resolve(part, block, index)])
+    return tuple(found)
+
+
+def _same_attributes(found: Operator, original: Operator, lengths: Sequence[int]) -> bool:
+    """Equal attributes; counts of list operators must mean equally many tensors (`lengths`: of each reference)."""
+    mine, theirs = dict(found.attributes), dict(original.attributes)
+    if found.type == "update_pass" and any(n != 1 for n in lengths):
+        for key in COUNTS:
+            if key in mine:
+                mine[key] = sum(lengths[: mine[key]])
+                theirs[key] = min(theirs[key], sum(lengths))
+    return frozen(mine) == frozen(theirs)
