@@ -19,8 +19,8 @@ from peakline.models.capture.cuda.attention import AttentionCall, Backend, choos
 from peakline.models.capture.cuda.blocks import workspaces
 
 if TYPE_CHECKING:
-    from peakline.models.capture.cuda.reroute import rerouting
     from peakline.models.capture.cuda.outcomes import results
+    from peakline.models.capture.cuda.reroute import rerouting
 
 __all__ = ["AttentionCall", "Backend", "choose_attention", "rerouting", "results", "workspaces"]
 

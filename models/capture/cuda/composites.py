@@ -45,6 +45,7 @@ def composed_for(target: Target) -> Iterator[None]:
     """Composite functions run as they do on the target."""
     kernels: dict[str, Kernel] = {
         "dropout": _dropout,
+        "linear": _linear,
         "batch_norm": _batch_norm,
         "scaled_dot_product_attention": _attention_for(target),
         "softmax.int": _softmax,
@@ -67,6 +68,22 @@ def _dropout(input: Tensor, p: float, train: bool) -> Tensor:
         return input.mul(torch.zeros((), dtype=input.dtype, device=input.device))
     result: Tensor = aten.native_dropout(input, p, train)[0]
     return result
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """One `addmm` over the rows of a contiguous input, else a product to which the bias is added in place.
+
+    aten/src/ATen/native/Linear.cpp `linear`, `_flatten_nd_linear`; for fake tensors it adds the bias out of place.
+    """
+    if bias is None:
+        return torch.matmul(input, weight.t())
+    if input.dim() == 2:
+        return torch.addmm(bias, input, weight.t())
+    if input.is_contiguous() and bias.dim() == 1 and input.dim() > 1:
+        rows = torch.addmm(bias, input.reshape(-1, input.shape[-1]), weight.t())
+        return rows.view(*input.shape[:-1], rows.shape[-1])
+    return torch.matmul(input, weight.t()).add_(bias)
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Devices"]
+__all__ = ["Devices", "devices_replaced"]
 
 
 def _is_cuda(value: Any) -> bool:
@@ -31,9 +33,6 @@ class Devices(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.cuda or func is Tensor.pin_memory:
             return args[0]
-        if func is Tensor.backward:  # it leaves this mode, in which recomputed forward passes must run
-            with self:
-                return _backward(*args, **kwargs)
         if func is Tensor.to:
             args = (args[0], *map(_here, args[1:]))
         if kwargs:
@@ -44,11 +43,18 @@ class Devices(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _backward(
-    tensor: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+@contextmanager
+def devices_replaced() -> Iterator[None]:
+    """The mode, which also holds while the autograd engine runs and forward passes are recomputed there.
+
+    `Tensor.backward` leaves every mode that sees it, and the engine keeps the modes it was started with.
+    """
+    mode = Devices()
+    engine = torch.autograd._engine_run_backward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return engine(*args, **kwargs)
+
+    with patch.object(torch.autograd, "_engine_run_backward", run), mode:
+        yield

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from peakline.models.capture.cuda.autocast import autocast_as_on_cuda
 from peakline.models.capture.cuda.composites import composed_for
-from peakline.models.capture.cuda.devices import Devices
+from peakline.models.capture.cuda.devices import devices_replaced
+from peakline.models.capture.cuda.modules import modules_converted
 from peakline.models.capture.cuda.pretence import pretended_device
 from peakline.models.capture.target import Target
 
@@ -28,5 +29,6 @@ def rerouting(target: Target) -> Iterator[None]:
         stack.enter_context(composed_for(target))
         stack.enter_context(autocast_as_on_cuda())
         stack.enter_context(pretended_device(target))
-        stack.enter_context(Devices())
+        stack.enter_context(modules_converted())
+        stack.enter_context(devices_replaced())
         yield
