@@ -56,7 +56,7 @@ class _Model:
             ]
             for i, item in enumerate(problem.items)
         ]
-        self.k = [pulp.LpVariable(f"k_{i}", 0, 1) for i in range(len(problem.items))]
+        self.k = [pulp.LpVariable(f"k_{i}", 0, 0 if item.must_move else 1) for i, item in enumerate(problem.items)]
         self.r = [pulp.LpVariable(f"r_{g}", 0, 1, kind) for g in range(len(problem.groups))]
         self.z = [pulp.LpVariable(f"z_{l}", 0, 1) for l in range(len(problem.segments))]
         self.wait = [pulp.LpVariable(f"w_{s}", 0) for s in slots]
@@ -71,8 +71,11 @@ class _Model:
         self.program += constraint, name
 
     def total(self, terms: list[Any]) -> Any:
-        """Σ coefficient·variable."""
-        return self.pulp.LpAffineExpression([(v, c) for c, v in terms])
+        """Σ coefficient·variable; a variable may occur more than once."""
+        summed: dict[Any, float] = {}
+        for coefficient, variable in terms:
+            summed[variable] = summed.get(variable, 0.0) + coefficient
+        return self.pulp.LpAffineExpression(summed)
 
     def seconds(self, slot: int) -> Any:
         """Milliseconds that a slot takes, waiting and recomputation included."""

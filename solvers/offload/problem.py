@@ -52,6 +52,7 @@ class Item:
         returns: slots at whose start it must be back.
         away: it lies in the tier before the first slot (states that a step brings in, and leaves behind).
         movable: it may be moved at all.
+        must_move: it must be (a gradient for an optimizer on the host).
         extra: nothing holds it in `idle` unless it is kept for a group's sake.
     """
 
@@ -63,6 +64,7 @@ class Item:
     returns: tuple[int, ...] = ()
     away: bool = False
     movable: bool = True
+    must_move: bool = False
     extra: bool = False
 
 

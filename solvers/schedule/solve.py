@@ -17,6 +17,7 @@ from peakline.solvers.dag import Dag, bits
 from peakline.solvers.order import Order, smallest_peak
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Problem
+from peakline.solvers.schedule.contract import contract
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
@@ -196,8 +197,9 @@ class _Work:
         return found
 
     def _solve_pieces(self) -> None:
-        """Beam and A* on each piece; isomorphic pieces share one solution."""
-        dag = self.dag
+        """Beam and A* on each piece of the contracted problem; isomorphic pieces share one solution."""
+        small = contract(self.dag)
+        dag = small.dag
         pieces = segments(dag, independent=True)
         if max((p.stop & ~p.start).bit_count() for p in pieces) > _MOST_SEARCHED:
             return
@@ -213,7 +215,7 @@ class _Work:
             left = self._until(0.75) - time.perf_counter()
             share = left * weights[key] / max(1, sum(weights.values()))
             del weights[key]
-            found = self._solve_piece(twins[0], share, self.bound if single else 0)
+            found = self._solve_piece(dag, twins[0], share, self.bound if single else 0)
             assert found.moves is not None
             total += found.cost * len(twins)
             bound += found.bound * len(twins)
@@ -222,11 +224,11 @@ class _Work:
         self._prove(bound, "A*" if single else "A* on independent pieces")
         moves = [move for piece in pieces for move in solved[piece.start]]
         name = "A*" if total == bound else "beam search"
-        self._offer(_from_moves(dag, moves), name if single else f"{name} on {len(pieces)} pieces")
+        self._offer(small.expand(self.dag, moves), name if single else f"{name} on {len(pieces)} pieces")
 
-    def _solve_piece(self, piece: Segment, seconds: float, floor: int) -> Found:
+    def _solve_piece(self, dag: Dag, piece: Segment, seconds: float, floor: int) -> Found:
         began = time.perf_counter()
-        moves = Moves(self.dag, piece, self.capacity)
+        moves = Moves(dag, piece, self.capacity)
         best: Found | None = None
         for width in _WIDTHS:
             found = beam(moves, width, deadline=began + 0.3 * seconds)
@@ -301,15 +303,3 @@ def _translated(
     operators = dict(zip(in_order(dag, solved), in_order(dag, twin)))
     tensors = dict(zip(tensors_in_order(dag, solved), tensors_in_order(dag, twin)))
     return tuple((operators[i], sum(1 << tensors[a] for a in bits(evicted))) for i, evicted in moves)
-
-
-def _from_moves(dag: Dag, moves: list[tuple[int, int]]) -> Schedule:
-    """Which gaps the evictions fall into."""
-    used = [0] * len(dag.size)
-    dropped = set()
-    for i, evicted in moves:
-        for a in bits(evicted):
-            dropped.add((a, used[a] - 1))
-        for a in (*dag.inputs[i], *dag.outputs[i]):
-            used[a] += 1
-    return Schedule(tuple(i for i, _ in moves), frozenset(dropped))

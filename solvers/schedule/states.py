@@ -6,9 +6,9 @@ is evicted only when room is needed and reloaded only when it is read, which los
 come since it is alive, is paid at once, so that evicting costs s for what lies off-chip (inputs, parameters, outputs
 whose store is compulsory, activations stored before) and 2 s for other activations.
 
-Bound: while operator j runs, whatever the order from here, A_j is alive: what j touches, and what its descendants read
-of what is alive now or touched by its ancestors. Of A_j without j's own tensors at least |A_j| − M must be out; what
-is evicted already is paid; the rest costs one or two bytes a byte, the cheap ones first.
+The bound on what is still to come is that of `floors.py`: while operator j runs, what it touches and what its
+descendants will read, itself or through what is made of it, is alive; what does not fit must be out. What is evicted
+already is paid, the rest costs one or two bytes a byte, the cheap ones first.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-
-from peakline.solvers.bounds import forced_alive, grain, read_by_descendants
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.schedule.floors import NEVER, Floors, Vector, price
 from peakline.solvers.segments import Segment
 
 __all__ = ["Moves", "State"]
-
-Vector = npt.NDArray[np.int64]
 
 
 class State:
@@ -59,43 +54,18 @@ class Moves:
     """Running operators of one segment within a capacity."""
 
     def __init__(self, dag: Dag, segment: Segment, capacity: int) -> None:
-        self.dag, self.segment, self.capacity, self.unit = dag, segment, capacity, grain(dag)
-        alive, later = forced_alive(dag), read_by_descendants(dag)
-        self.operators = list(bits(segment.stop & ~segment.start))
-        column = {j: n for n, j in enumerate(self.operators)}
-        shape = (len(self.operators),)
-        self.forced = np.zeros(shape, dtype=np.int64)
-        self.forced_cheap = np.zeros(shape, dtype=np.int64)
-        self.when_live: dict[int, Vector] = {}  # bytes that a live tensor adds to what is alive at each operator
-        self.when_out: dict[int, Vector] = {}  # bytes that it takes away when it is evicted
-        touched = {a for j in self.operators for a in bits(dag.touch[j])} | set(bits(segment.live))
-        for a in touched:
-            self.when_live[a] = np.zeros(shape, dtype=np.int64)
-            self.when_out[a] = np.zeros(shape, dtype=np.int64)
-        for n, j in enumerate(self.operators):
-            must = alive[j]
-            self.forced[n] = dag.weigh(must) - capacity
-            self.forced_cheap[n] = dag.weigh(must & ~dag.touch[j] & ~dag.dear)
-            for a in bits(later[j] & ~must):
-                if a in touched:
-                    self.when_live[a][n] = dag.size[a]
-            for a in bits(later[j] & ~dag.touch[j]):
-                if a in touched:
-                    self.when_out[a][n] = dag.size[a]
-        self.column = column
-        self.never = np.int64(-1) << np.int64(60)
+        self.dag, self.segment, self.capacity = dag, segment, capacity
+        self.floors = Floors(dag, segment, capacity)
 
     def start(self) -> State:
         """The segment's only initial state: what is alive is resident, and no activation of it is stored."""
         dag, segment = self.dag, self.segment
         inside = segment.stop & ~segment.start
         ready = sum(1 << i for i in bits(inside) if not dag.before[i] & ~segment.start)
-        excess, cheap = self.forced.copy(), self.forced_cheap.copy()
-        for a in bits(segment.live):
-            excess += self.when_live[a]
-            if not dag.dear >> a & 1:
-                cheap += self.when_live[a]
-        first = State(segment.start, segment.live, 0, 0, dag.weigh(segment.live), ready, 0, None, (), excess, cheap)
+        first = State(
+            segment.start, segment.live, 0, 0, dag.weigh(segment.live), ready, 0, None, (),
+            self.floors.excess.copy(), self.floors.cheap.copy(),
+        )  # fmt: skip
         return self._finish(first)
 
     def cost(self, state: State, a: int) -> int:
@@ -192,7 +162,11 @@ class Moves:
         for a in bits(evict):
             paid += self.cost(state, a)
             held -= size[a]
-            self._out(excess, cheap, a, bool(dag.dear >> a & ~(stored >> a) & 1))
+            flow, outside = self.floors.remaining(a, ~state.executed)
+            excess -= outside  # paid for wherever it may still be out
+            cheap -= outside
+            if dag.dear >> a & ~(stored >> a) & 1:
+                cheap += flow
         stored |= evict & dag.dear
         evicted = state.evicted | evict
         new = State(
@@ -201,41 +175,35 @@ class Moves:
         self._execute(new, i)
         return self._finish(new)
 
-    def _out(self, excess: Vector, cheap: Vector, a: int, unstored: bool) -> None:
-        """`a` is evicted: paid for wherever it would be alive without being touched. A stored one is cheap there."""
-        out = self.when_out[a]
-        excess -= out
-        if not unstored:
-            cheap -= out
-
-    def _in(self, excess: Vector, cheap: Vector, a: int) -> None:
-        """`a` is resident again; evicting it once more is cheap."""
-        out = self.when_out[a]
-        excess += out
-        cheap += out
-
     def _execute(self, state: State, i: int) -> None:
         """Run `i`, for which there is room, in place."""
-        dag, size = self.dag, self.dag.size
+        dag, size, floors = self.dag, self.dag.size, self.floors
         for a in bits(dag.touch[i] & state.evicted):
             state.held += size[a]
-            self._in(state.excess, state.cheap, a)
+            _, outside = floors.remaining(a, ~state.executed)
+            state.excess += outside
+            state.cheap += outside
         state.evicted &= ~dag.touch[i]
-        fresh = dag.touch[i] & ~state.live
-        for a in bits(fresh):
+        for a in bits(dag.touch[i] & ~state.live):
             state.held += size[a]
-            state.excess += self.when_live[a]
-            if not dag.dear >> a & 1:
-                state.cheap += self.when_live[a]
-        state.live |= fresh
+            if dag.off_chip >> a & 1:
+                state.excess += floors.off_chip_live[a]
+                state.cheap += floors.off_chip_live[a]
+        for a in dag.inputs[i]:
+            if state.stored >> a & 1:
+                state.cheap -= floors.edge[a, i]
+        state.live |= dag.touch[i]
         state.executed |= 1 << i
-        state.excess[self.column[i]] = self.never
+        state.excess += floors.grows[i]
+        state.excess[floors.column[i]] = NEVER
         left = ~state.executed
         for a in bits(dag.touch[i]):
             if not dag.readers[a] & left:
                 state.live ^= 1 << a
                 state.held -= size[a]
-                state.stored &= ~(1 << a)
+                if state.stored >> a & 1:
+                    state.cheap -= floors.sink[a]
+                    state.stored ^= 1 << a
         state.ready ^= 1 << i
         for j in bits(dag.after[i] & self.segment.stop):
             if not dag.before[j] & left:
@@ -252,9 +220,9 @@ class Moves:
                     state.ran += ((i, 0),)
                     again = True
                     break
-        needed = np.where(state.excess > state.cheap, 2 * state.excess - state.cheap, state.excess)
-        most = int(needed.max()) if len(needed) else 0
-        state.to_come = -(-most // self.unit) * self.unit if most > 0 else 0
+        still = price(state.excess, state.cheap) + self.floors.after
+        still[state.excess < NEVER // 2] = 0
+        state.to_come = int(still.max(initial=0)) * self.floors.unit
         return state
 
     def _safe(self, state: State, i: int) -> bool:
