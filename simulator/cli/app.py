@@ -13,6 +13,7 @@ import typer
 from peakline.cli.allocate import allocate
 from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
+from peakline.cli.record import record
 from peakline.cli.schedule import schedule
 from peakline.cli.validate import validate
 
@@ -38,6 +39,7 @@ app.command()(models)
 app.command()(schedule)
 app.command()(validate)
 app.command()(allocate)
+app.command()(record)
 
 
 def _version(asked: bool) -> None:
