@@ -77,7 +77,8 @@ def segments(runs: Sequence[Run], touched: Sequence[tuple[int, ...]], maker: Seq
     for (one, other), (sign, shift) in links.items():
         neighbours[one].append((other, sign, shift))
         neighbours[other].append((one, sign, shift if sign < 0 else -shift))
-    found, taken = [], set()
+    found: list[Segment] = []
+    taken: set[int] = set()
     for root in sorted(range(len(runs)), key=lambda r: -runs[r].saved):
         if root not in taken:
             segment = _component(root, runs, neighbours, taken)

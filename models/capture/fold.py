@@ -13,6 +13,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from peakline.models.capture.emit import emit
 from peakline.models.capture.families import Segment, segments
 from peakline.models.capture.homes import Homes, Program
@@ -35,16 +39,17 @@ def fold(graph: Graph) -> Graph:
     optimizers, releases), inputs may come in another order: layer by layer becomes tensor by tensor.
 
     Args:
-        graph: any graph; one with families is flattened first.
+        graph: any graph that is well formed (`Graph.check`); one with families is flattened first.
 
     Returns the graph itself where nothing repeats.
-
-    Raises:
-        GraphError: the graph is not well formed.
     """
-    graph.check()
     if len(graph.blocks) != 1 or graph.blocks[0].repeat != 1 or graph.blocks[0].times != 1 or graph.families:
         graph = graph.flatten()
+    with _no_collection():
+        return _folded(graph)
+
+
+def _folded(graph: Graph) -> Graph:
     program = Program(graph)
     runs = find_runs(program.tokens, [o.module for o in program.operators])
     candidates = segments(runs, program.touched, program.maker)
@@ -59,6 +64,18 @@ def fold(graph: Graph) -> Graph:
             return folded if same_program(graph, folded, references) else graph
         candidates = _cut(candidates, references.cuts)
     return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: nothing here is cyclic, and its passes over a large graph double the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _cut(candidates: list[Segment], cuts: dict[int, set[int]]) -> list[Segment]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -60,8 +59,7 @@ class Home(NamedTuple):
     layer: int
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where an operator stands: segment, layer, walk and position within the layer."""
 
     segment: int
@@ -98,6 +96,7 @@ class Homes:
         self.place: dict[int, Place] = {}
         self.home: dict[int, Home] = {}
         self.instances: list[list[tuple[int, ...]]] = [[] for _ in self.segments]
+        self.inside: set[int] = set()
         for number, segment in enumerate(self.segments):
             for w, walk in enumerate(segment.walks):
                 for layer in range(segment.repeat):
@@ -120,24 +119,27 @@ class Homes:
     # ---- groups ----------------------------------------------------------------------------------------------------
     def _admit(self, groups: dict[tuple[int, Hashable], dict[int, int]]) -> None:
         """Groups that have one tensor of one kind in every layer become tensors of their family."""
-        kinds = self.program.kinds
         for (segment, _), by_layer in groups.items():
-            if len(by_layer) != self.segments[segment].repeat or len({kinds[t] for t in by_layer.values()}) != 1:
-                continue
-            members = tuple([by_layer[layer] for layer in range(len(by_layer))])
-            if any(t in self.home for t in members):
-                continue
-            tensor = len(self.instances[segment])
-            self.instances[segment].append(members)
-            for layer, t in enumerate(members):
-                self.home[t] = Home(segment, tensor, layer)
+            if len(by_layer) == self.segments[segment].repeat:
+                self._join(segment, tuple([by_layer[layer] for layer in range(len(by_layer))]))
+
+    def _join(self, segment: int, members: tuple[int, ...]) -> None:
+        kinds = self.program.kinds
+        if len({kinds[t] for t in members}) != 1 or any(t in self.home for t in members):
+            return
+        tensor = len(self.instances[segment])
+        self.instances[segment].append(members)
+        for layer, t in enumerate(members):
+            self.home[t] = Home(segment, tensor, layer)
 
     def _made_in_layers(self) -> None:
-        groups: dict[tuple[int, Hashable], dict[int, int]] = defaultdict(dict)
-        for operator, place in self.place.items():
-            for slot, t in enumerate(self.program.outputs[operator]):
-                groups[place.segment, (place.walk, place.position, slot)][place.layer] = t
-        self._admit(groups)
+        outputs = self.program.outputs
+        for number, segment in enumerate(self.segments):
+            for walk in segment.walks:
+                starts = [self.first_operator(segment, walk, layer) for layer in range(segment.repeat)]
+                for position in range(walk.run.period):
+                    for members in zip(*[outputs[start + position] for start in starts]):
+                        self._join(number, members)
 
     def _given_to_layers(self) -> None:
         """What exists before the step and only one layer touches: weights, states, caches, gradient buffers."""
@@ -146,6 +148,7 @@ class Homes:
         for operator in sorted(self.place):
             place = self.place[operator]
             for slot, t in enumerate(self.program.inputs[operator]):
+                self.inside.add(t)
                 if maker[t] >= 0:
                     continue
                 known = first.setdefault(t, (place.segment, place.layer, (place.walk, place.position, slot)))
@@ -184,9 +187,8 @@ class Homes:
         return numbering([[tensors[t].name for t in members] for members in self.instances[segment]])
 
     def _lists_by_name(self) -> None:
-        """Tensors that only whole lists use, or nobody, in a family where their names are numbered as its layers are."""
-        program = self.program
-        inside = {t for operator in self.place for t in program.touched[operator]}
+        """Tensors that only whole lists use, or nobody, where their names are numbered as a family's layers are."""
+        program, inside = self.program, self.inside
         uses: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for operator, read in enumerate(program.inputs):
             if operator in self.place:

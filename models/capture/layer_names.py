@@ -74,7 +74,7 @@ class Names:
             found = style.layer(names[0], len(names))
             if found is not None and found[0] == 0:
                 name = f"{family}.{found[1]}" if found[1] else family
-                if name not in self.given and all(instance_name(name, family, i) == n for i, n in enumerate(names)):
+                if name not in self.given and self._numbered(style, name, names):
                     self.given.add(name)
                     return name
         rest = names[0]
@@ -82,6 +82,14 @@ class Names:
             found = style.layer(rest, len(names))
             rest = found[1] if found is not None else rest[len(style.prefix) + 1 :]
         return self.fresh(f"{family}.{rest or 'layer'}", family, len(names))
+
+    @staticmethod
+    def _numbered(style: Numbering, name: str, names: Sequence[str]) -> bool:
+        """Whether flattening would give these names back."""
+        if style.step > 1:
+            return all(instance_name(name, style.family, i) == n for i, n in enumerate(names))
+        rest, first = name[len(style.family) :], style.first
+        return all(n == f"{style.prefix}.{first + i}{rest}" for i, n in enumerate(names))
 
     def fresh(self, name: str, family: str, repeat: int) -> str:
         """The name, numbered until neither it nor any instance's name is taken."""

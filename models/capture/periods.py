@@ -60,10 +60,12 @@ def tensor_kinds(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[st
     kinds: dict[Any, int] = {}
     size_of, kind_of = {}, {}
     for name, t in tensors.items():
-        size = (_plain(t.shape), t.dtype.name, _plain(t.bytes_override))
-        size_of[name] = sizes.setdefault(size, len(sizes))
-        kind = (size_of[name], t.role, t.trainable, t.storage is None)
-        kind_of[name] = kinds.setdefault(kind, len(kinds))
+        try:
+            size = sizes.setdefault((t.shape, t.dtype.name, t.bytes_override), len(sizes))
+        except TypeError:  # arrays of a sweep
+            size = sizes.setdefault((_plain(t.shape), t.dtype.name, _plain(t.bytes_override)), len(sizes))
+        size_of[name] = size
+        kind_of[name] = kinds.setdefault((size, t.role, t.trainable, t.storage is None), len(kinds))
     return size_of, kind_of
 
 

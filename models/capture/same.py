@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from peakline.models.capture.homes import COUNTS
+from peakline.models.capture.homes import COUNTS, Program
 from peakline.models.capture.periods import frozen
 from peakline.models.capture.references import References
+from peakline.models.dims import same_shape
 from peakline.models.flatten import Resolver
 from peakline.models.graph import ALL, Block, Graph, Operator
 
@@ -25,19 +26,8 @@ def same_program(flat: Graph, folded: Graph, words: References) -> bool:
     number = {
         (words.names[h.segment][h.tensor], h.layer): t for t, h in home.items()
     } | {(tensor.name, 0): t for t, tensor in enumerate(program.tensors) if t not in home}  # fmt: skip
-    if len(number) != len(program.tensors):
+    if len(number) != len(program.tensors) or not _same_tensors(folded, words, number, resolve):
         return False
-    for (name, layer), t in number.items():
-        tensor, found = program.tensors[t], folded.tensors[name]
-        if (tensor.shape, tensor.dtype, tensor.role, tensor.trainable, tensor.bytes_override) != (
-            found.shape, found.dtype, found.role, found.trainable, found.bytes_override,
-        ):  # fmt: skip
-            return False
-        owner = -1
-        if found.storage is not None:
-            owner = number[resolve.one(found.storage, Block("", (), family=found.family), layer)]
-        if owner != program.storage[t]:
-            return False
     families = {
         words.names[segment][tensor]: members
         for segment, groups in enumerate(words.homes.instances)
@@ -47,26 +37,22 @@ def same_program(flat: Graph, folded: Graph, words: References) -> bool:
     family_of = {name: tensor.family for name, tensor in folded.tensors.items()}
     position, last = 0, len(program.operators)
     for block in folded.blocks:
-        plans = [
-            (o, *(_plan(r, block, families, resolve, number, carried, family_of) for r in (o.inputs, o.outputs)))
-            for o in block.operators
-        ]
+        context = block, families, resolve, number, carried, family_of
+        plans = [(o, _plan(o.inputs, *context), _plan(o.outputs, *context)) for o in block.operators]
         if position + block.repeat * len(plans) > last:
             return False
         for index in block.indices():
             for operator, reads, makes in plans:
                 original = program.operators[position]
-                read, made = (_meant(plan, block, index, resolve, number) for plan in (reads, makes))
+                read = _meant(reads, block, index, resolve, number)
+                made = _meant(makes, block, index, resolve, number)
                 if operator.type != original.type or operator.phase != original.phase:
                     return False
-                listed = any(r.endswith(ALL) for r in (*operator.inputs, *operator.outputs))
+                listed = block.family is None and any(r.endswith(ALL) for r in operator.inputs)
                 if not _equal(read, program.inputs[position], listed):
                     return False
-                if not _equal(made, program.outputs[position], listed):
+                if made != program.outputs[position] and not _allocated_alike(program, made, position):
                     return False
-                fresh = [[t for t in side if program.storage[t] < 0] for side in (made, program.outputs[position])]
-                if fresh[0] != fresh[1]:
-                    return False  # what is allocated, is allocated in this order
                 if operator.attributes is not original.attributes:
                     lengths = [folded.layers(r) if r.endswith(ALL) else 1 for r in operator.inputs] if listed else []
                     if not _same_attributes(operator, original, lengths):
@@ -77,6 +63,34 @@ def same_program(flat: Graph, folded: Graph, words: References) -> bool:
 
 def _equal(found: tuple[int, ...], expected: tuple[int, ...], listed: bool) -> bool:
     return found == expected or (listed and sorted(found) == sorted(expected))
+
+
+def _same_tensors(folded: Graph, words: References, number: Mapping[tuple[str, int], int], resolve: Resolver) -> bool:
+    """Whether every instance has its flat tensor's shape, format and role, and shares the same memory."""
+    program = words.program
+    for (name, layer), t in number.items():
+        tensor, found = program.tensors[t], folded.tensors[name]
+        if layer and program.kinds[t] != program.kinds[number[name, 0]]:
+            return False
+        if not layer and (
+            not same_shape(tensor.shape, found.shape)
+            or not same_shape((tensor.bytes,), (found.bytes,))
+            or (tensor.dtype, tensor.role, tensor.trainable) != (found.dtype, found.role, found.trainable)
+        ):
+            return False
+        owner = -1
+        if found.storage is not None:
+            owner = number[resolve.one(found.storage, Block("", (), family=found.family), layer)]
+        if owner != program.storage[t]:
+            return False
+    return True
+
+
+def _allocated_alike(program: Program, made: tuple[int, ...], position: int) -> bool:
+    """Whether an operator makes the same tensors, those with memory of their own in the same order."""
+    expected = program.outputs[position]
+    fresh = [[t for t in side if program.storage[t] < 0] for side in (made, expected)]
+    return fresh[0] == fresh[1] and sorted(made) == sorted(expected)
 
 
 _Plan: TypeAlias = "list[tuple[int, ...] | int | str]"
@@ -125,4 +139,4 @@ def _same_attributes(found: Operator, original: Operator, lengths: Sequence[int]
             if key in mine:
                 mine[key] = sum(lengths[: mine[key]])
                 theirs[key] = min(theirs[key], sum(lengths))
-    return frozen(mine) == frozen(theirs)
+    return bool(frozen(mine) == frozen(theirs))
