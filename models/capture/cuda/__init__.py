@@ -1,11 +1,12 @@
 """What CUDA would have done: which kernels PyTorch picks there, what they save, and what they allocate inside.
 
-A program is recorded on fake CPU tensors. Three things turn the record into CUDA's:
+A program is recorded on fake CPU tensors. Two things turn the record into CUDA's:
 
 * `rerouting`: while the program runs, functions whose CPU and CUDA implementations differ are replaced by the ATen
   operators that CUDA runs (dropout's mask, the choice among attention kernels, batch norm, fused RMS norm, autocast,
   multi-tensor optimizers), and `torch.cuda` calls and devices become harmless;
-* `results`: operators whose CUDA kernels return tensors of another format or size (statistics of a norm);
+* with it, operators whose CUDA kernels return tensors of another format or size (statistics of a norm) return them:
+  `results` is the table;
 * `workspaces`: blocks that a CUDA implementation allocates and frees inside one operator.
 
 `choose_attention` and `workspaces` are plain functions; the first two need torch and are loaded when first used.

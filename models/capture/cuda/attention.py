@@ -8,6 +8,7 @@ tensors are not covered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -219,7 +220,12 @@ def choose_attention(
     Raises:
         ValueError: nothing that is enabled accepts the call (PyTorch: "No available kernel").
     """
-    accepts = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": lambda call, target: True}
+    accepts: dict[Backend, Callable[[AttentionCall, Target], bool]] = {
+        "flash": _flash,
+        "efficient": _efficient,
+        "cudnn": _cudnn,
+        "math": lambda call, target: True,
+    }
     if order is None:
         order = ("cudnn", *(b for b in DEFAULT_ORDER if b != "cudnn")) if target.cudnn_attention else DEFAULT_ORDER
     for backend in order:

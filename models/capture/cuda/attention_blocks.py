@@ -99,7 +99,7 @@ def flash_backward(heads_first: bool) -> Rule:
         node = backward_node(call, heads_first)
         blocks = operator_type(node.operator.type).workspace(node)
         copies = _copies(call, ("grad_out", "out"), heads_first)
-        return (*copies, *(int(size) for size in blocks))  # type: ignore[arg-type]
+        return (*copies, *(int(size) for size in blocks))
 
     return rule
 

@@ -32,7 +32,7 @@ Rule: TypeAlias = Callable[[Call, Target], tuple[int, ...]]
 
 
 def _built_in(node: Node) -> tuple[int, ...]:
-    return tuple(int(size) for size in operator_type(node.operator.type).workspace(node))  # type: ignore[arg-type]
+    return tuple(int(size) for size in operator_type(node.operator.type).workspace(node))
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------

@@ -29,15 +29,15 @@ Kernel = Callable[..., Any]
 @contextmanager
 def registered(kernels: dict[str, Kernel], key: str) -> Iterator[None]:
     """Registers kernels of ATen operators under a dispatch key, and takes them back at the end."""
-    library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     try:
         with catch_warnings():
             simplefilter("ignore")  # "Overriding a previously registered kernel": that is the purpose
             for name, kernel in kernels.items():
-                library.impl(name, kernel, key, allow_override=True)
+                library.impl(name, kernel, key, allow_override=True)  # type: ignore[no-untyped-call]
         yield
     finally:
-        library._destroy()
+        library._destroy()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def devices_replaced() -> Iterator[None]:
     `Tensor.backward` leaves every mode that sees it, and the engine keeps the modes it was started with.
     """
     mode = Devices()
-    engine = torch.autograd._engine_run_backward
+    engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with mode:

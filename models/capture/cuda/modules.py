@@ -45,10 +45,10 @@ def modules_converted() -> Iterator[None]:
     def apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         tensors = [*self._parameters.values(), *self._buffers.values()]
         if any(t is not None and not isinstance(t, FakeTensor) for t in tensors):
-            return original(self, fn, recurse)
+            return original(self, fn, recurse)  # type: ignore[no-any-return,no-untyped-call]
         if recurse:
             for module in self.children():
-                module._apply(fn)
+                module._apply(fn)  # type: ignore[no-untyped-call]
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 self._parameters[name] = replacement(parameter, fn)  # type: ignore[assignment]

@@ -1,10 +1,8 @@
 """Operators whose results on CUDA differ from the CPU's in format or in the memory they hold.
 
-A fake CPU tensor mode answers every operator with the CPU's result. `results` is a table of those that need another
-one; whoever records asks it first, below autograd:
-
-    run = table.get(func)
-    out = func(*args, **kwargs) if run is None else run(func, args, kwargs)
+A fake tensor mode answers every operator with the CPU's result. `results` is a table of those that need another one;
+`Answering` is the dispatch mode that looks operators up in it. It stands below autograd, above the fake tensor mode and
+below whatever records.
 """
 
 from __future__ import annotations
@@ -14,11 +12,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.cuda.composites import _fused_rms_norm
 from peakline.models.capture.target import Target
 
-__all__ = ["Result", "results"]
+__all__ = ["Answering", "Result", "results"]
 
 aten = torch.ops.aten
 Result: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -87,3 +86,17 @@ def results(target: Target) -> Mapping[Any, Result]:
         aten.scatter.src: _in_place_in_backward(aten.scatter_.src),
         aten.index_add.default: _in_place_in_backward(aten.index_add_.default),
     }
+
+
+class Answering(TorchDispatchMode):
+    """Gives operators the results they have on the target."""
+
+    def __init__(self, target: Target) -> None:
+        """A mode with the target's table."""
+        super().__init__()
+        self.table = results(target)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The target's result where the table has one, else that of the modes below."""
+        run = self.table.get(func)
+        return func(*args, **(kwargs or {})) if run is None else run(func, args, kwargs or {})

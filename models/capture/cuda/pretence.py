@@ -47,7 +47,7 @@ class _Generator(torch.Generator):
     """A generator for whatever device, on the CPU."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
-        return super().__new__(cls, device="cpu")
+        return super().__new__(cls, device="cpu")  # type: ignore[call-arg]
 
 
 def _answering(value: Any) -> Callable[..., Any]:
@@ -102,6 +102,26 @@ def _always_step(self: Any, optimizer: Any, optimizer_state: Any, *args: Any, **
 
 
 @contextmanager
+def _inference_without_shortcuts() -> Iterator[None]:
+    """`torch.inference_mode` as `torch.no_grad`, which keeps as little.
+
+    In inference mode composite operators reach a dispatch mode whole, before they are taken apart.
+    """
+    from torch.autograd.grad_mode import inference_mode
+
+    def enter(self: Any) -> None:
+        self._grad_was = torch.is_grad_enabled()
+        if self.mode:
+            torch.set_grad_enabled(False)
+
+    def leave(self: Any, *args: Any) -> None:
+        torch.set_grad_enabled(self._grad_was)
+
+    with patch.object(inference_mode, "__enter__", enter), patch.object(inference_mode, "__exit__", leave):
+        yield
+
+
+@contextmanager
 def pretended_device(target: Target) -> Iterator[None]:
     """`torch.cuda` is there, idle and empty; optimizers take multi-tensor kernels for fake CPU tensors.
 
@@ -116,6 +136,7 @@ def pretended_device(target: Target) -> Iterator[None]:
         for name, answer in _answers(target).items():
             if hasattr(torch.cuda, name):
                 stack.enter_context(patch.object(torch.cuda, name, answer))
+        stack.enter_context(_inference_without_shortcuts())
         stack.enter_context(patch.object(torch, "Generator", _Generator))
         for module in (optimizer, _foreach_utils):
             kinds = [*module._foreach_supported_types, FakeTensor, torch.nn.Parameter]

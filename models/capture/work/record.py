@@ -66,7 +66,7 @@ def as_node(
 def built_in(node: Node) -> Work:
     """The work of a built-in operator type on a node."""
     kind = operator_type(node.operator.type)
-    return Work(kind.kernels(node), int(kind.reads(node)), int(kind.writes(node)))  # type: ignore[call-overload]
+    return Work(kind.kernels(node), int(kind.reads(node)), int(kind.writes(node)))
 
 
 def present(*values: Any) -> list[View]:
