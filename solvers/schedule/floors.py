@@ -25,23 +25,15 @@ from peakline.solvers.bounds import forced_alive, grain, read_by_descendants
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.segments import Segment
 
-__all__ = ["NEVER", "Floors", "Vector", "price"]
+__all__ = ["NEVER", "Floors", "Vector"]
 
 Vector = npt.NDArray[np.int64]
 
 NEVER = -(1 << 40)
 """Excess, in grains, of an operator that has run."""
 
+_MOST_SUMS = 1 << 17  # grains of the capacity; tables of subset sums have four times as many bits
 _MOST_CHAINED = 700  # operators of a segment: the pairs of a larger one take too long
-
-
-def price(excess: Vector, cheap: Vector) -> Vector:
-    """Least traffic that takes `excess` out and back, if of what may leave `cheap` costs one byte a byte, others two.
-
-    max(excess, 2·excess − cheap), in the unit of its arguments; at least 0.
-    """
-    least: Vector = np.maximum(np.maximum(excess, 2 * excess - cheap), 0)
-    return least
 
 
 class Floors:
@@ -76,9 +68,12 @@ class Floors:
         for j in self.operators:  # what an ancestor of j adds is counted from the start
             self.grows[j][[self.column[k] for k in bits(dag.descendants[j] & self.inside)]] = 0
         self._remaining: dict[tuple[int, int], tuple[Vector, Vector]] = {}
+        self._sums: dict[int, tuple[int, int]] = {}
+        self._rounded: dict[tuple[int, int, int], int] = {}
         self.after = self.zero()
         if len(self.operators) <= _MOST_CHAINED:
             self._chain()
+        self.chained = bool(self.after.any())
 
     def zero(self) -> Vector:
         """A vector of zeros."""
@@ -161,6 +156,58 @@ class Floors:
             returns = np.array([bool(key[1] & self.dag.ancestors[j]) for j in self.operators])
             found = self._remaining[key] = (full, np.where(returns, 0, full))
         return found
+
+    def to_come(self, excess: Vector, cheap: Vector) -> int:
+        """Bytes that must still be moved: max over j of max(e, 2 e − cheap) + after(j), e rounded up to what may leave.
+
+        Taking e bytes out and back costs one byte a byte for what is cheap (off-chip anyway, to be stored anyway, or
+        stored before), two for the rest.
+        """
+        least = 2 * excess - cheap
+        np.maximum(least, excess, out=least)
+        if self.chained:
+            np.maximum(least, 0, out=least, where=excess > NEVER // 2)
+            least += self.after
+        top = int(least.argmax())
+        if least[top] <= 0:
+            return 0
+        e, c = int(excess[top]), int(cheap[top])
+        if e <= 0:
+            return int(least[top]) * self.unit
+        key = (top, e, min(e, c))
+        found = self._rounded.get(key)
+        if found is None:
+            found = self._rounded[key] = self._round(*key)
+        return max(int(least[top]), found + int(self.after[top])) * self.unit
+
+    def _round(self, column: int, excess: int, cheap: int) -> int:
+        """Least traffic of tensors that together have `excess` grains, and those that are stored what is not cheap."""
+        if self.capacity > _MOST_SUMS:
+            return 0
+        if column not in self._sums:
+            self._sums[column] = self._subset_sums(self.operators[column])
+        every, dear = self._sums[column]
+        leaving, stored = every >> excess, dear >> max(0, excess - cheap)
+        if not leaving or not stored:
+            return 0  # beyond the table
+        first = (leaving & -leaving).bit_length() - 1
+        return 2 * excess + first + (stored & -stored).bit_length() - 1 - min(excess, cheap)
+
+    def _subset_sums(self, j: int) -> tuple[int, int]:
+        """Bits at the sums that tensors alive beside `j` can have: all of them, and the activations among them."""
+        dag = self.dag
+        made_later = dag.descendants[j] | 1 << j
+        before = dag.ancestors[j] | 1 << j
+        every = dear = 1
+        end = (1 << 4 * self.capacity) - 1
+        for a, size in enumerate(self.size):
+            made = dag.maker[a]
+            gone = (made >= 0 and made_later >> made & 1) or not dag.readers[a] & ~before
+            if not gone and not dag.touch[j] >> a & 1:
+                every |= every << size & end
+                if dag.dear >> a & 1:
+                    dear |= dear << size & end
+        return every, dear
 
     def _chain(self) -> None:
         """`after`: for each j the largest sum along a chain j ≺ k ≺ … of excesses that are paid apart."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from peakline.solvers.dag import Dag, bits
-from peakline.solvers.schedule.floors import NEVER, Floors, Vector, price
+from peakline.solvers.schedule.floors import NEVER, Floors, Vector
 from peakline.solvers.segments import Segment
 
 __all__ = ["Moves", "State"]
@@ -56,6 +56,18 @@ class Moves:
     def __init__(self, dag: Dag, segment: Segment, capacity: int) -> None:
         self.dag, self.segment, self.capacity = dag, segment, capacity
         self.floors = Floors(dag, segment, capacity)
+        self.results = {i: self._results(i) for i in self.floors.operators}
+
+    def _results(self, i: int) -> tuple[int, int, int, int]:
+        """What `i` makes: mask, bytes, bytes of what anybody reads, and what evicting that costs."""
+        dag = self.dag
+        read = [a for a in dag.outputs[i] if dag.readers[a]]
+        return (
+            sum(1 << a for a in dag.outputs[i]),
+            sum(dag.size[a] for a in dag.outputs[i]),
+            sum(dag.size[a] for a in read),
+            sum(dag.size[a] * (1 + (dag.dear >> a & 1)) for a in read),
+        )
 
     def start(self) -> State:
         """The segment's only initial state: what is alive is resident, and no activation of it is stored."""
@@ -178,26 +190,28 @@ class Moves:
     def _execute(self, state: State, i: int) -> None:
         """Run `i`, for which there is room, in place."""
         dag, size, floors = self.dag, self.dag.size, self.floors
-        for a in bits(dag.touch[i] & state.evicted):
+        back = dag.touch[i] & state.evicted
+        for a in bits(back):
             state.held += size[a]
             _, outside = floors.remaining(a, ~state.executed)
             state.excess += outside
             state.cheap += outside
-        state.evicted &= ~dag.touch[i]
+        state.evicted ^= back
         for a in bits(dag.touch[i] & ~state.live):
             state.held += size[a]
             if dag.off_chip >> a & 1:
                 state.excess += floors.off_chip_live[a]
                 state.cheap += floors.off_chip_live[a]
-        for a in dag.inputs[i]:
-            if state.stored >> a & 1:
-                state.cheap -= floors.edge[a, i]
+        if state.stored & dag.touch[i]:
+            for a in dag.inputs[i]:
+                if state.stored >> a & 1:
+                    state.cheap -= floors.edge[a, i]
         state.live |= dag.touch[i]
         state.executed |= 1 << i
         state.excess += floors.grows[i]
         state.excess[floors.column[i]] = NEVER
         left = ~state.executed
-        for a in bits(dag.touch[i]):
+        for a in (*dag.inputs[i], *dag.outputs[i]):
             if not dag.readers[a] & left:
                 state.live ^= 1 << a
                 state.held -= size[a]
@@ -220,9 +234,7 @@ class Moves:
                     state.ran += ((i, 0),)
                     again = True
                     break
-        still = price(state.excess, state.cheap) + self.floors.after
-        still[state.excess < NEVER // 2] = 0
-        state.to_come = int(still.max(initial=0)) * self.floors.unit
+        state.to_come = self.floors.to_come(state.excess, state.cheap)
         return state
 
     def _safe(self, state: State, i: int) -> bool:
@@ -233,18 +245,20 @@ class Moves:
         evicted and reloaded that input.
         """
         dag = self.dag
-        if dag.touch[i] & state.evicted or self.shortage(state, i) > 0:
+        touch = dag.touch[i]
+        if touch & state.evicted:
+            return False
+        fresh = touch & ~state.live
+        results, needed, size, dear = self.results[i]
+        if fresh != results:  # something from off-chip comes in as well
+            needed = dag.weigh(fresh)
+        if state.held + needed > self.capacity:
             return False
         left = ~(state.executed | (1 << i))
-        staying = [a for a in bits(dag.touch[i] & ~state.live) if dag.readers[a] & left]
-        if not staying:
-            return True
-        if any(dag.maker[a] != i for a in staying):
+        if fresh != results and any(dag.readers[a] & left for a in bits(fresh & ~results)):
             return False
-        size = sum(dag.size[a] for a in staying)
-        dear = sum(dag.size[a] * (1 + (dag.dear >> a & 1)) for a in staying)
+        if not size:
+            return True
         return any(
-            dag.size[a] >= size and self.cost(state, a) >= dear
-            for a in dag.inputs[i]
-            if state.live >> a & 1 and not dag.readers[a] & left
+            dag.size[a] >= size and not dag.readers[a] & left and self.cost(state, a) >= dear for a in dag.inputs[i]
         )
