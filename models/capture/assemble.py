@@ -25,7 +25,8 @@ __all__ = ["Priced", "assemble"]
 class Priced:
     """What one call costs: kernels, compulsory bytes, and blocks allocated and freed inside it.
 
-    `workspace` stands beside the results at once; `passing` is every block, in order, where the rules know them all.
+    `workspace` stands beside the results at once; `passing` is every block, in order, where the rules know them all;
+    `results` are the bytes of the results' memory, where they are known better than from their shapes.
     """
 
     kernels: tuple[Kernel, ...] = ()
@@ -33,6 +34,7 @@ class Priced:
     writes: int = 0
     workspace: tuple[int, ...] = ()
     passing: tuple[int, ...] = ()
+    results: tuple[int, ...] = ()
 
 
 def assemble(recording: Recording, price: Callable[[Call], Priced], *, name: str, **workload: Any) -> Graph:
@@ -123,6 +125,8 @@ class _Assembly:
                 self._declare(storages[number], storages[number].name or "held", storages[number].role)
         read = tuple([self.latest[number] for number in inputs])
         name = self.names.of_call(call)
+        cost = self.price(call)
+        self._resize(call, cost.results)
         outputs = []
         for place, number in enumerate(call.makes):
             storage = storages[number]
@@ -136,7 +140,6 @@ class _Assembly:
             self.tensors[title] = Tensor(title, owner.shape, owner.dtype, owner.role, None, owner.name)
             self.latest[number] = title
             outputs.append(title)
-        cost = self.price(call)
         attributes: dict[str, Any] = {"kernels": [kernel_out(k) for k in cost.kernels], "reads": cost.reads,
                                       "writes": cost.writes}  # fmt: skip
         if cost.workspace:
@@ -145,12 +148,18 @@ class _Assembly:
             attributes["passing"] = list(cost.passing)
         if call.line:
             attributes["line"] = call.line
-        self._append(Operator(name, call.packet, read, tuple(outputs), attributes, call.phase, call.module))
+        self.operators.append(Operator(name, call.packet, read, tuple(outputs), attributes, call.phase, call.module))
         for number in (*inputs, *call.makes):
             self.touched[number] = len(self.operators) - 1
 
-    def _append(self, operator: Operator) -> None:
-        self.operators.append(operator)
+    def _resize(self, call: Call, results: tuple[int, ...]) -> None:
+        """One result whose memory is of another size than its shape says (a reduction's, made of its operand's)."""
+        storages = self.recording.storages
+        expected, known = Counter(storages[n].bytes for n in call.makes), Counter(results)
+        odd, real = expected - known, known - expected
+        if len(results) == len(call.makes) and odd.total() == real.total() == 1:
+            (size,), (better,) = odd, real
+            next(storages[n] for n in call.makes if storages[n].bytes == size).bytes = better
 
     def _free(self, number: int) -> None:
         if number not in self.owner:
@@ -168,7 +177,7 @@ class _Assembly:
         phase: Phase = self.operators[-1].phase if self.operators else "forward"
         module = self.operators[-1].module if self.operators else ""
         name = self.names.fresh(f"{module}.release" if module else "release")
-        self._append(Operator(name, "release", tuple([self.latest[n] for n in ended]), (), {}, phase, module))
+        self.operators.append(Operator(name, "release", tuple([self.latest[n] for n in ended]), (), {}, phase, module))
         for number in ended:
             self.touched[number] = len(self.operators) - 1
 

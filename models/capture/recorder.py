@@ -26,6 +26,9 @@ __all__ = ["Recorder"]
 
 _DEVICE_OF = torch.ops.prim.device.default
 _ADD = torch.ops.aten.add.Tensor
+_WRAPPERS = ("torch/_dynamo/eval_frame.py", "torch/_compile.py")
+"""Files of the frames that torch before 2.9 puts around a dispatch mode."""
+
 _RESIZES = {torch.ops.aten.resize_.default, torch.ops.aten.resize_as_.default, torch.ops.aten.set_.source_Storage,
             torch.ops.aten.set_.source_Storage_storage_offset, torch.ops.aten.set_.source_Tensor,
             torch.ops.aten.set_.default}  # fmt: skip
@@ -53,6 +56,10 @@ class Recorder(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._deaths: dict[int, _Death] = {}
         self._held = _references_of_a_temporary()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or a frame of torch.compile's machinery stands between this and the caller
 
     # ---- storages -------------------------------------------------------------------------------------------------
     def number(self, tensor: torch.Tensor) -> int:
@@ -109,6 +116,8 @@ class Recorder(TorchDispatchMode):
         if func.namespace == "profiler":
             return func(*args, **kwargs)
         frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_filename.endswith(_WRAPPERS):
+            frame = frame.f_back
         with torch._C.DisableTorchFunction():
             place = self.places.here(frame)
             schema = schema_of(func)
@@ -210,6 +219,10 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[int, int]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _ADD and torch._C._current_graph_task_id() >= 0:

@@ -272,6 +272,10 @@ class _Learning(TorchDispatchMode):
         super().__init__()
         self.known = known
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.known.run(func, args, kwargs or {})
 
