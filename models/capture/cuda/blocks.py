@@ -18,6 +18,7 @@ from peakline.models.capture.cuda.attention_blocks import (
     flash_backward,
     flash_forward,
 )
+from peakline.models.capture.cuda.reductions import reduction_blocks
 from peakline.models.capture.target import Target
 from peakline.models.capture.work.convolutions import channels_last, convolution_nodes
 from peakline.models.capture.work.indexing import embedding_backward_node
@@ -93,6 +94,25 @@ def _group_norm_backward(call: Call, target: Target) -> tuple[int, ...]:
     channels, groups = 4 * a["N"] * a["C"], 4 * a["N"] * a["group"]
     coefficients = (channels, groups, groups) if a["output_mask"][0] else ()
     return (channels, channels, *coefficients)
+
+
+PARTIAL_NORMS = (2, 8)
+"""Release since which the affine gradients of many short rows are summed in two steps (pytorch/pytorch#148605)."""
+
+
+def _row_norm_backward(call: Call, target: Target) -> tuple[int, ...]:
+    """Operands made contiguous, and partial sums of the affine gradients when there are more than 65,536 rows, and
+    fewer columns than the multiprocessors take (cuda/layer_norm_kernel.cu `LaunchGammaBetaBackwardCUDAKernel`)."""
+    a = call.arguments
+    copies = _dense_copies("grad_out", "input", "weight")(call, target)
+    columns = int(prod(a["normalized_shape"]))
+    rows = a["input"].elements // max(columns, 1)
+    wide = int(ceil_div(columns, 32))
+    if target.torch < PARTIAL_NORMS or rows <= 65_536 or columns // 32 >= target.multiprocessors // 2:
+        return copies
+    parts = min(32_768 // wide, int(ceil_div(rows, 32)))
+    affine = [view for view in present(a.get("weight"), a.get("bias")) if any(a["output_mask"][1:])]
+    return (*copies, *(parts * columns * view.dtype.bits // 8 for view in affine))
 
 
 def _dense_copies(*names: str) -> Rule:
@@ -172,6 +192,11 @@ def _foreach_norm(call: Call, target: Target) -> tuple[int, ...]:
     return (width * len(lists[0]) * chunks,)
 
 
+_REDUCTIONS = (
+    "sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all", "var", "std", "var_mean",
+    "std_mean", "linalg_vector_norm", "norm", "nansum",
+)  # fmt: skip
+
 RULES: dict[str, Rule] = {
     "aten.convolution": _convolution,
     "aten.convolution_backward": _convolution,
@@ -187,9 +212,9 @@ RULES: dict[str, Rule] = {
     "aten._softmax_backward_data": _softmax_backward,
     "aten._safe_softmax": _safe_softmax,
     "aten.native_layer_norm": _dense_copies("input", "weight", "bias"),
-    "aten.native_layer_norm_backward": _dense_copies("grad_out", "input", "weight"),
+    "aten.native_layer_norm_backward": _row_norm_backward,
     "aten._fused_rms_norm": _dense_copies("input", "weight"),
-    "aten._fused_rms_norm_backward": _dense_copies("grad_out", "input", "weight"),
+    "aten._fused_rms_norm_backward": _row_norm_backward,
     "aten.native_group_norm": _group_norm,
     "aten.native_group_norm_backward": _group_norm_backward,
     "aten.mse_loss": _reduced_loss(1),
@@ -204,6 +229,7 @@ RULES: dict[str, Rule] = {
     "aten.argsort": _sort,
     "aten._unique2": _sort,
     "aten._foreach_norm": _foreach_norm,
+    **{f"aten.{name}": reduction_blocks for name in _REDUCTIONS},
 }
 
 
