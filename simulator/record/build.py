@@ -29,7 +29,11 @@ _OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-4}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-3}),
 }
-_IMPLEMENTATIONS = {"foreach": {"foreach": True}, "fused": {"fused": True}, "loop": {"foreach": False}}
+_IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "loop": {"foreach": False},
+}
 _LARGEST_TIME = 1000  # diffusion steps
 
 
@@ -117,7 +121,7 @@ def run_step(built: Built, phase: Callable[[str], None]) -> float | None:
         if case.zero_grad == "before_backward" and built.optimizer is not None:
             built.optimizer.zero_grad(set_to_none=True)
         phase("backward")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         value = loss.detach()
         del loss
     if built.optimizer is not None:

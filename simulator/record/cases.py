@@ -147,7 +147,12 @@ def _case(name: str, family: str, config: Config, **settings: Any) -> MemoryCase
         model_type=family,
         architecture=_OURS[family] if ours else _CLASSES[family],
         config=config,
-        **{"attention": None if ours else "sdpa", "loss": _LOSS.get(family, "model"), **settings},
+        **{
+            "attention": None if ours else "sdpa",
+            "loss": _LOSS.get(family, "model"),
+            "steps": 3 if "scale" in settings else 2,  # small ones are steady in their second step
+            **settings,
+        },
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from peakline.kernels.suite import Kernel, error_of, measure
+from peakline.kernels.suite import Kernel, error_of
 from peakline.record.build import DTYPES
 from peakline.record.memory_run import is_out_of_memory
 from peakline.record.schema import KernelCase, KernelRow
@@ -19,7 +19,6 @@ from peakline.record.words import describe
 
 __all__ = ["kernel_cases", "measure_kernel"]
 
-_TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _LARGEST_REFERENCE = 1 << 27  # elements of the float64 reference's operands that are worth checking
 
 # Sizes worth a GPU's time, and tiles for its tensor cores, beside each kernel's own.
@@ -52,7 +51,7 @@ _LARGE: Mapping[str, tuple[tuple[Mapping[str, Any], ...], tuple[Mapping[str, int
     ),
     "linear cross-entropy": (
         ({"tokens": 4096, "vocabulary": 32000, "dim": 2048},),
-        tuple({"tile_tokens": t, "tile_vocabulary": v, "step": 32} for t, v in ((64, 64), (128, 128), (64, 128))),
+        tuple({"tile_tokens": t, "tile_vocabulary": v, "tile_dim": 32} for t, v in ((64, 64), (128, 128), (64, 128))),
     ),
 }
 
@@ -92,16 +91,28 @@ def measure_kernel(case: KernelCase, device: str, clock: Clock | None, *, seed: 
             assert clock is not None
             found |= _on_device(kernel, shape, case, clock, seed)
         else:
-            counted = measure(kernel, shape, case.tiles, _TORCH_NAMES[case.dtype], seed)
-            by_tensor = counted["measured_by_tensor"].values()
-            found |= {
-                "loaded_bytes": int(sum(loaded for loaded, _ in by_tensor)),
-                "stored_bytes": int(sum(stored for _, stored in by_tensor)),
-                "largest_error": counted["error"],
-            }
+            found |= _interpreted(kernel, shape, case, seed)
     except Exception as error:
         found |= {"error": describe(error), "out_of_memory": is_out_of_memory(error)}
     return KernelRow(**found)
+
+
+def _interpreted(kernel: Kernel, shape: dict[str, Any], case: KernelCase, seed: int) -> dict[str, Any]:
+    """The bytes that every load and store moves, counted."""
+    from peakline.kernels.counting import count_bytes
+
+    inputs = kernel.inputs(shape, DTYPES[case.dtype], torch.device("cpu"), torch.Generator().manual_seed(seed))
+    with count_bytes() as counter:
+        results = kernel.launch(inputs, shape, case.tiles)
+    return {
+        "loaded_bytes": int(counter.traffic.loaded),
+        "stored_bytes": int(counter.traffic.stored),
+        "largest_error": error_of(results, kernel.reference(_exact(inputs), shape)),
+    }
+
+
+def _exact(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
 
 
 def _on_device(kernel: Kernel, shape: dict[str, Any], case: KernelCase, clock: Clock, seed: int) -> dict[str, Any]:
@@ -110,9 +121,8 @@ def _on_device(kernel: Kernel, shape: dict[str, Any], case: KernelCase, clock: C
     results = kernel.launch(inputs, shape, case.tiles)
     found: dict[str, Any] = {}
     if sum(tensor.numel() for tensor in inputs.values()) <= _LARGEST_REFERENCE:
-        exact = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
-        found["largest_error"] = error_of(results, kernel.reference(exact, shape))
-        del exact
+        found["largest_error"] = error_of(results, kernel.reference(_exact(inputs), shape))
+    del results
     found["warm"] = clock.measure(lambda: kernel.launch(inputs, shape, case.tiles))
     found["cold"] = clock.measure(lambda: kernel.launch(inputs, shape, case.tiles), cold=True)
     return found

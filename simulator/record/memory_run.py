@@ -97,7 +97,7 @@ def device_used() -> tuple[int | None, str | None]:
     try:
         return int(torch.cuda.device_memory_used(0)), "nvml"
     except Exception:  # no pynvml, or a driver that does not answer
-        if not torch.cuda.is_initialized():
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return None, None
         free, total = torch.cuda.mem_get_info()
         return total - free, "mem_get_info"
@@ -115,7 +115,7 @@ class _CudaProbe:
         before, _ = device_used()
         if self._case.allocator:
             set_allocator(self._case.allocator)
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.memory._record_memory_history("all", context=None, stacks="python", max_entries=HISTORY)
         self._recording = True
         self._mark("context")
@@ -258,11 +258,11 @@ class _CpuProbe:
         return {"resident_allocated_bytes": self._resident}
 
     def __enter__(self) -> None:
-        self._profile.__enter__()
+        self._profile.__enter__()  # type: ignore[no-untyped-call]
         self._ran = True
 
     def __exit__(self, *error: Any) -> None:
-        self._profile.__exit__(*error)
+        self._profile.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def step(self, number: int, built: Built) -> StepMemory:
         open_ranges: list[Any] = []
@@ -290,8 +290,8 @@ class _CpuProbe:
     def finish(self, steps: list[StepMemory]) -> tuple[list[StepMemory], AllocationTrace | None]:
         if not self._ran:
             return steps, None
-        assert self._profile.profiler is not None
-        tree = self._profile.profiler.kineto_results.experimental_event_tree()
+        recorded: Any = self._profile.profiler
+        tree = recorded.kineto_results.experimental_event_tree()
         events = tuple(_numbered(sorted(_events_of(tree), key=lambda found: found[0])))
         header = StreamHeader(
             schema="peakline.trace/1",

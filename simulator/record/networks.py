@@ -235,7 +235,8 @@ class DiT(nn.Module):
         x = self.last(self.norm(x) * (1 + scale) + shift)
         p = self.patch
         x = x.reshape(n, rows, columns, p, p, 2 * self.channels).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(n, 2 * self.channels, rows * p, columns * p)
+        out: Tensor = x.reshape(n, 2 * self.channels, rows * p, columns * p)
+        return out
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"ResNet": ResNet, "UNet": UNet, "DiT": DiT}

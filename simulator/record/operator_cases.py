@@ -101,7 +101,7 @@ def _attention_cuda() -> Iterator[OperatorCase]:
             for h, kv, d in heads[:2]:
                 if batch * context <= 1 << 20:
                     sizes = {"batch": batch, "context": context, "heads": h, "kv_heads": kv, "head_dim": d}
-                    yield _case("attention_decode", "bf16", **sizes)
+                    yield _case("attention_decode", "bf16", {}, **sizes)
 
 
 def _rows(

@@ -61,7 +61,7 @@ def _timed_step(built: Built, device: str) -> tuple[float, dict[str, float]]:
 
     def stamp(name: str) -> None:
         if device == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             stamps.append((name, event))
         else:

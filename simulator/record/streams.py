@@ -90,7 +90,10 @@ class Event(NamedTuple):
                 raise ValueError(f"{action}: expected whole numbers from 0 up to 2^60, got {str(number)[:40]!r}")
         if action == "oom":
             return cls(action, size=rest[0], address=rest[1])
-        return cls(action, *rest, text=text) if action != "mark" else cls(action, text=text)
+        if action == "mark":
+            return cls(action, text=text)
+        block, size, stream, address = [*rest, 0, 0, 0][:4]
+        return cls(action, block, size, stream, address, text)
 
 
 class FinalSegment(Row):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from peakline.record.cases import MEMORY_CASES, STEP_CASES, memory_cases
 from peakline.record.operator_cases import operator_cases
@@ -50,7 +50,7 @@ def suites_of(name: str) -> tuple[Suite, ...]:
         return SUITES
     if name not in SUITES:
         raise ValueError(f"SUITE: {name!r} is unknown; accepted: {', '.join(SUITES)}, all")
-    return (cast(Suite, name),)
+    return (name,)
 
 
 def device_of(name: str) -> Kind:

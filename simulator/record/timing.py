@@ -71,8 +71,8 @@ class Clock:
     def _one_cuda(self, run: Callable[[], object], cold: bool) -> float:
         if cold:
             self._flush.zero_()
-        torch.cuda._sleep(_IDLE_CYCLES)
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(_IDLE_CYCLES)  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         run()
         end.record()
