@@ -83,6 +83,7 @@ class Call:
         line: `file.py:12` of the user's code that asked for it; a backward call has its forward call's.
         step: number of the step, from 0; −1 while the model is set up.
         writes: storages among the arguments that the operator changes in place.
+        tracked: autograd records what is done (some kernels then keep more).
     """
 
     op: str
@@ -94,6 +95,7 @@ class Call:
     line: str = ""
     step: int = 0
     writes: tuple[int, ...] = ()
+    tracked: bool = False
 
     @property
     def packet(self) -> str:

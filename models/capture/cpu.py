@@ -100,7 +100,7 @@ class Kernels:
         """What `call` allocates inside; None where it cannot or should not be run."""
         if call.packet in _NEVER or not call.packet.startswith("aten.") or _too_large(call):
             return None
-        key = (call.op, tuple((name, _key(value)) for name, value in call.arguments.items()))
+        key = (call.op, call.tracked, tuple((name, _key(value)) for name, value in call.arguments.items()))
         if key not in self._known:
             self._known[key] = self._run(call)
         return self._known[key]
@@ -109,16 +109,27 @@ class Kernels:
         packet, overload = call.packet.split(".", 1)[1], call.op.rsplit(".", 1)[1]
         operator = getattr(getattr(torch.ops.aten, packet), overload)
         memory: dict[int, torch.Tensor] = {}
-        if "rnn" in packet and "backward" in packet:
-            return None  # reads a workspace that only its forward call can fill
         required = [a for a in operator._schema.arguments if not a.kwarg_only]
         try:
             values = {name: _real(value, memory) for name, value in call.arguments.items()}
             values = {a.name: _typed(values[a.name], a) for a in operator._schema.arguments if a.name in values}
+            if packet == "mkldnn_rnn_layer_backward":
+                values["workspace"] = _workspace_of_forward(values)
             args = [values.pop(a.name) for a in required if a.name in values]
-            return inside(_traced(lambda: operator(*args, **values)))
+            with torch.set_grad_enabled(call.tracked):
+                return inside(_traced(lambda: operator(*args, **values)))
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
             return None
+
+
+def _workspace_of_forward(values: dict[str, Any]) -> torch.Tensor:
+    """What the forward pass of a recurrent layer left for its backward: only oneDNN can fill it."""
+    forward = torch.ops.aten.mkldnn_rnn_layer.default
+    given = {**values, "weight0": values["weight1"], "weight1": values["weight2"], "weight2": values["weight3"],
+             "weight3": values["weight4"], "cx_": values["cx_tmp"]}  # fmt: skip
+    with torch.enable_grad():
+        workspace: torch.Tensor = forward(*[given[a.name] for a in forward._schema.arguments])[3]
+    return workspace
 
 
 def _traced(run: Callable[[], Any]) -> list[int]:
@@ -127,12 +138,11 @@ def _traced(run: Callable[[], Any]) -> list[int]:
 
     settings = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False,
                               torch._C._profiler._ExperimentalConfig())  # fmt: skip
-    with torch.no_grad():
-        _enable_profiler_legacy(settings)
-        try:
-            kept = run()
-        finally:
-            threads = _disable_profiler_legacy()
+    _enable_profiler_legacy(settings)
+    try:
+        kept = run()
+    finally:
+        threads = _disable_profiler_legacy()
     del kept
     return [e.cpu_memory_usage() for events in threads for e in events if e.kind() == "memory_alloc"]
 

@@ -161,8 +161,11 @@ class Recorder(TorchDispatchMode):
         op = "aten.add_.Tensor" if alias is not None else schema.op
         writes = (alias,) if alias is not None else _written(schema, seen)
         self.recording.events.append(
-            Call(op, seen, tuple(results), tuple(makes), place.phase, place.module, place.line, self.step, writes)
-        )
+            Call(
+                op, seen, tuple(results), tuple(makes), place.phase, place.module, place.line, self.step, writes,
+                torch.is_grad_enabled(),
+            )
+        )  # fmt: skip
 
     def _resized(self, tensor: torch.Tensor, number: int, size: int) -> None:
         """A storage that changed its size is a new piece of memory; the old one is given back."""
