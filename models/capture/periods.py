@@ -216,13 +216,12 @@ class _Labels:
         return int(parts[depth]) if depth < len(parts) and parts[depth].isdigit() else None
 
     def _boundary(self, start: int, stop: int, period: int, path: str) -> int:
-        before = (self._number(at, path) for at in range(start - 1, max(start - 65, -1), -1))
-        last = next((number for number in before if number is not None), None)
-        inside = {n for at in range(start, start + period) if (n := self._number(at, path)) is not None}
-        group = max(1, len(inside))
+        """How many operators of a repetition still belong to the layer that began before it."""
         shift = self._shift(start, stop, period, path)
-        if shift:
-            group = abs(shift)
+        group = max(1, abs(shift))
+        named = (at for at in range(start - 1, max(start - 65, -1), -1) if self.modules[at])
+        before = next(named, None)
+        last = None if before is None else self._number(before, path)
         first = None
         for at in range(start, start + period):
             number = self._number(at, path)
