@@ -63,9 +63,8 @@ def _convolution(call: Call, target: Target) -> tuple[int, ...]:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def _softmax_backward(call: Call, target: Target) -> tuple[int, ...]:
     """The product of gradient and result (cuda/SoftMax.cu `softmax_backward_cuda_out`)."""
-    a = call.arguments
-    inputs = [like(a["grad_output"]), like(a["output"])]
-    return _built_in(as_node("softmax_backward", inputs, [like(call.results[0])], {"log": False}))
+    output = like(call.arguments["output"])  # the gradient may be an expanded look at one number
+    return _built_in(as_node("softmax_backward", [output, output], [like(call.results[0])], {"log": False}))
 
 
 def _safe_softmax(call: Call, target: Target) -> tuple[int, ...]:
