@@ -28,6 +28,9 @@ KERNELS = (
 )  # fmt: skip
 """Names of the kernels in the suite, in the order of the table."""
 
+INTERPRET = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+"""Environment of the child that measures: small arrays gain nothing from threads."""
+
 
 def traffic_table(kernels: Iterable[str] = KERNELS, dtype: str = "float32") -> list[dict[str, Any]]:
     """Measure the suite under Triton's interpreter: one row for each kernel, shape and tile.
@@ -70,7 +73,7 @@ def _in_a_child(kernels: Sequence[str], dtype: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "peakline.kernels", "--json", "--dtype", dtype]
     for name in kernels:
         command += ["--kernel", name]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | INTERPRET)
     if done.returncode:
         raise RuntimeError(f"the kernels could not be measured: {done.stderr.strip().splitlines()[-1:]}")
     rows: list[dict[str, Any]] = json.loads(done.stdout)

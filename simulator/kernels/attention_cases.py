@@ -132,7 +132,7 @@ ATTENTION_CASES = (
         _bound,
     ),
     Kernel(
-        "flash attention, backward", _SHAPES, _TILES, _backward_inputs, _launch_backward, _gradients, _moved_backward,
+        "flash attention, backward", _SHAPES, _TILES[:3], _backward_inputs, _launch_backward, _gradients, _moved_backward,
         lambda s, tile, e: cost.attention_backward_footprint(**tile, dim=s["dim"], v_dim=s.get("v_dim"), element=e),
         _backward_bound,
     ),
