@@ -120,7 +120,7 @@ def built(build: Callable[[GraphBuilder], Any], kind: str) -> list[tuple[Any, in
     for _, operator in step.operators():
         node, type_ = Node.of(step, operator), operator_type(operator.type)
         kernels = type_.kernels(node)
-        if kernels and node.outputs[0].shape != () or operator.type == "nll_loss":
+        if (kernels and node.outputs[0].shape != ()) or operator.type == "nll_loss":
             found.append((repr(kernels), int(type_.reads(node)), int(type_.writes(node))))
     return sorted(found)
 
@@ -136,19 +136,20 @@ def captured(calls: list[Call], ignore: tuple[str, ...]) -> list[tuple[Any, int,
 
 X = (4, 6, 32)
 IMAGE = (2, 8, 8, 8)
+K = "bf16"
 CASES: dict[str, tuple[Callable[[GraphBuilder], Any], Callable[[], Any], tuple[int, ...]]] = {
-    "layer_norm": (lambda b: layer_norm(b, b.input("x", X, "bf16")), lambda: nn.LayerNorm(32, dtype=BF16), X),
-    "rms_norm": (lambda b: rms_norm(b, b.input("x", X, "bf16")), lambda: nn.RMSNorm(32, dtype=BF16), X),
-    "softmax": (lambda b: softmax(b, b.input("x", X, "bf16")), lambda: nn.Softmax(-1), X),
-    "group_norm": (lambda b: group_norm(b, b.input("x", IMAGE, "bf16"), 2), lambda: nn.GroupNorm(2, 8, dtype=BF16), IMAGE),
+    "layer_norm": (lambda b: layer_norm(b, b.input("x", X, K)), lambda: nn.LayerNorm(32, dtype=BF16), X),
+    "rms_norm": (lambda b: rms_norm(b, b.input("x", X, K)), lambda: nn.RMSNorm(32, dtype=BF16), X),
+    "softmax": (lambda b: softmax(b, b.input("x", X, K)), lambda: nn.Softmax(-1), X),
+    "group_norm": (lambda b: group_norm(b, b.input("x", IMAGE, K), 2), lambda: nn.GroupNorm(2, 8, dtype=BF16), IMAGE),
     "convolution": (
-        lambda b: conv(b, b.input("x", IMAGE, "bf16"), 16, 3, padding=1), lambda: nn.Conv2d(8, 16, 3, padding=1, dtype=BF16),
+        lambda b: conv(b, b.input("x", IMAGE, K), 16, 3, padding=1), lambda: nn.Conv2d(8, 16, 3, padding=1, dtype=BF16),
         IMAGE,
     ),
-    "max_pool": (lambda b: max_pool(b, b.input("x", IMAGE, "bf16"), 2), lambda: nn.MaxPool2d(2), IMAGE),
-    "avg_pool": (lambda b: avg_pool(b, b.input("x", IMAGE, "bf16"), 2), lambda: nn.AvgPool2d(2), IMAGE),
-    "interpolate": (lambda b: interpolate(b, b.input("x", IMAGE, "bf16")), lambda: nn.Upsample(scale_factor=2), IMAGE),
-    "linear": (lambda b: linear(b, b.input("x", X, "bf16"), 16, bias=True), lambda: nn.Linear(32, 16, dtype=BF16), X),
+    "max_pool": (lambda b: max_pool(b, b.input("x", IMAGE, K), 2), lambda: nn.MaxPool2d(2), IMAGE),
+    "avg_pool": (lambda b: avg_pool(b, b.input("x", IMAGE, K), 2), lambda: nn.AvgPool2d(2), IMAGE),
+    "interpolate": (lambda b: interpolate(b, b.input("x", IMAGE, K)), lambda: nn.Upsample(scale_factor=2), IMAGE),
+    "linear": (lambda b: linear(b, b.input("x", X, K), 16, bias=True), lambda: nn.Linear(32, 16, dtype=BF16), X),
 }  # fmt: skip
 
 
