@@ -47,8 +47,10 @@ class Program:
 
     @cached_property
     def touched(self) -> list[tuple[int, ...]]:
-        """Tensors that each operator reads and makes."""
-        return [i + o for i, o in zip(self.inputs, self.outputs)]
+        """Tensors that each operator reads and makes; what a step left counts as what takes its place."""
+        heir = self.previous
+        touched = [i + o for i, o in zip(self.inputs, self.outputs)]
+        return [tuple([heir.get(t, t) for t in ts]) for ts in touched] if heir else touched
 
 
 class Home(NamedTuple):
