@@ -48,11 +48,15 @@ class Evaluation(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a kind of kernel says of itself: seconds of arithmetic at peak, least traffic, and its tiled cost."""
+    """What a kind of kernel says of itself: seconds of arithmetic at peak, least traffic, and its tiled cost.
+
+    `issue` is the calibrated time between kernels that the host starts one by one, 0 where there is none.
+    """
 
     arithmetic: Real
     traffic: Traffic | None
     tiled: Tiled
+    issue: float = 0.0
 
 
 def evaluate(
@@ -80,9 +84,9 @@ def evaluate(
         if level.name in least and level.bandwidth:
             io = ops.maximum(io, least[level.name] / level.bandwidth)
     tiled = ops.maximum(plan.tiled.seconds, io)
-    if not cuda_graph and machine.launch:
+    if not cuda_graph and (issue := plan.issue or machine.launch):
         launches = values[1] if kind is Stream else 1.0
-        tiled = ops.maximum(tiled, launches * machine.launch)
+        tiled = ops.maximum(tiled, launches * issue)
     traffic = {name: ops.maximum(moved, least[name]) for name, moved in plan.tiled.traffic.items() if name in least}
     busiest: Real = 0.0
     for seconds in plan.tiled.limits.values():
@@ -141,8 +145,10 @@ def _products(
 ) -> Plan:
     a, b, c = formats
     wide = a if a.bits >= b.bits else b
+    issue = 0.0
     if machine.kind == "gpu":
         const = constants(machine, "gemm")
+        issue = const.issue
         tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes, copies=copies, const=const)
     else:
         widths = (a.bits / 8.0, b.bits / 8.0, c.bits / 8.0)
@@ -151,7 +157,7 @@ def _products(
     def traffic(capacity: float, copies: int) -> Real:
         return matmul_traffic(flops / 2.0, capacity, a.bits / 8.0, b.bits / 8.0, c.bits / 8.0, copies)
 
-    return Plan(flops / machine.rate(wide)[0], traffic, tiled)
+    return Plan(flops / machine.rate(wide)[0], traffic, tiled, issue)
 
 
 def _convolution(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:
@@ -228,6 +234,7 @@ def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copie
     batch, heads, kv_heads, queries, keys, pairs, qk_dim, v_dim, reads, writes = values
     kind, kv_kind, backward = formats
     ops = ops_for(*values)
+    issue = 0.0
     per_pair = 3.0 * qk_dim + 2.0 * v_dim if backward else qk_dim + v_dim
     flops = 2.0 * batch * heads * pairs * per_pair
     if machine.kind == "gpu":
@@ -237,6 +244,7 @@ def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copie
             const, again = constants(machine, of), copies is not None
             return attention_tiled(machine, *shape, backward=backward, repeated=again, const=const)
 
+        issue = constants(machine, "decode").issue
         few = queries <= FEW_QUERIES
         if backward or not ops.any(few):
             tiled = priced("prefill")
@@ -256,7 +264,7 @@ def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copie
     def traffic(capacity: float, copies: int) -> Real:
         return attention_traffic(batch * heads * pairs, qk_dim, capacity, kind.bits / 8.0, kv_kind.bits / 8.0, copies)
 
-    return Plan(flops / machine.rate(kind)[0], traffic, tiled)
+    return Plan(flops / machine.rate(kind)[0], traffic, tiled, issue)
 
 
 def _stream(values: Values, formats: tuple[Any, ...], machine: Machine, copies: Real | None) -> Plan:

@@ -1,25 +1,24 @@
 """What all GPU kernels share: starting a kernel, the reach of L2, and the few physical constants of the GPU model.
 
 A device enters through its public figures (units, clock, peaks, bandwidth, L2 and shared memory sizes, TDP, compute
-capability). Constants of mechanism come in two sets, for GPUs whose tiles are copied and multiplied by asynchronous
-engines and for those whose threads do it (`async_copy`); the values marked *fitted* are medians over the GPUs measured
-in aiconfigurator 0.12's tables (Apache-2.0). A device that carries a calibration replaces them with its own. How well
-the shared ones serve a GPU that took no part is in `docs/calibration.md`.
+capability). Constants of mechanism, marked *fitted*, are medians over the GPUs of the same build (`build_of`) measured
+in aiconfigurator 0.12's tables (Apache-2.0; `peakline.cost.gpu_shared`). A device that carries a calibration replaces
+them with its own. How well the shared ones serve a GPU that took no part is in `docs/calibration.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from peakline.cost.gpu_shared import SHARED
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real
 
 __all__ = [
-    "GPU", "KINDS", "GpuConstants", "Tiled", "async_copy", "constants", "l1_bytes", "l2_rate", "launch_seconds",
-    "main_rate", "miss_fraction", "powered", "resident_threads",
+    "GPU", "KINDS", "GpuConstants", "Tiled", "async_copy", "build_of", "constants", "l1_bytes", "l2_rate",
+    "launch_seconds", "main_rate", "miss_fraction", "powered", "resident_threads",
 ]  # fmt: skip
 
 KINDS = ("gemm", "prefill", "decode", "stream")
@@ -44,6 +43,7 @@ class GpuConstants:
         launch_fixed, launch_cycles: seconds and SM cycles between dependent kernels in a CUDA graph (front-end
             fetch, block scheduling, drain). *Fitted*; NVIDIA reports about 1.5 µs plus the kernel ("Constant-time
             launch for straight-line CUDA graphs", 2024).
+        issue: seconds between kernels that a host starts one by one; 0: the device file's `software.launch`.
         load_cycles: cycles from asking for a tile until it lies in shared memory. *Fitted*; pointer chasing
             finds 470-660 cycles to DRAM and 200-280 to L2 (Luo et al., arXiv:2402.13499, H100, A100), to which the
             asynchronous copy and its barrier add.
@@ -52,8 +52,7 @@ class GpuConstants:
         drain_cycles: cycles from the last product until the block's result is stored. *Fitted*.
         main_share: attainable share of the peak bandwidth of main memory. *Fitted*; DRAM refresh and read-write
             turnaround leave 0.91-0.94 (BabelStream; Luo et al.).
-        l2_bytes_per_cycle, l2_narrow: attainable bytes per cycle and SM out of L2, on the dies built for datacentres
-            and on the others. *Fitted*, of a port 64 wide.
+        l2_bytes_per_cycle: attainable bytes per cycle and SM out of L2. *Fitted*, of a port 64 wide.
         port_bytes_per_cycle: the SM's port to L2, and
         shared_bytes_per_cycle: shared memory's width: 32 banks of 4 B (CUDA C++ Programming Guide).
         store_bytes_per_cycle: bytes of results that an SM writes out per cycle: from accumulators through shared
@@ -79,6 +78,7 @@ class GpuConstants:
         attention_share: share of the matrix peak that the two small products of a tile reach. *Fitted*.
         chain_loads: load latencies in a row per thread block of attention: lengths, block table, Q, K, V, result, with
             a barrier each. *Fitted*.
+        join_loads: load latencies that joining the parts of split keys takes: counters, partial sums, result. *Fitted*.
         step_loads: least load latencies per step, in a pipeline of depth 1/step_loads.
         packed_rows: most query rows of a group of heads that share one tile (TensorRT-LLM's XQA kernels: 32).
         latent_dim: heads wider than this hold a shared latent vector (DeepSeek's MLA: 576), for which kernels pack
@@ -90,13 +90,13 @@ class GpuConstants:
     """
 
     launch_fixed: float = 1.15e-6
+    issue: float = 0.0
     launch_cycles: float = 1950.0
     load_cycles: float = 800.0
     fill_cycles: float = 800.0
     drain_cycles: float = 150.0
     main_share: float = 0.95
     l2_bytes_per_cycle: float = 40.0
-    l2_narrow: float = 16.0
     port_bytes_per_cycle: float = 64.0
     shared_bytes_per_cycle: float = 128.0
     store_bytes_per_cycle: float = 9.0
@@ -114,6 +114,7 @@ class GpuConstants:
     softmax_ops: float = 8.0
     attention_share: float = 0.82
     chain_loads: float = 9.0
+    join_loads: float = 4.0
     packed_rows: float = 32.0
     latent_dim: float = 256.0
     single_row_blocks: float = 3.0
@@ -126,9 +127,6 @@ class GpuConstants:
 
 GPU = GpuConstants()
 
-SHARED: Mapping[tuple[str, bool], Mapping[str, float]] = {}
-"""What the kinds of kernel change of `GPU`, without and with asynchronous engines. *Fitted*, all of them."""
-
 
 @lru_cache(maxsize=256)
 def constants(machine: Machine, kind: str) -> GpuConstants:
@@ -137,9 +135,7 @@ def constants(machine: Machine, kind: str) -> GpuConstants:
     Raises:
         ValueError: if the device's calibration names a kind or a constant that does not exist.
     """
-    found = replace(GPU, **SHARED.get((kind, async_copy(machine)), {}))
-    if machine.capability[0] >= 7 and machine.capability not in _DATACENTRE:
-        found = replace(found, l2_bytes_per_cycle=found.l2_narrow)
+    found = replace(GPU, **SHARED.get((kind, build_of(machine)), {}))
     own: dict[str, float] = {}
     for name, value in machine.attainable.items():
         of, _, constant = name.rpartition(".")
@@ -157,8 +153,19 @@ def constants(machine: Machine, kind: str) -> GpuConstants:
     return replace(found, **own) if own else found
 
 
+def build_of(machine: Machine) -> str:
+    """Which GPUs share constants: `hopper`, `blackwell`, and without asynchronous engines `wide` or `narrow`, by L2.
+
+    `narrow` are the dies for workstations and servers without high-bandwidth memory (compute capability x.5, x.6, x.9,
+    12.x), whose L2 feeds an SM fewer bytes per cycle.
+    """
+    if async_copy(machine):
+        return "hopper" if machine.capability[0] == 9 else "blackwell"
+    return "wide" if machine.capability[0] < 7 or machine.capability in _TWO_PARTITIONS else "narrow"
+
+
 _NAMES = tuple(field.name for field in fields(GpuConstants))
-_DATACENTRE = ((7, 0), (8, 0), (9, 0), (10, 0), (10, 3))
+_TWO_PARTITIONS = ((7, 0), (8, 0), (9, 0), (10, 0), (10, 3))
 
 
 def launch_seconds(machine: Machine, const: GpuConstants = GPU) -> float:
@@ -206,7 +213,7 @@ def l2_reach(machine: Machine) -> float:
     """
     cache = machine.cache
     size = (cache.capacity or 0.0) if cache else 0.0
-    return size / 2.0 if machine.capability in _DATACENTRE[1:] else size
+    return size / 2.0 if machine.capability in _TWO_PARTITIONS[1:] else size
 
 
 def miss_fraction(ops: Ops, distance: Real, machine: Machine) -> Real:

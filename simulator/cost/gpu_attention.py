@@ -101,7 +101,11 @@ def attention_tiled(
     missed = (reads + writes) * miss_fraction(ops, reuse * (reads + writes), machine)
     streaming = ops.maximum(missed / memory, fetched / l2)
     total = ops.maximum(working, streaming) + const.exposed * ops.minimum(working, streaming)
-    joined = ops.where(splits > 1.0, launch + 4.0 * splits * batch * heads * queries * v_dim * 2.0 / l2, 0.0)
+    joined = ops.where(
+        splits > 1.0,
+        launch + const.join_loads * latency + 4.0 * splits * batch * heads * queries * v_dim * 2.0 / l2,
+        0.0,
+    )
     if backward:  # the kernels around it: dO·O, and dQ from float32
         around = batch * heads * queries * (2.0 * v_dim * kind.bits / 8.0 + qk_dim * (8.0 + kind.bits / 8.0))
         missed = missed + around * miss_fraction(ops, around, machine)

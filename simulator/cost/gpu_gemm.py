@@ -38,8 +38,8 @@ TILES = ((64, 16), (64, 64), (128, 64), (64, 128), (128, 128), (128, 256))
 (`..._64x64_...`, `..._128x256_...`); 64×16 stands for the thin kernels of decoding."""
 
 TILES_ASYNC = (
-    (64, 16), (64, 64), (128, 32), (128, 64), (128, 96), (128, 128), (128, 160), (128, 192), (128, 224), (128, 256),
-    (256, 128),
+    (64, 16), (64, 32), (64, 64), (128, 32), (128, 64), (128, 96), (128, 128), (128, 160), (128, 192), (128, 224),
+    (128, 256), (256, 128),
 )  # fmt: skip
 """Where one instruction multiplies 64 or 128 rows by any multiple of 8 columns up to 256 (wgmma, tcgen05), libraries
 come with tiles in between, so that fewer products leave a wave half empty (cuBLAS 12 names `nvjet_..._128x160_...`)."""
@@ -66,16 +66,27 @@ class Tile(NamedTuple):
 @lru_cache(maxsize=512)
 def _tiles(machine: Machine, a: DType, b: DType, c: DType, const: GpuConstants) -> tuple[float, tuple[Tile, ...]]:
     """Elements of k in a step, and the menu's costs on this machine."""
-    peak = machine.rate(a if a.bits >= b.bits else b)[0]
+    peak, _, matrix = machine.rate(a if a.bits >= b.bits else b)
+    # the matrix engine's accumulators are rearranged in shared memory; other kernels store theirs as they lie
+    store = const.store_bytes_per_cycle if matrix else const.port_bytes_per_cycle
     wide = max(a.bits, b.bits) / 8.0
     step = STEP_BYTES / wide
     rate = peak * const.tensor_share / machine.units
     menu = TILES_ASYNC if async_copy(machine) else TILES
-    return step, tuple(_tile(machine, rows, cols, step, rate, a, b, c, const) for rows, cols in menu)
+    return step, tuple(_tile(machine, rows, cols, step, rate, store, a, b, c, const) for rows, cols in menu)
 
 
 def _tile(
-    machine: Machine, rows: int, cols: int, step: float, rate: float, a: DType, b: DType, c: DType, const: GpuConstants
+    machine: Machine,
+    rows: int,
+    cols: int,
+    step: float,
+    rate: float,
+    store: float,
+    a: DType,
+    b: DType,
+    c: DType,
+    const: GpuConstants,
 ) -> Tile:
     row_bytes, col_bytes = rows * step * a.bits / 8.0, cols * step * b.bits / 8.0
     paired = machine.capability[0] == 10 and rows >= 128  # two SMs hold half of B each
@@ -96,7 +107,7 @@ def _tile(
         const.load_cycles / machine.clock / stages,
         row_bytes,
         col_bytes,
-        rows * cols * c.bits / 8.0 / (const.store_bytes_per_cycle * machine.clock),
+        rows * cols * c.bits / 8.0 / (store * machine.clock),
         across,
         blocks,
     )

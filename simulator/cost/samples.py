@@ -2,8 +2,8 @@
 
 A `Sample` is a group of rows of one table, GPU and number format. Each row is one call of a library operator, so what
 the operator launches beside its main kernel belongs to it: the quantisation of an fp8 linear layer, the rotary
-embedding and cache update of attention. The tables come with the project's reference folder (`folder_samples`) or with the Python
-package `aiconfigurator-core` (`database_samples`).
+embedding and cache update of attention. The tables come with the project's reference folder (`folder_samples`) or with
+the Python package `aiconfigurator-core` (`database_samples`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ GPUS: Mapping[str, str] = {
     "Tesla P100-PCIE-16GB": "p100-pcie-16gb",
 }  # fmt: skip
 """Names in the tables → devices of the catalogue."""
+
+EAGER = ("b60",)
+"""Measured without CUDA graphs, kernel after kernel from the host (Intel's runtime)."""
 
 QUANTISE_LAUNCHES = 3
 """What TensorRT-LLM's dynamic fp8 quantisation starts: clear the scale, find it, convert."""
@@ -114,7 +117,8 @@ class Sample:
 
         parts = tuple(Part(_cut_kernel(part.kernel, cut), cut(part.reads), cut(part.writes)) for part in self.parts)
         return replace(
-            self, parts=parts, measured=self.measured[rows], copies=cut(self.copies), shapes=self.shapes[rows],
+            self, parts=parts, measured=self.measured[rows], copies=cut(self.copies),
+            shapes=self.shapes.iloc[np.arange(len(self))[rows]],
             size=self.size[rows],
         )  # fmt: skip
 
@@ -153,7 +157,8 @@ def gemm_samples(table: pd.DataFrame, origin: str = "", *, quantised: bool = Tru
         shapes = rows[["m", "n", "k"]].reset_index(drop=True)
         samples.append(
             Sample(
-                "gemm", "gemm", str(gpu), kind.name, tuple(parts), _seconds(rows), copies, shapes, size, True, origin
+                "gemm", "gemm", str(gpu), kind.name, tuple(parts), _seconds(rows), copies, shapes, size,
+                gpu not in EAGER, origin,
             )
         )
     return samples
@@ -186,7 +191,8 @@ def attention_samples(table: pd.DataFrame, origin: str = "", *, one_buffer: bool
         names = ["batch_size", "kv_len" if decode else "isl", "num_heads", "num_kv_heads", "head_dim"]
         shapes = rows[names].reset_index(drop=True)
         of = "decode" if decode else "prefill"
-        samples.append(Sample(of, of, str(gpu), "bf16", parts, _seconds(rows), 1, shapes, size, True, origin))
+        graph = gpu not in EAGER
+        samples.append(Sample(of, of, str(gpu), "bf16", parts, _seconds(rows), 1, shapes, size, graph, origin))
     return samples
 
 
