@@ -124,6 +124,16 @@ _RANDOM = (
     "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "bernoulli", "normal",
 )  # fmt: skip
 
+_PLAIN = (
+    "add", "sub", "rsub", "mul", "div", "floor_divide", "remainder", "fmod", "maximum", "minimum", "clamp", "clamp_min",
+    "clamp_max", "abs", "sign", "floor", "ceil", "round", "trunc", "frac", "eq", "ne", "lt", "le", "gt", "ge", "where",
+    "logical_and", "logical_or", "logical_not", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not",
+    "bitwise_xor", "isnan", "isinf", "isfinite", "masked_fill", "_to_copy", "clone", "contiguous", "repeat", "roll",
+    "flip", "heaviside", "sgn", "square", "nan_to_num", "copy", "bucketize", "searchsorted", "isin", "histc", "conj",
+    "__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "complex", "relu6", "threshold", "repeat_interleave",
+)  # fmt: skip
+"""One operation per element of the result, inputs read once."""
+
 SILENT = frozenset(
     f"aten.{name}"
     for name in (
@@ -153,6 +163,8 @@ RULES: dict[str, Rule] = {
     **{f"aten.{name}_": _each(work) for name, work in _COSTS.items()},
     **{f"aten.{name}": _reduce for name in _REDUCTIONS},
     "aten.var": _spread, "aten.std": _spread, "aten.var_mean": _spread, "aten.std_mean": _spread,
+    **{f"aten.{name}": pass_over for name in _PLAIN},
+    **{f"aten.{name}_": pass_over for name in _PLAIN},
     "aten.copy_": _copy,
     **{f"aten.{name}": _fill(1) for name in _FILLS},
     **{f"aten.{name}": _fill(RANDOM_WORK) for name in _RANDOM},
