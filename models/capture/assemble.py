@@ -25,7 +25,8 @@ __all__ = ["Priced", "assemble"]
 class Priced:
     """What one call costs: kernels, compulsory bytes, and blocks allocated and freed inside it.
 
-    `workspace` stands beside the results at once; `passing` is every block, in order, where the rules know them all;
+    `workspace` stands beside the results at once; `passing` is every block, in order, where the rules know them all,
+    `before` of them allocated before the first result;
     `results` are the bytes of the results' memory, where they are known better than from their shapes.
     """
 
@@ -35,6 +36,7 @@ class Priced:
     workspace: tuple[int, ...] = ()
     passing: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
+    before: int = 0
 
 
 def assemble(recording: Recording, price: Callable[[Call], Priced], *, name: str, **workload: Any) -> Graph:
@@ -146,6 +148,8 @@ class _Assembly:
             attributes["workspace"] = list(cost.workspace)
         if cost.passing and cost.passing != cost.workspace:
             attributes["passing"] = list(cost.passing)
+        if cost.before:
+            attributes["before"] = cost.before
         if call.line:
             attributes["line"] = call.line
         self.operators.append(Operator(name, call.packet, read, tuple(outputs), attributes, call.phase, call.module))

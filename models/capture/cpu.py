@@ -29,7 +29,7 @@ MOST_WORK = 1 << 31
 """The most multiplications of a product that is run, as the product of its distinct dimensions."""
 
 _NEVER = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique", "aten.set_", "aten.resize_",
-          "aten._unique2", "aten.bincount", "aten.lift_fresh")  # fmt: skip
+          "aten._unique2", "aten.bincount", "aten.lift_fresh", "aten.get_rng_state")  # fmt: skip
 _CONVOLUTIONS = ("aten.convolution", "aten.convolution_backward")
 
 
@@ -41,11 +41,13 @@ class Inside:
         peak: blocks that stand beside all results when most is alive.
         all: every block allocated and freed inside, in order.
         results: sizes of the results that stay, in order; () where they are as the fake tensors say.
+        before: how many of `all` are allocated before the first result.
     """
 
     peak: tuple[int, ...] = ()
     all: tuple[int, ...] = ()
     results: tuple[int, ...] = ()
+    before: int = 0
 
 
 def inside(trace: list[int]) -> Inside:
@@ -73,7 +75,9 @@ def inside(trace: list[int]) -> Inside:
     else:
         peak = tuple(_standing(trace[: at + 1], freed))
         peak = peak if sum(peak) == extra else (extra,)
-    return Inside(peak, tuple(size for place, size in enumerate(trace) if place in freed), tuple(results))
+    passing = [place for place in range(len(trace)) if place in freed]
+    first = min((place for place, size in enumerate(trace) if size > 0 and place not in freed), default=0)
+    return Inside(peak, tuple([trace[p] for p in passing]), tuple(results), sum(1 for p in passing if p < first))
 
 
 def _standing(trace: list[int], freed: set[int]) -> Iterator[int]:

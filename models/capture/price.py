@@ -38,6 +38,6 @@ def _on_cpu(target: Target) -> Callable[[Call], Priced]:
     def price(call: Call) -> Priced:
         done = work(call, target)
         found = kernels(call) or Inside()
-        return Priced(done.kernels, done.reads, done.writes, found.peak, found.all, found.results)
+        return Priced(done.kernels, done.reads, done.writes, found.peak, found.all, found.results, found.before)
 
     return price

@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.calls import Call, Free, Recording, Storage, View
 from peakline.models.capture.known import Real
 from peakline.models.capture.place import Place, Places
+from peakline.models.capture.strides import contiguous, elementwise_strides
 from peakline.models.capture.views import Schema, plain_dtype, plain_value, schema_of, tensors_in, view_of
 from peakline.models.graph import Role
 
@@ -26,6 +27,9 @@ __all__ = ["Recorder"]
 
 _DEVICE_OF = torch.ops.prim.device.default
 _ADD = torch.ops.aten.add.Tensor
+_FRESH = torch.ops.aten.lift_fresh.default
+"""Hands on what `torch.tensor` made: its operand is its result."""
+
 _WRAPPERS = ("torch/_dynamo/eval_frame.py", "torch/_compile.py")
 """Files of the frames that torch before 2.9 puts around a dispatch mode."""
 
@@ -79,6 +83,17 @@ class Recorder(TorchDispatchMode):
             storage.role, storage.name, storage.trainable = role, name, trainable
         return number
 
+    def born(self, tensor: torch.Tensor, maker: str) -> None:
+        """A tensor was made without an operator, by the function `maker` of torch."""
+        if self.knows(tensor):
+            return
+        place = self.places.here(sys._getframe(1))
+        number = self._register(tensor)
+        result = (view_of(tensor, number),)
+        self.recording.events.append(
+            Call(maker, {}, result, (number,), place.phase, place.module, place.line, self.step)
+        )
+
     def _register(self, tensor: torch.Tensor, number: int | None = None) -> int:
         memory = tensor.untyped_storage()
         key = torch._C._storage_id(tensor)
@@ -123,8 +138,10 @@ class Recorder(TorchDispatchMode):
             schema = schema_of(func)
             resized = [(t, self.number(t), t.untyped_storage().nbytes()) for t in args[:1]] if func in _RESIZES else ()
             alias = self._accumulates(func, args, place)
-            seen = self._arguments(schema, args, kwargs)
+            seen = {} if func is _FRESH else self._arguments(schema, args, kwargs)
         result = self.known.run(func, args, kwargs)
+        if schema.elementwise:
+            result = _laid_out(result, seen)
         with torch._C.DisableTorchFunction():
             self._note(schema, seen, result, place, alias)
             for tensor, number, size in resized:
@@ -203,6 +220,26 @@ class Recorder(TorchDispatchMode):
             return None
         held = references(old)
         return number if held[0] <= self._held[0] and held[1] <= self._held[1] else None
+
+
+def _laid_out(result: Any, seen: dict[str, Any]) -> Any:
+    """An elementwise result with the strides that ATen's kernels give it."""
+    if not isinstance(result, FakeTensor):
+        return result
+    with torch._C.DisableTorchFunction():
+        shape = tuple(result.shape)
+        operands = [v for v in seen.values() if isinstance(v, View) and v.shape]
+        plain = contiguous(shape)
+        if all(v.shape == shape and v.strides == plain for v in operands) or not operands:
+            return result
+        strides = elementwise_strides(shape, operands)
+        given = result.stride()
+        if all(n < 2 or a == b for n, a, b in zip(shape, strides, given)):
+            return result
+        better = torch.empty_strided(shape, strides, dtype=result.dtype, device=result.device)
+        if "_known" in result.__dict__:
+            better._known = result._known  # type: ignore[attr-defined]
+        return better
 
 
 def _written(schema: Schema, seen: dict[str, Any]) -> tuple[int, ...]:

@@ -83,6 +83,7 @@ def record(workload: Workload, target: Target) -> Recording:
         stack.enter_context(_many_at_once(target))
         stack.enter_context(_as_without_fakes())
         stack.enter_context(places.watching(session.roles.updating))
+        stack.enter_context(_states_seen(recorder, target))
         stack.enter_context(_no_collection())
         step = _prepare(workload, session)
         for number in range(workload.steps):
@@ -322,6 +323,26 @@ def _many_at_once(target: Target) -> Iterator[None]:
         for known in kinds:
             known.remove(FakeTensor)
         utils._get_foreach_kernels_supported_devices = optimizers._get_foreach_kernels_supported_devices = devices
+
+
+@contextmanager
+def _states_seen(recorder: Recorder, target: Target) -> Iterator[None]:
+    """The states of random number generators, which checkpointing keeps, lie in the CPU's memory."""
+    if target.kind != "cpu":
+        yield
+        return
+    get = torch.get_rng_state
+
+    def seen() -> torch.Tensor:
+        state = get()
+        recorder.born(state, "aten.get_rng_state.default")
+        return state
+
+    torch.get_rng_state = torch.random.get_rng_state = seen
+    try:
+        yield
+    finally:
+        torch.get_rng_state = torch.random.get_rng_state = get
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class Schema:
         defaults: the arguments that have one, and its plain value.
         writes: names of the arguments the operator changes.
         is_view: results are looks at an argument, and nothing is computed.
+        elementwise: one new result, an element of each operand for each of its own.
     """
 
     op: str
@@ -81,7 +82,11 @@ class Schema:
     defaults: dict[str, Any]
     writes: frozenset[str]
     is_view: bool
+    elementwise: bool
 
+
+_KEEPS_LAYOUT = {torch.ops.aten.clone.default, torch.ops.aten._to_copy.default}
+"""Tagged as elementwise, but not computed by `TensorIterator`'s rule for new results."""
 
 _SCHEMAS: dict[Any, Schema] = {}
 
@@ -91,12 +96,14 @@ def schema_of(operator: Any) -> Schema:
     found = _SCHEMAS.get(operator)
     if found is None:
         arguments = operator._schema.arguments
+        writes = frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
         found = _SCHEMAS[operator] = Schema(
             str(operator),
             tuple(a.name for a in arguments),
             {a.name: plain_value(a.default_value) for a in arguments if a.has_default_value()},
-            frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write),
+            writes,
             operator.is_view,
+            torch.Tag.pointwise in operator.tags and not writes and operator not in _KEEPS_LAYOUT,
         )
     return found
 

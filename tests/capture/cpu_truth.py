@@ -105,7 +105,8 @@ def predict(graph: Graph) -> Prediction:
         ended = [sizes[k] for k in dying]
         live -= sum(ended)
         passing = [int(s) for s in step.operator.attributes.get("passing", inside)]
-        moved = [*born, *passing, *(-s for s in passing), *(-s for s in ended)]
+        early = step.operator.attributes.get("before", 0)
+        moved = [*passing[:early], *born, *passing[early:], *(-s for s in passing), *(-s for s in ended)]
         events += [Event(size, within) for size in moved if size]
     return Prediction(before, peak, events)
 

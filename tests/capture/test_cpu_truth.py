@@ -1,0 +1,31 @@
+"""The CPU's allocator is predicted: against torch's own memory events of real steps, run here and now."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import peakline as pk  # noqa: E402
+from cpu_steps import CASES, Case  # noqa: E402
+from cpu_truth import compare, measure, predict  # noqa: E402
+
+PEAK = 0.01
+UNEXPLAINED = 0.05
+
+
+def test_there_are_fifteen_steps_of_many_kinds() -> None:
+    assert len(CASES) >= 15
+    assert {case.dtype for case in CASES} == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_peak_and_events_of_a_real_step_are_predicted(case: Case) -> None:
+    truth = measure(case.real)
+    module, inputs = case.build()
+    graph = pk.capture(module, inputs, optimizer=case.optimizer, loss=lambda loss: loss, device="cpu", steps=3)
+    found = compare(truth, predict(graph))
+    assert abs(found.peak_error) <= PEAK, found.report()
+    assert found.unexplained <= UNEXPLAINED, found.report()
+    assert found.out_of_order <= 2 * UNEXPLAINED, found.report()
+    assert abs(found.prediction.before - truth.before) <= PEAK * truth.before, found.report()
