@@ -198,8 +198,14 @@ def _ce_inputs(s: Shape, kind: torch.dtype, device: torch.device, generator: tor
         "targets": targets.to(device),
         "dloss": _normal((tokens,), torch.float32, device, generator),
     }
-    logits = drawn["hidden"].double() @ drawn["weight"].double().T
-    return drawn | {"lse": torch.logsumexp(logits, dim=1).float()}
+    return drawn
+
+
+def _ce_backward_inputs(s: Shape, kind: torch.dtype, device: torch.device, generator: torch.Generator) -> Tensors:
+    """With the log-sum-exp from the forward kernel, as in a training step."""
+    drawn = _ce_inputs(s, kind, device, generator)
+    _, lse = linear_cross_entropy(drawn["hidden"], drawn["weight"], drawn["targets"])
+    return {**drawn, "lse": lse}
 
 
 def _ce_reference(t: Tensors, s: Shape) -> Tensors:
@@ -249,7 +255,7 @@ CROSS_ENTROPY = Kernel(
 )  # fmt: skip
 
 CROSS_ENTROPY_BACKWARD = Kernel(
-    "linear cross-entropy, backward", _CE_SHAPES, _CE_TILES, _ce_inputs,
+    "linear cross-entropy, backward", _CE_SHAPES, _CE_TILES, _ce_backward_inputs,
     lambda t, s, tile: dict(zip(
         ("dhidden", "dweight"),
         linear_cross_entropy_backward(t["hidden"], t["weight"], t["targets"], t["lse"], t["dloss"], **tile),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 Use = tuple[Sequence[str], Sequence[str]]
@@ -10,13 +10,18 @@ Use = tuple[Sequence[str], Sequence[str]]
 
 
 def cache_traffic(
-    steps: Sequence[Use], sizes: Mapping[str, int], capacity: int, policy: Literal["lru", "belady"]
+    steps: Sequence[Use],
+    sizes: Mapping[str, int],
+    capacity: int,
+    policy: Literal["lru", "belady"],
+    vanishing: Collection[str] = (),
 ) -> tuple[int, int]:
     """(bytes loaded, bytes stored) by a cache of `capacity` bytes that sees the steps in order.
 
     A tile worked on starts as zeros the first time, costs nothing to make, and must be written once it leaves; if it
     comes back it is loaded. `lru` evicts the tile longest unused, `belady` the one whose next use is farthest, which
-    is optimal for tiles of one size (L. A. Belady, IBM Systems Journal 5 (1966)).
+    is optimal for tiles of one size (L. A. Belady, IBM Systems Journal 5 (1966)). A tile named in `vanishing` need not
+    be written after its last use.
     """
     uses: dict[str, list[int]] = {}
     for time, (reads, works) in enumerate(steps):
@@ -37,7 +42,7 @@ def cache_traffic(
             else:
                 victim = max(idle, key=lambda tile: next((t for t in uses[tile] if t > time), len(steps)))
             if victim in dirty:
-                stored += sizes[victim]
+                stored += 0 if victim in vanishing and uses[victim][-1] <= time else sizes[victim]
                 dirty.discard(victim)
                 known.add(victim)
             del last[victim]
@@ -47,4 +52,4 @@ def cache_traffic(
         for tile in needed:
             last[tile] = time
         dirty.update(works)
-    return loaded, stored + sum(sizes[tile] for tile in dirty)
+    return loaded, stored + sum(sizes[tile] for tile in dirty if tile not in vanishing)

@@ -147,6 +147,30 @@ def test_flash_attention_attains_the_bounds_constant_when_queries_and_outputs_fi
     assert least <= moved["k"] + moved["v"] <= 1.02 * least
 
 
+def element_steps(length: int, dim: int, rows: int, cols: int) -> list[Use]:
+    """Attention of one head, element by element: scores of a tile, then its products with the values."""
+    steps: list[Use] = []
+    for first, start in product(range(0, length, rows), range(0, length, cols)):
+        pairs = list(product(range(first, min(first + rows, length)), range(start, min(start + cols, length))))
+        steps += [([f"Q{i},{l}", f"K{j},{l}"], [f"S{i},{j}"]) for i, j in pairs for l in range(dim)]
+        steps += [([f"S{i},{j}", f"V{j},{l}"], [f"O{i},{l}"]) for i, j in pairs for l in range(dim)]
+    return steps
+
+
+@pytest.mark.parametrize(("dim", "capacity"), [(1, 8), (2, 8), (2, 16)])
+def test_no_tiling_of_attention_under_optimal_replacement_beats_the_bound(dim: int, capacity: int) -> None:
+    """Every element a byte; scores vanish once used. The bound says more here than the operands' size."""
+    length = 16
+    moved = []
+    for rows, cols in product((1, 2, 4, 8, 16), (1, 2, 4, 8)):
+        steps = element_steps(length, dim, rows, cols)
+        names = {name for reads, works in steps for name in (*reads, *works)}
+        scores = {name for name in names if name.startswith("S")}
+        moved.append(sum(cache_traffic(steps, dict.fromkeys(names, 1), capacity, "belady", scores)))
+    bound = fused_attention_traffic(float(length * length), dim, dim, capacity, 1, 1, 1, 1)
+    assert 4 * length * dim < bound <= min(moved)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_backward_pass_does_not_beat_the_bound_of_its_own_products(causal: bool) -> None:
     length, dim = 4096, 64
