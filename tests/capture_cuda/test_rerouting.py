@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 
 from peakline.models.capture.cuda import rerouting  # noqa: E402
 from peakline.models.capture.target import Target  # noqa: E402
+from peakline.models.capture.work import work  # noqa: E402
 
 BF16, FP32 = torch.bfloat16, torch.float32
 Record = Callable[..., Any]
@@ -137,6 +138,25 @@ def test_a_bias_is_added_in_place_to_the_product_of_a_strided_input(record: Reco
     calls = record(lambda: nn.Linear(8, 4, dtype=BF16)(rand(3, 2, 8).transpose(0, 1)))
     assert calls.names()[-1] == "add_"
     assert record(lambda: nn.Linear(8, 4, dtype=BF16)(rand(3, 2, 8))).of("addmm")
+
+
+@pytest.mark.parametrize(("kind", "gates", "kept"), [(nn.LSTM, 4, 6), (nn.GRU, 3, 4), (nn.RNN, 1, 1)])
+def test_recurrent_networks_are_one_operator_each_way_with_a_reserve(
+    record: Record, kind: Any, gates: int, kept: int
+) -> None:
+    def step() -> None:
+        network = kind(8, 16, num_layers=2, batch_first=True)
+        network(rand(3, 5, 8, dtype=FP32))[0].sum().backward()
+        assert all(p.grad.shape == p.shape for p in network.parameters())
+
+    calls = record(step)
+    (forward,), (backward,) = calls.of("_cudnn_rnn"), calls.of("_cudnn_rnn_backward")
+    assert forward.results[3].shape == (3 * 5 * 16 * (2 * kept + 1) * 4,)
+    products = 2 * 3 * 5 * gates * 16 * (8 + 16 + 16 + 16)
+    assert [sum(k.flops for k in work(call, Target()).kernels) for call in (forward, backward)] == [
+        products,
+        2 * products,
+    ]
 
 
 # ---- autocast --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from peakline.models.capture.cuda.attention import DEFAULT_ORDER, AttentionCall, Backend, choose_attention
+from peakline.models.capture.cuda.recurrent import RNN_COMPOSITES
 from peakline.models.capture.target import Target
 from peakline.models.dtypes import dtype as number_format
 
@@ -50,6 +51,7 @@ def composed_for(target: Target) -> Iterator[None]:
         "scaled_dot_product_attention": _attention_for(target),
         "softmax.int": _softmax,
         "log_softmax.int": _log_softmax,
+        **RNN_COMPOSITES,
     }
     backends: dict[str, Kernel] = {}
     if target.torch >= FUSED_RMS_NORM:

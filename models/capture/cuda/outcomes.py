@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.cuda.composites import _fused_rms_norm
+from peakline.models.capture.cuda.recurrent import rnn_backward_results, rnn_results
 from peakline.models.capture.target import Target
 
 __all__ = ["Answering", "Result", "results"]
@@ -78,6 +79,8 @@ def results(target: Target) -> Mapping[Any, Result]:
         aten.native_layer_norm.default: _norm_statistics,
         aten.native_batch_norm.default: _norm_statistics,
         aten._fused_rms_norm.default: _rms_norm,
+        aten._cudnn_rnn.default: rnn_results,
+        aten._cudnn_rnn_backward.default: rnn_backward_results,
         aten.mse_loss.default: _scalar_in_full_size,
         aten.smooth_l1_loss.default: _scalar_in_full_size,
         aten.binary_cross_entropy.default: _scalar_in_full_size,
