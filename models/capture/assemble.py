@@ -99,8 +99,15 @@ class _Assembly:
         for storage in self.recording.storages:
             number = storage.number
             if number not in born and number not in gone:
+                self._as_made(number)
                 role = "buffer" if storage.role == "activation" else storage.role
                 self._declare(storage, storage.name or self._unnamed(storage), role)
+
+    def _as_made(self, number: int) -> None:
+        """What an earlier step made has the size its maker gave it."""
+        call = self.makers.get(number)
+        if call is not None and len(call.makes) == 1:
+            self._resize(call, self.price(call).results)
 
     def _unnamed(self, storage: Storage) -> str:
         call = self.makers.get(storage.number)

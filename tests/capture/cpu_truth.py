@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-import torch
-from peakline.memory.lifetimes import unroll
-from peakline.models.graph import Graph
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from peakline.memory.lifetimes import unroll
+from peakline.models.graph import Graph
 
 STEP = "peakline step"
 

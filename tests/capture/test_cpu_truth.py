@@ -6,9 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import peakline as pk  # noqa: E402
 from cpu_steps import CASES, Case  # noqa: E402
 from cpu_truth import compare, measure, predict  # noqa: E402
+
+import peakline as pk  # noqa: E402
 
 PEAK = 0.01
 UNEXPLAINED = 0.05
