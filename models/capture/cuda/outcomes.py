@@ -91,12 +91,12 @@ def results(target: Target) -> Mapping[Any, Result]:
     }
 
 
-class Answering(TorchDispatchMode):
+class Answering(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives operators the results they have on the target."""
 
     def __init__(self, target: Target) -> None:
         """A mode with the target's table."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.table = results(target)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

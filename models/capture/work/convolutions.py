@@ -71,10 +71,9 @@ def _taps(call: Call) -> int:
     if "kernel_size" in a:
         size = tuple(a["kernel_size"])
         space = 3 if "3d" in call.packet else 2 if "2d" in call.packet else 1
-        taps: int = int(prod(size * space if len(size) == 1 else size))
-        return taps
+        return int(prod(size * space if len(size) == 1 else size))
     x, y = a["self"], call.results[0]  # adaptive: windows cover the input
-    return max(1, -(-x.elements // max(y.elements, 1)))
+    return max(1, -(-int(x.elements) // max(int(y.elements), 1)))
 
 
 def _pool(kind: str) -> Rule:
