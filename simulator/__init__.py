@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from peakline.models.graph import Graph, GraphError
     from peakline.models.workload import Lora
     from peakline.models.workloads import decode, inference, prefill, training_step
+    from peakline.planning.plan import NothingFits, OffloadPlan, plan
     from peakline.result import Estimate
+    from peakline.sweeping.optimise import optimise
+    from peakline.sweeping.run import sweep, sweep_to
+    from peakline.sweeping.search import largest, pareto, sample
 
 __version__ = "0.1.0"
 
@@ -31,11 +35,15 @@ _HOME = {
     "capturing": ("capture",),
     "estimator": ("estimate",),
     "result": ("Estimate",),
+    "sweeping.optimise": ("optimise",),
+    "sweeping.run": ("sweep", "sweep_to"),
+    "sweeping.search": ("largest", "pareto", "sample"),
     "hardware": ("Device", "UnknownDevice", "UnsupportedDtype", "device", "devices"),
     "memory.options": ("AllocatorOptions",),
     "models.catalogue": ("UnknownModel", "model_names"),
     "models.graph": ("Graph", "GraphError"),
     "models.workload": ("Lora",),
+    "planning.plan": ("NothingFits", "OffloadPlan", "plan"),
     "models.workloads": ("decode", "inference", "prefill", "training_step"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -47,6 +55,8 @@ __all__ = [
     "Graph",
     "GraphError",
     "Lora",
+    "NothingFits",
+    "OffloadPlan",
     "UnknownDevice",
     "UnknownModel",
     "UnsupportedDtype",
@@ -57,8 +67,15 @@ __all__ = [
     "devices",
     "estimate",
     "inference",
+    "largest",
     "model_names",
+    "optimise",
+    "pareto",
+    "plan",
     "prefill",
+    "sample",
+    "sweep",
+    "sweep_to",
     "training_step",
 ]
 

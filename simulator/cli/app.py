@@ -11,10 +11,13 @@ from typing import Annotated
 import typer
 
 from peakline.cli.allocate import allocate
+from peakline.cli.calibrate import calibrate
 from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
+from peakline.cli.plan import plan
 from peakline.cli.record import record
 from peakline.cli.schedule import schedule
+from peakline.cli.sweep import sweep
 from peakline.cli.validate import validate
 
 __all__ = ["app", "run"]
@@ -36,9 +39,12 @@ app = typer.Typer(
 app.command()(estimate)
 app.command()(devices)
 app.command()(models)
+app.command()(plan)
 app.command()(schedule)
 app.command()(validate)
+app.command()(calibrate)
 app.command()(allocate)
+app.command()(sweep)
 app.command()(record)
 
 

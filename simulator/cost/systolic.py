@@ -25,7 +25,6 @@ from typing import Literal, NamedTuple, TypeAlias
 from peakline.cost.numeric import Real, ops_for
 
 __all__ = [
-    "DATAFLOWS",
     "Dataflow",
     "EdgeTraffic",
     "Folds",

@@ -85,7 +85,7 @@ class _Writer:
 
     # ---- reading the decisions ------------------------------------------------------------------------------------
     def _prepare(self) -> None:
-        profile, p = self.profile, self.problem
+        p = self.problem
         again = {self.keys.items[i] for i, item in enumerate(p.items) if item.group >= 0 and self._again(item.group)}
         for i, item in enumerate(p.items):
             key, size = self.keys.items[i], item.bytes
@@ -106,7 +106,6 @@ class _Writer:
             if key in again:
                 self.dropped_after[self._last_forward(key)].append(key)
         self.again = again
-        del profile
 
     def _again(self, group: int) -> bool:
         return self.decisions.executed[group]
@@ -130,12 +129,12 @@ class _Writer:
             slot_of = {slot: i for i, slot in enumerate(self.keys.segments)}
             for i, item in enumerate(self.problem.items):
                 key = self.keys.items[i]
-                if item.extra or item.away:
+                birth, back = self.profile.program.births[key], self.keys.gaps[i][1]
+                if item.extra or item.away or back is None or birth >= self.profile.turn:
                     continue
-                number = slot_of.get(self.profile.slot_of[self.profile.program.births[key]])
-                use = min(j for j in self.profile.touches[key] if j >= self.profile.turn)
+                number = slot_of.get(self.profile.slot_of[birth])
                 if number is not None:
-                    self._starts[number] = min(self._starts.get(number, use), use)
+                    self._starts[number] = min(self._starts.get(number, back), back)
         return self._starts[segment]
 
     def _windows(self, item: int, key: int) -> tuple[list[tuple[int, bool]], list[int]]:
@@ -145,14 +144,15 @@ class _Writer:
         if entry.away:
             leaves = [(max(i for i in touches if slot_of[i] <= slot), dirty) for slot, dirty in entry.leaves]
             return leaves, [min(i for i in touches if slot_of[i] >= slot) for slot in entry.returns]
-        leaves = [(max(i for i in touches if i < self.profile.turn), True)]
+        leave, back = self.keys.gaps[item]
+        if back is None:
+            return [(leave, True)], []
         users = [
             self._start(group.segment)
             for g, group in enumerate(self.problem.groups)
             if self._again(g) and item in group.items
         ]
-        backward = [i for i in touches if i >= self.profile.turn]
-        return leaves, [min([*users, *backward])]
+        return [(leave, True)], [min([*users, *([back] if not entry.extra else [])], default=back)]
 
     # ---- writing --------------------------------------------------------------------------------------------------
     def write(self) -> Program:
@@ -262,6 +262,13 @@ class _Writer:
         self.last = self.program.add(task)
         return self.last
 
+    def _host_turn(self, name: str, seconds: float, touched: tuple[int, ...]) -> int:
+        """A turn of the optimizer on the host: it waits for its gradients to arrive, and for the backward pass."""
+        after = [number for key in touched for number in self.waits.get(-1 - key, [])]
+        if self.last is not None:
+            after.append(self.last)
+        return self.program.add(Task(name, "host", seconds, after=tuple(sorted(set(after))), kind="optimizer"))
+
     def _holds(self, key: int) -> list[Hold]:
         """The buffers of a storage that is made: what stays, and each part that will leave."""
         size = int(self.profile.program.sizes[key])
@@ -290,7 +297,10 @@ class _Writer:
         inside = sum(map(int, program.workspaces.get(id(step.operator), ())))
         if inside:
             holds.append(Hold(f"workspace {i}", DEVICE, inside))
-        task = self._compute(step.name, profile.seconds[i], step.operator.phase, step.touches, holds)
+        if step.operator.attributes.get("host"):
+            task = self._host_turn(step.name, profile.seconds[i], step.touches)
+        else:
+            task = self._compute(step.name, profile.seconds[i], step.operator.phase, step.touches, holds)
         drops = [f"workspace {i}"] if inside else []
         for key in self.dropped_after.get(i, []):
             drops += self._gone(key)

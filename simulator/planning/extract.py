@@ -12,8 +12,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from peakline.memory.lifetimes import Program, Step
 from peakline.models.operators import operator_type
+from peakline.planning.turns import HostOptimizer, in_turns
 from peakline.result import Estimate
 from peakline.solvers.offload.problem import Group, Item, Problem, Segment, Slot, Tier
 from peakline.timeline import step_seconds
@@ -34,7 +37,8 @@ class Profile:
     """What the planner knows of a program, by step.
 
     Attributes:
-        estimate: of the program as it is.
+        estimate: of the step as it is.
+        program: its program, with the optimizer in turns where that was asked for.
         seconds: of each step, as tiled.
         live: bytes alive while each step runs, if nothing leaves.
         slot_of: slot of each step.
@@ -42,9 +46,12 @@ class Profile:
         turn: first step of the backward pass; the number of steps if there is none.
         touches: steps that touch each storage, in order.
         makers: forward steps that write each storage.
+        fullest: step of each slot at which most is alive.
+        host: the host that runs the optimizer, if it does.
     """
 
     estimate: Estimate
+    program: Program
     seconds: list[float]
     live: list[int]
     slot_of: list[int]
@@ -52,12 +59,8 @@ class Profile:
     turn: int
     touches: dict[int, list[int]]
     makers: dict[int, list[int]]
-    fullest: list[int] = field(default_factory=list)
-
-    @property
-    def program(self) -> Program:
-        """The unrolled program."""
-        return self.estimate.memory.program
+    fullest: list[int]
+    host: HostOptimizer | None = None
 
     @property
     def steps(self) -> list[Step]:
@@ -65,15 +68,21 @@ class Profile:
         return self.program.steps
 
 
-def profile(estimate: Estimate) -> Profile:
+def profile(estimate: Estimate, *, turns: bool = False, host: HostOptimizer | None = None) -> Profile:
     """Read the program of an estimate.
 
+    Args:
+        turns: cut the optimizer into a turn per layer.
+        host: let the host take the turns.
+
     Raises:
-        ValueError: a sweep, or a step with recomputation of its own.
+        ValueError: a sweep, a step with recomputation of its own, or an optimizer that cannot be cut.
     """
     if estimate.graph.is_sweep:
         raise ValueError("a sweep has no single plan; estimate one configuration")
-    program = estimate.memory.program
+    program, seconds = estimate.memory.program, step_seconds(estimate)
+    if turns or host is not None:
+        program, seconds = in_turns(program, seconds, host)
     steps = program.steps
     if any(step.operator.phase == "recompute" for step in steps):
         raise ValueError("the step recomputes already; plan it with recompute='none' and let the plan decide")
@@ -87,10 +96,25 @@ def profile(estimate: Estimate) -> Profile:
         if i < turn and operator_type(step.operator.type).launches:
             for key in _written(step):
                 makers[key].append(i)
-    live = estimate.memory.timeline()
-    total = [int(sum(amounts)) for amounts in zip(*(held.tolist() for held in live.values()))]
-    fullest = [max(range(first, last + 1), key=total.__getitem__) for first, last in slots]
-    return Profile(estimate, step_seconds(estimate), total, slot_of, slots, turn, dict(touches), dict(makers), fullest)
+    live = _live(program)
+    fullest = [max(range(first, last + 1), key=live.__getitem__) for first, last in slots]
+    return Profile(estimate, program, seconds, live, slot_of, slots, turn, dict(touches), dict(makers), fullest, host)
+
+
+def _live(program: Program) -> list[int]:
+    """Bytes alive while each step runs."""
+    change = np.zeros(len(program.steps) + 1, dtype=np.int64)
+    resident = set(program.resident)
+    for key, (birth, death, size) in enumerate(zip(program.births, program.deaths, program.sizes)):
+        if key in resident:
+            change[0] += int(size)
+        elif birth >= 0:
+            change[birth] += int(size)
+            change[min(death, len(program.steps) - 1) + 1] -= int(size)
+    live = np.cumsum(change[:-1])
+    inside = {operator: sum(map(int, sizes)) for operator, sizes in program.workspaces.items()}
+    live += np.asarray([inside.get(id(step.operator), 0) for step in program.steps], dtype=np.int64)
+    return [int(x) for x in live]
 
 
 def _written(step: Step) -> tuple[int, ...]:
@@ -124,11 +148,13 @@ class Keys:
 
     Attributes:
         items: storage of each item.
+        gaps: step after which each item may leave, and before which it must be back (None: never again).
         groups: forward steps of each group.
         segments: slot of the forward pass of each segment.
     """
 
     items: list[int] = field(default_factory=list)
+    gaps: list[tuple[int, int | None]] = field(default_factory=list)
     groups: list[tuple[int, ...]] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
 
@@ -142,7 +168,7 @@ def problem_of(
     Args:
         tiers: where items may go; empty for recomputation alone.
         recompute, swap: what may be done with activations.
-        states: roles of resident tensors that may be moved as well (`parameter`, `optimizer_state`).
+        states: roles that may be moved as well (`parameter`, `optimizer_state`, `gradient`).
     """
     keys = Keys()
     saved = _saved(profile)
@@ -152,17 +178,25 @@ def problem_of(
     for key, (last, first) in saved.items():
         number[key] = len(items)
         keys.items.append(key)
+        keys.gaps.append((last, first))
         group = groups.of.get(key, -1) if groups else -1
         items.append(_saved_item(profile, key, last, first, group, groups, bool(tiers) and swap))
     if groups:
         for key in groups.boundary:
             number[key] = len(items)
             keys.items.append(key)
+            keys.gaps.append((max(profile.touches[key]), groups.needed[key]))
             items.append(_extra_item(profile, key, groups, bool(tiers) and swap))
-    for role in sorted(states):
+    if tiers and ("gradient" in states or profile.host is not None):
+        for key, (last, turn) in _gradients(profile).items():
+            keys.items.append(key)
+            keys.gaps.append((last, None if profile.host else turn))
+            items.append(_gradient_item(profile, key, last, turn))
+    for role in sorted(states - {"gradient"}):
         for key in profile.program.resident:
             if profile.program.storages[key].tensor.role == role and profile.program.sizes[key] >= SMALL and tiers:
                 keys.items.append(key)
+                keys.gaps.append((0, None))
                 items.append(_state_item(profile, key))
     made: tuple[Group, ...] = ()
     segments: tuple[Segment, ...] = ()
@@ -189,6 +223,26 @@ def _saved(profile: Profile) -> dict[int, tuple[int, int]]:
             if after and profile.slot_of[after[0]] > profile.slot_of[before[-1]]:
                 found[key] = (before[-1], after[0])
     return found
+
+
+def _gradients(profile: Profile) -> dict[int, tuple[int, int]]:
+    """Gradients made in the backward pass: their last touch there, and their turn in the optimizer."""
+    program, found = profile.program, {}
+    for key, birth in enumerate(program.births):
+        if birth >= profile.turn and program.storages[key].tensor.role == "gradient":
+            phases = [(i, profile.steps[i].operator.phase) for i in profile.touches[key]]
+            before, after = [i for i, p in phases if p != "optimizer"], [i for i, p in phases if p == "optimizer"]
+            if before and after and int(program.sizes[key]) >= (0 if profile.host else SMALL):
+                found[key] = (before[-1], after[0])
+    return found
+
+
+def _gradient_item(profile: Profile, key: int, last: int, turn: int) -> Item:
+    """A gradient: it goes out once it is complete, and comes back for its turn unless the host takes that."""
+    size, gone = int(profile.program.sizes[key]), ((profile.slot_of[last], True),)
+    if profile.host is not None:
+        return Item(_name(profile, key), size, (0, -1), -1, gone, (), must_move=True, gone_by=profile.slot_of[turn])
+    return Item(_name(profile, key), size, _idle(profile, last, turn), -1, gone, (profile.slot_of[turn],))
 
 
 def _idle(profile: Profile, last: int, first: int) -> tuple[int, int]:
@@ -288,13 +342,13 @@ class _Groups:
         profile, number = self.profile, {slot: i for i, slot in enumerate(self.segments)}
         owner: dict[int, int] = {}
         members: dict[int, set[int]] = {}
-        for key, steps in profile.makers.items():
+        for key, made in profile.makers.items():
             if profile.program.births[key] < 0:
                 continue  # something resident that the forward pass writes (running statistics)
-            slots = {profile.slot_of[i] for i in steps}
+            slots = {profile.slot_of[i] for i in made}
             if len(slots) != 1 or not slots <= number.keys():
                 continue
-            joined = {owner[i] for i in steps if i in owner}
+            joined = {owner[i] for i in made if i in owner}
             head = min(joined, default=key)
             group = members.setdefault(head, set())
             for other in joined - {head}:
@@ -302,7 +356,7 @@ class _Groups:
             group.add(key)
             for j in [j for k in group for j in profile.makers[k]]:
                 owner[j] = head
-        for head, storages in members.items():
+        for storages in members.values():
             steps = tuple(sorted({i for key in storages for i in profile.makers[key]}))
             index = len(self.steps)
             for key in storages:
@@ -311,7 +365,6 @@ class _Groups:
             self.segment_of.append(number[profile.slot_of[steps[0]]])
             read = {key for i in steps for key in profile.steps[i].touches} - storages
             self.reads.append({key for key in read if profile.program.births[key] >= 0})
-            del head
 
     def _borders(self) -> None:
         """Storages that a segment would need and that it does not make: needed from, and until, which steps."""

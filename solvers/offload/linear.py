@@ -4,7 +4,9 @@ Variables: y[i,t] ∈ [0, 1] the fraction of item i that goes to tier t, k[i] �
 whether group g is executed again, w[s] ≥ 0 seconds for which slot s waits, O[t,s] and I[t,s] the bytes that have gone
 to tier t and come back from it by slot s, z[l] ∈ [0, 1] whether anything of segment l is executed again.
 
-    minimise  Σ_g seconds[g]·r[g] + Σ_s w[s]
+    minimise  Σ_g seconds[g]·r[g] + Σ_s w[s] + v
+
+where v ≥ 0 is what the last copies take beyond the last slot.
 
 Two readings of time give two programs. The *cautious* one lets bytes leave only after the slot that used them last and
 asks them back before the slot that uses them next begins; what it decides can be carried out. The *hopeful* one lets a
@@ -62,6 +64,7 @@ class _Model:
         self.wait = [pulp.LpVariable(f"w_{s}", 0) for s in slots]
         self.out = [[pulp.LpVariable(f"O_{t}_{s}", 0) for s in slots] for t in tiers]
         self.back = [[pulp.LpVariable(f"I_{t}_{s}", 0) for s in slots] for t in tiers]
+        self.tail = pulp.LpVariable("tail", 0)
         self.over = pulp.LpVariable("over", 0, None if free_budget else 0)
         self.executed_in: list[list[Any]] = [[] for _ in slots]
         for g, group in enumerate(problem.groups):
@@ -141,6 +144,36 @@ def no_byte_comes_back_late(m: _Model) -> None:
                 m.add(m.total(asked) <= 0, f"no_byte_comes_back_late_{t}_{s}")
 
 
+def no_turn_on_the_host_before_its_gradient(m: _Model) -> None:
+    """O[t,s−1] ≥ bytes of all that leaves no later than what must be gone by slot s.
+
+    A link serves first what comes first. Hopeful: O[t,s], and those bytes only.
+    """
+    for t in range(len(m.p.tiers)):
+        for s in sorted({item.gone_by for item in m.p.items if item.gone_by is not None}):
+            wanted = {i for i, item in enumerate(m.p.items) if item.gone_by is not None and item.gone_by <= s}
+            left = max(slot for i in wanted for slot, _ in m.p.items[i].leaves)
+            terms = [
+                (item.bytes / MEGA, m.y[i][t])
+                for i, item in enumerate(m.p.items)
+                if m.y[i][t] is not None
+                for slot, dirty in item.leaves
+                if dirty and (i in wanted or (not m.hopeful and slot <= left))
+            ]
+            at = s if m.hopeful else max(s - 1, 0)
+            m.add(m.out[t][at] >= m.total(terms), f"no_turn_on_the_host_before_its_gradient_{t}_{s}")
+
+
+def no_end_before_the_last_copy(m: _Model) -> None:
+    """Σ bytes·y[i,t] over all that is written − O[t,last] ≤ bandwidth · v (cautious: and the last slot's seconds)."""
+    last = len(m.p.slots) - 1
+    for t, tier in enumerate(m.p.tiers):
+        due = _schedule(m, t, lambda item: [slot for slot, dirty in item.leaves if dirty])
+        written = m.total([term for terms in due.values() for term in terms])
+        span = m.tail if m.hopeful else m.tail + m.seconds(last)
+        m.add(written - m.out[t][last] <= tier.out * MILLI / MEGA * span, f"no_end_before_the_last_copy_{t}")
+
+
 def no_link_beyond_its_bandwidth(m: _Model) -> None:
     """O and I grow by at most bandwidth · seconds of the slot (cautious: O by those of the slot before)."""
     for t, tier in enumerate(m.p.tiers):
@@ -157,6 +190,20 @@ def no_link_beyond_its_bandwidth(m: _Model) -> None:
                 m.add(out <= 0, f"no_link_out_{t}_{s}")
 
 
+def no_common_link_beyond_its_bandwidth(m: _Model) -> None:
+    """Σ_t growth of O (of I) ≤ bandwidth of the link that all tiers share · seconds of the slot; the tail likewise."""
+    if len(m.p.tiers) < 2 or m.p.common is None:
+        return
+    out_rate, back_rate = (rate * MILLI / MEGA for rate in m.p.common)
+    for s in range(len(m.p.slots)):
+        back = m.pulp.lpSum(m.back[t][s] - (m.back[t][s - 1] if s else 0) for t in range(len(m.p.tiers)))
+        m.add(back <= back_rate * m.seconds(s), f"no_common_link_back_{s}")
+        span = s if m.hopeful else s - 1
+        if span >= 0:
+            out = m.pulp.lpSum(m.out[t][s] - (m.out[t][s - 1] if s else 0) for t in range(len(m.p.tiers)))
+            m.add(out <= out_rate * m.seconds(span), f"no_common_link_out_{s}")
+
+
 def no_slot_beyond_the_budget(m: _Model) -> None:
     """bytes[s] − dropped − away + kept extras + transients ≤ budget, at the fullest moment of every slot."""
     slots = len(m.p.slots)
@@ -169,7 +216,9 @@ def no_slot_beyond_the_budget(m: _Model) -> None:
             elif item.group >= 0:
                 change[s].append((-item.bytes / MEGA, m.r[item.group]))
     for t in range(len(m.p.tiers)):
-        start = [(item.bytes / MEGA, m.y[i][t]) for i, item in enumerate(m.p.items) if item.away and m.y[i][t]]
+        start = [
+            (item.bytes / MEGA, m.y[i][t]) for i, item in enumerate(m.p.items) if item.away and m.y[i][t] is not None
+        ]
         dropped = _schedule(m, t, lambda item: [slot for slot, dirty in item.leaves if not dirty])
         gone = list(start)
         for s in range(slots):
@@ -213,7 +262,10 @@ CONSTRAINTS: tuple[Callable[[_Model], None], ...] = (
     no_group_without_its_operands,
     no_byte_leaves_before_its_last_use,
     no_byte_comes_back_late,
+    no_turn_on_the_host_before_its_gradient,
+    no_end_before_the_last_copy,
     no_link_beyond_its_bandwidth,
+    no_common_link_beyond_its_bandwidth,
     no_slot_beyond_the_budget,
     no_tier_beyond_its_capacity,
 )
@@ -237,7 +289,7 @@ def _built(problem: Problem, *, hopeful: bool, integer: bool, free_budget: bool 
         model.program.setObjective(model.over)
     else:
         recomputed = [(g.seconds / MILLI, r) for g, r in zip(problem.groups, model.r)]
-        model.program.setObjective(model.total([*recomputed, *((1.0, w) for w in model.wait)]))
+        model.program.setObjective(model.total([*recomputed, *((1.0, w) for w in (*model.wait, model.tail))]))
     return model
 
 
@@ -267,16 +319,21 @@ def least_budget(problem: Problem, *, hopeful: bool = False) -> int:
     return problem.budget + round(MEGA * float(model.pulp.value(model.over)))
 
 
-def solve(problem: Problem, *, time_limit: float = 20.0, gap: float = 0.005) -> Decisions:
+def solve(
+    problem: Problem, *, time_limit: float = 20.0, gap: float = 0.01, lower_bound: float | None = None
+) -> Decisions:
     """Decide: the cautious program, with whole groups.
 
-    The relaxation first; its groups are rounded and the rest solved again, and the better of that and of what HiGHS
-    finds with integers within the time limit is taken.
+    The relaxation first; its groups are rounded and the rest solved again. Where that is more than `gap` above the
+    relaxation, HiGHS looks for better integers within the time limit.
+
+    Args:
+        lower_bound: `bound` of the problem, if known.
 
     Raises:
         Infeasible: nothing fits.
     """
-    lower = bound(problem, time_limit=time_limit)
+    lower = bound(problem, time_limit=time_limit) if lower_bound is None else lower_bound
     relaxed = _built(problem, hopeful=False, integer=False)
     if not _run(relaxed, time_limit, 0.0):
         raise Infeasible(problem.budget, least_budget(problem))
@@ -292,7 +349,7 @@ def solve(problem: Problem, *, time_limit: float = 20.0, gap: float = 0.005) -> 
     optimum = problem.seconds + MILLI * float(value(relaxed.program.objective))
     if best is None or best.seconds > optimum * (1 + gap):
         whole = _built(problem, hopeful=False, integer=True)
-        if _run(whole, time_limit, gap):
+        if _run(whole, time_limit, gap / 2):
             found = _decisions(whole, lower, "mixed-integer linear program (HiGHS)")
             best = found if best is None or found.seconds < best.seconds else best
     if best is None:

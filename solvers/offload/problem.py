@@ -53,6 +53,7 @@ class Item:
         away: it lies in the tier before the first slot (states that a step brings in, and leaves behind).
         movable: it may be moved at all.
         must_move: it must be (a gradient for an optimizer on the host).
+        gone_by: slot at whose start the tier must have it all (the host's turn), or None.
         extra: nothing holds it in `idle` unless it is kept for a group's sake.
     """
 
@@ -65,6 +66,7 @@ class Item:
     away: bool = False
     movable: bool = True
     must_move: bool = False
+    gone_by: int | None = None
     extra: bool = False
 
 
@@ -98,7 +100,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything; the budget is bytes of device memory. Numbers of slots, items, groups, segments are list indices."""
+    """Everything. Numbers of slots, items, groups and segments are list indices.
+
+    Attributes:
+        budget: bytes of device memory.
+        common: bytes/s out and back of the link that the ways to all tiers share; None if each has its own.
+    """
 
     slots: tuple[Slot, ...]
     items: tuple[Item, ...]
@@ -106,6 +113,7 @@ class Problem:
     segments: tuple[Segment, ...]
     tiers: tuple[Tier, ...]
     budget: int
+    common: tuple[float, float] | None = None
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,364 @@
+"""`pk.plan`: what to keep, recompute and move so that a step fits a budget in the least time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from peakline.estimator import estimate
+from peakline.hardware import Device
+from peakline.hardware import device as find_device
+from peakline.models.graph import Graph
+from peakline.planning.execute import DEVICE, executed_program
+from peakline.planning.extract import Keys, Profile, problem_of, profile
+from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
+from peakline.planning.turns import HostOptimizer
+from peakline.solvers.offload.linear import Infeasible, solve
+from peakline.solvers.offload.problem import Decisions, Problem
+from peakline.streams import Deadlock, Timeline, simulate
+
+__all__ = ["ALLOWED", "SCHEMA", "Decision", "NothingFits", "OffloadPlan", "plan"]
+
+SCHEMA = "peakline.offload/1"
+
+ALLOWED = ("recompute", "swap", "offload-optimizer", "offload-params")
+"""What a plan may be allowed to do."""
+
+ATTEMPTS = 5
+"""Times the budget given to the solver is lowered by what the replay shows it to be passed."""
+
+
+class NothingFits(ValueError):
+    """No plan reaches the budget. `floor` is about the smallest budget, in bytes, that one would."""
+
+    def __init__(self, message: str, floor: int) -> None:
+        self.floor = floor
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one tensor.
+
+    Attributes:
+        tensor: its name, with the layer in it.
+        bytes: its size.
+        role: of the tensor.
+        action: `keep`, `recompute`, `move`, or `drop` for what was only considered for others' sake.
+        moved: bytes moved to each tier by name.
+    """
+
+    tensor: str
+    bytes: int
+    role: str
+    action: str
+    moved: dict[str, int]
+
+
+@dataclass(frozen=True)
+class OffloadPlan:
+    """A plan, confirmed by its own simulation.
+
+    Attributes:
+        graph, device: what runs where.
+        budget: bytes of the device asked for.
+        room: bytes of it that tensors may take (context and library workspaces are outside).
+        allow: what it was allowed to do.
+        optimizer: `device` or `host`, where the optimizer runs.
+        decisions: one per tensor that was decided on.
+        executed: names of the operators executed a second time.
+        timeline: the simulated step.
+        lower_bound: seconds that no plan of the class can beat.
+        baseline_seconds, baseline_peak: of the step as it is.
+        method: what found it.
+        solve_seconds: how long that took.
+        notes: assumptions.
+    """
+
+    graph: Graph
+    device: Device
+    budget: int
+    room: int
+    allow: tuple[str, ...]
+    optimizer: str
+    decisions: tuple[Decision, ...]
+    executed: tuple[str, ...]
+    timeline: Timeline
+    lower_bound: float
+    baseline_seconds: float
+    baseline_peak: int
+    method: str
+    solve_seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the step, as simulated."""
+        return self.timeline.makespan
+
+    @property
+    def peak(self) -> int:
+        """Bytes of tensors alive at once on the device, as simulated."""
+        return self.timeline.peak(DEVICE)
+
+    @property
+    def gap(self) -> float:
+        """(time − lower bound) / time: how far from the best the plan can be at most."""
+        return max(1.0 - self.lower_bound / self.seconds, 0.0)
+
+    @property
+    def overhead(self) -> float:
+        """Time beyond the step as it is, as a share of it."""
+        return self.seconds / self.baseline_seconds - 1.0
+
+    @cached_property
+    def moved(self) -> dict[str, int]:
+        """Bytes carried over each link."""
+        return self.timeline.moved
+
+    def peaks(self) -> dict[str, int]:
+        """Peak bytes in every tier."""
+        return {name: self.timeline.peak(name) for name in self.timeline.levels}
+
+    def kinds(self) -> list[dict[str, Any]]:
+        """Decisions put together by tensor without its layer number: count, bytes, and bytes by action."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for decision in self.decisions:
+            name = ".".join("*" if part.isdigit() else part for part in decision.tensor.split("."))
+            row = found.setdefault(
+                (name, decision.role),
+                {"tensor": name, "role": decision.role, "count": 0, "bytes": 0, "keep": 0, "recompute": 0, "move": 0},
+            )
+            moved = sum(decision.moved.values())
+            row["count"] += 1
+            row["bytes"] += decision.bytes
+            row["move"] += moved
+            if decision.action == "recompute":
+                row["recompute"] += decision.bytes - moved
+            elif decision.action != "drop":
+                row["keep"] += decision.bytes - moved
+        return [row for row in found.values() if row["keep"] + row["recompute"] + row["move"]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values, schema `peakline.offload/1`."""
+        return {
+            "schema": SCHEMA,
+            "model": self.graph.name,
+            "workload": dict(self.graph.workload),
+            "device": self.device.name,
+            "budget_bytes": self.budget,
+            "room_bytes": self.room,
+            "allow": list(self.allow),
+            "optimizer": self.optimizer,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak,
+            "peaks_bytes": self.peaks(),
+            "baseline": {"seconds": self.baseline_seconds, "peak_bytes": self.baseline_peak},
+            "certificate": {
+                "objective": self.seconds, "lower_bound": self.lower_bound, "gap": self.gap, "method": self.method,
+                "status": "optimal" if self.gap < 1e-6 else "feasible", "seconds": self.solve_seconds,
+            },
+            "stalls": {stream: self.timeline.stalled(stream) for stream in self.timeline.streams},
+            "moved_bytes": self.moved,
+            "decisions": [
+                {"tensor": d.tensor, "bytes": d.bytes, "role": d.role, "action": d.action, "moved": d.moved}
+                for d in self.decisions
+                if d.action not in ("keep", "drop")
+            ],
+            "recompute": list(self.executed),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_dict(), default=str)
+
+
+def plan(
+    workload: Graph,
+    device: str | Device,
+    *,
+    budget: int | str | None = None,
+    host: int | str | None = None,
+    ssd: int | str | None = None,
+    allow: Collection[str] = ("recompute", "swap"),
+    host_device: str | Device = HOST_MEMORY,
+    ssd_device: str | Device = DRIVE,
+    time_limit: float = 10.0,
+) -> OffloadPlan:
+    """Fit a workload into a budget in the least time.
+
+    Args:
+        workload: a step without recomputation of its own, as `training_step` builds or `capture` records it.
+        device: where it runs.
+        budget: bytes of the device, or `"24 GiB"`; None for its capacity.
+        host: bytes of pinned host memory that may be used; None for what `host_device` has.
+        ssd: bytes of the drive that may be used; None for no drive.
+        allow: some of `recompute`, `swap` (activations), `offload-optimizer` (states and gradients; the better of
+            bringing them in turn by turn and of updating on the host), `offload-params`.
+        time_limit: seconds for each program the solver is given.
+
+    Raises:
+        NothingFits: the budget is below what anything can reach; the message gives the floor, and what holds it.
+        ValueError: an unknown word in `allow`, a sweep, or an optimizer that cannot be cut into turns.
+    """
+    words = _words(allow)
+    started, found = time.perf_counter(), find_device(device)
+    before = estimate(workload, found)
+    capacity = before.memory.capacity
+    asked = capacity if budget is None else _bytes("budget", budget)
+    room = asked - before.memory.context - 2 * found.software.cublas_workspace_bytes
+    around = surroundings(
+        found, host=None if host is None else _bytes("host", host), ssd=None if ssd is None else _bytes("ssd", ssd),
+        host_device=host_device, ssd_device=ssd_device,
+    ) if set(words) - {"recompute"} else None  # fmt: skip
+    outcomes, floors = [], []
+    for turns, hosted in _modes(words, around):
+        attempt = _Attempt(profile(before, turns=turns, host=hosted), words, around, time_limit)
+        try:
+            outcomes.append((attempt, *attempt.within(room)))
+        except Infeasible as error:
+            floors.append((error.least, attempt))
+    if not outcomes:
+        least, attempt = min(floors, key=lambda floor: floor[0])
+        raise NothingFits(_refusal(asked, asked - room, least, attempt), least + asked - room)
+    attempt, problem, keys, decisions, timeline = min(outcomes, key=lambda outcome: outcome[-1].makespan)
+    return OffloadPlan(
+        workload, found, asked, room, words, "device" if attempt.profile.host is None else "host",
+        _read(attempt.profile, problem, keys, decisions),
+        _executed(timeline),
+        timeline, min(outcome[3].lower_bound for outcome in outcomes), sum(profile(before).seconds),
+        int(before.memory.live), decisions.method, time.perf_counter() - started,
+        (*(around.notes if around else ()), *_notes(before.fits, attempt)),
+    )  # fmt: skip
+
+
+def _words(allow: Collection[str]) -> tuple[str, ...]:
+    given = (allow,) if isinstance(allow, str) else tuple(allow)
+    for word in given:
+        if word not in ALLOWED:
+            raise ValueError(f"allow: {word!r} is unknown; accepted: {', '.join(ALLOWED)}")
+    if not given:
+        raise ValueError(f"allow: nothing is allowed; accepted: some of {', '.join(ALLOWED)}")
+    return tuple(word for word in ALLOWED if word in given)
+
+
+def _bytes(name: str, given: int | str) -> int:
+    from peakline.hardware.units import parse_bytes
+
+    if isinstance(given, str):
+        given = int(parse_bytes(given))
+    if isinstance(given, bool) or not isinstance(given, int) or given <= 0:
+        raise ValueError(f"{name}: {given!r} is not a number of bytes above 0 or a text like '24 GiB'")
+    return given
+
+
+def _modes(words: tuple[str, ...], around: Surroundings | None) -> list[tuple[bool, HostOptimizer | None]]:
+    """Ways to run the optimizer that are worth trying: as it is; in turns; on the host."""
+    if "offload-optimizer" not in words or around is None:
+        return [(False, None)]
+    return [(True, None), (True, HostOptimizer(around.host_bandwidth, around.common[1]))]
+
+
+class _Attempt:
+    """One way to run the optimizer, and everything else decided for it."""
+
+    def __init__(self, taken: Profile, words: tuple[str, ...], around: Surroundings | None, time_limit: float) -> None:
+        self.profile, self.words, self.around, self.time_limit = taken, words, around, time_limit
+        states = {"optimizer_state", "gradient"} if "offload-optimizer" in words else set()
+        self.states = frozenset(states | ({"parameter"} if "offload-params" in words else set()))
+
+    def within(self, room: int) -> tuple[Problem, Keys, Decisions, Timeline]:
+        """The best decisions whose replay stays within `room` bytes.
+
+        Raises:
+            Infeasible: there are none.
+        """
+        around = self.around
+        problem, keys = problem_of(
+            self.profile, room, around.tiers if around else (), recompute="recompute" in self.words,
+            swap="swap" in self.words, states=self.states,
+        )  # fmt: skip
+        if around:
+            problem = replace(problem, common=around.common)
+        budget = room
+        lower: float | None = None
+        short = 0
+        for _ in range(ATTEMPTS):
+            decisions = solve(replace(problem, budget=budget), time_limit=self.time_limit, lower_bound=lower)
+            lower = decisions.lower_bound
+            try:
+                return problem, keys, decisions, self._carried_out(problem, keys, decisions, room)
+            except Deadlock as error:
+                short = error.needed - error.free
+                budget -= short + short // 8
+        raise Infeasible(room, room + short)
+
+    def _carried_out(self, problem: Problem, keys: Keys, decisions: Decisions, room: int) -> Timeline:
+        """The step as simulated, in a device of `room` bytes: allocations wait for what is on its way out.
+
+        Raises:
+            Deadlock: something came back too early, and what runs cannot go on.
+        """
+        routes, links = (self.around.routes, self.around.links) if self.around else ((), {})
+        return simulate(executed_program(self.profile, problem, keys, decisions, routes, links, room))
+
+
+def _read(taken: Profile, problem: Problem, keys: Keys, decisions: Decisions) -> tuple[Decision, ...]:
+    """Decisions by tensor, in program order."""
+    names = [tier.name for tier in problem.tiers]
+    found = []
+    for i, item in enumerate(problem.items):
+        moved = {name: round(item.bytes * share) for name, share in zip(names, decisions.moved[i]) if share}
+        again = item.group >= 0 and decisions.executed[item.group]
+        if moved:
+            action = "move"
+        elif again:
+            action = "recompute"
+        else:
+            action = "drop" if item.extra and decisions.kept[i] < 0.5 else "keep"
+        role = taken.program.storages[keys.items[i]].tensor.role
+        found.append(Decision(item.name, item.bytes, role, action, moved))
+    return tuple(found)
+
+
+def _executed(timeline: Timeline) -> tuple[str, ...]:
+    """Names of the operators that run a second time."""
+    return tuple(run.task.name.removesuffix(" again") for run in timeline.runs if run.task.kind == "recompute")
+
+
+def _refusal(asked: int, outside: int, least: int, attempt: _Attempt) -> str:
+    """Why nothing fits: the floor, and what holds it."""
+    from peakline.hardware.units import format_bytes
+
+    taken = attempt.profile
+    fixed: dict[str, int] = {}
+    for key in taken.program.resident:
+        role = taken.program.storages[key].tensor.role
+        if role not in attempt.states:
+            fixed[role] = fixed.get(role, 0) + int(taken.program.sizes[key])
+    held = ", ".join(
+        f"{role.replace('_', ' ')} {format_bytes(size)}"
+        for role, size in sorted(fixed.items(), key=lambda x: -x[1])[:3]
+    )
+    more = [word for word in ALLOWED if word not in attempt.words]
+    return (
+        f"budget: nothing fits {format_bytes(asked)}; the least that would is about {format_bytes(least + outside)}"
+        + (f", of which what may not leave holds {held}" if held else "")
+        + (f"; allowing {' or '.join(more)} might lower it" if more else "")
+    )
+
+
+def _notes(fits: Any, attempt: _Attempt) -> list[str]:
+    notes = []
+    if bool(fits):
+        notes.append("the step fits the device as it is; the budget is what makes a plan needed")
+    if attempt.profile.host is not None:
+        notes.append("the optimizer runs on the host, at the speed of its memory")
+    elif attempt.states:
+        notes.append("the optimizer runs in turns, layer by layer")
+    return notes

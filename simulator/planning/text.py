@@ -1,0 +1,76 @@
+"""A plan in words and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peakline.hardware.units import format_bytes, format_time
+from peakline.text import Table
+
+if TYPE_CHECKING:
+    from peakline.planning.plan import OffloadPlan
+
+__all__ = ["lines"]
+
+_TOP = 14
+
+
+def lines(plan: OffloadPlan) -> list[str]:
+    """The plan for people: the answer first, then what is done, what waits and what moves."""
+    words = [
+        f"Fits: {format_bytes(plan.peak)} of the {format_bytes(plan.room)} that {format_bytes(plan.budget)} of "
+        f"{plan.device.name} leave to tensors; {format_bytes(plan.baseline_peak)} as it is",
+        f"Time: {format_time(plan.seconds)} a step, {plan.overhead:+.1%} against {format_time(plan.baseline_seconds)} "
+        "with memory enough",
+        f"Proof: no plan of its kind takes less than {format_time(plan.lower_bound)} (gap {plan.gap:.2%}); "
+        f"{plan.method}, {plan.solve_seconds:.1f} s",
+    ]
+    stalls = plan.timeline.stalled("compute")
+    waits = ", ".join(f"{cause} {format_time(seconds)}" for cause, seconds in stalls.items() if seconds > 1e-9)
+    kinds = plan.timeline.by_kind("compute")
+    words.append(
+        f"Compute: recomputation {format_time(kinds.get('recompute', 0.0))}"
+        + (f"; waits for {waits}" if waits else "; it never waits")
+    )
+    tables = [_tensors(plan), _streams(plan)]
+    for table in tables:
+        if table.rows:
+            words += ["", *table.lines()]
+    words += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    return words
+
+
+def _tensors(plan: OffloadPlan) -> Table:
+    rows = sorted(plan.kinds(), key=lambda row: -(row["recompute"] + row["move"]))
+    shown = [row for row in rows if row["recompute"] + row["move"]]
+    cells = tuple(
+        (row["tensor"], str(row["count"]), *(_size(row[name]) for name in ("keep", "recompute", "move")))
+        for row in shown[:_TOP]
+    )
+    more = len(shown) - _TOP
+    title = "Tensors that do not simply stay" + (f" (and {more} smaller kinds)" if more > 0 else "")
+    return Table(title, ("<tensor", "count", "kept", "recomputed", "moved"), cells)
+
+
+def _streams(plan: OffloadPlan) -> Table:
+    timeline = plan.timeline
+    rows = [
+        (stream, format_time(timeline.busy(stream)), f"{timeline.use(stream):.0%}", "")
+        for stream in timeline.streams
+        if timeline.busy(stream)
+    ]
+    rows += [
+        (
+            f"link {name}",
+            format_time(timeline.link_busy[name]),
+            f"{timeline.link_busy[name] / timeline.makespan:.0%}",
+            _size(moved),
+        )
+        for name, moved in timeline.moved.items()
+        if moved
+    ]
+    return Table("Streams and links", ("<name", "busy", "use", "moved"), tuple(rows))
+
+
+def _size(amount: int) -> str:
+    return format_bytes(amount) if amount else "-"
