@@ -11,6 +11,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,6 +140,23 @@ def test_flattening_gives_the_names_back(case: str) -> None:
         for mine, theirs in zip(again.blocks[0].operators, flat.blocks[0].operators):
             assert sorted(mine.inputs) == sorted(theirs.inputs)
             assert sorted(mine.outputs) == sorted(theirs.outputs)
+
+
+def test_a_sweep_of_configurations_folds_too() -> None:
+    sweep = pk.training_step("gpt2", batch=np.array([1, 2, 8]), seq=64)
+    flat = sweep.flatten()
+    folded = fold(flat)
+    assert count(folded) == count(sweep)
+    before, after = (footprint(unroll(g), pk.device("h100-sxm")) for g in (flat, folded))
+    assert before.live.tolist() == after.live.tolist()
+    assert before.reserved.tolist() == after.reserved.tolist()
+
+
+def test_what_does_not_repeat_is_left_alone() -> None:
+    flat = pk.inference("resnet-8", batch=1).flatten()
+    assert fold(flat) is flat
+    nothing = Graph("nothing", {}, ())
+    assert count(fold(nothing)) == 0
 
 
 def test_a_graph_with_families_may_be_given_as_it_is() -> None:
@@ -476,8 +494,6 @@ def brute_force_saved(tokens: list[int]) -> int:
 @given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 5)), max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_runs_are_found_where_nothing_overlaps(parts: list[tuple[list[int], int]]) -> None:
-    import numpy as np
-
     tokens = [t for motif, repeat in parts for t in motif * repeat]
     runs = find_runs(np.asarray(tokens, dtype=np.int64), [""] * len(tokens))
     for run in runs:
