@@ -9,7 +9,7 @@ import numpy as np
 from peakline.hardware import Device
 from peakline.models.graph import Graph
 
-__all__ = ["MOST_BYTES", "MOST_OPERATORS", "refuse_impossible"]
+__all__ = ["MOST_BYTES", "MOST_OPERATORS", "refuse_impossible", "refuse_uncountable", "refuse_unsupported"]
 
 MOST_OPERATORS = 1_000_000
 """Executed operators, layers unrolled: two hundred times those of an 8-billion-parameter training step."""
@@ -25,10 +25,20 @@ def refuse_impossible(graph: Graph, device: Device) -> None:
         UnsupportedDtype: the workload's `dtype` or `autocast` is not among the device's formats, which are listed.
         ValueError: more than `MOST_OPERATORS` operators or `MOST_BYTES` bytes.
     """
+    refuse_unsupported(graph, device)
+    refuse_uncountable(graph)
+
+
+def refuse_unsupported(graph: Graph, device: Device) -> None:
+    """Refuse a workload whose format the device does not compute in. Raises UnsupportedDtype."""
     for field in ("dtype", "autocast"):
         wanted = graph.workload.get(field)
         if wanted is not None and device.compute is not None and not device.supports(wanted):
             device.peak(wanted)  # raises, listing the formats there are
+
+
+def refuse_uncountable(graph: Graph) -> None:
+    """Refuse a workload of more than `MOST_OPERATORS` operators or `MOST_BYTES` bytes. Raises ValueError."""
     operators = sum(len(block.operators) * block.repeat for block in graph.blocks)
     if operators > MOST_OPERATORS:
         raise ValueError(f"{graph.name}: {operators:,} operators in a step are too many (at most {MOST_OPERATORS:,})")
@@ -48,5 +58,5 @@ def _bytes_at_most(graph: Graph) -> float:
         if tensor.storage is None:
             layers = families.get(tensor.family, 1) if tensor.family else 1
             bits = tensor.dtype.bits + (tensor.dtype.scale_bits / tensor.dtype.block if tensor.dtype.block else 0)
-            total += layers * math.prod(float(np.max(size)) for size in tensor.shape) * bits / 8
+            total += layers * math.prod([float(np.max(d)) if isinstance(d, np.ndarray) else float(d) for d in tensor.shape]) * bits / 8
     return total

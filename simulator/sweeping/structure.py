@@ -1,0 +1,253 @@
+"""Live memory of many graphs of one structure: lifetimes are worked out once, sizes put in as often as wanted.
+
+How many storages of each tensor are alive while each operator runs depends on the graph's structure alone. Two graphs
+that differ in nothing but shapes, formats and attributes share the counts. Of these only steps can be the peak that
+no other step exceeds in every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peakline.memory.lifetimes import unroll
+from peakline.memory.live import occupancy
+from peakline.models.dims import Dim
+from peakline.models.graph import Block, Graph, Operator, Tensor
+from peakline.models.operators import Node, OperatorType, operator_type
+from peakline.sweeping.table import ROLES
+
+__all__ = ["LiveBytes", "live_bytes"]
+
+_EXACT = 2.0**53
+_KEPT = 512
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What graphs of one structure have in common.
+
+    Attributes:
+        tensors: names of the tensors whose storages are counted, column by column.
+        workspaces: positions of the operators with a workspace, in further columns.
+        counts: `[rows, columns]`, storages alive in the steps where a peak can lie; float64, whole numbers.
+        role_of: number in `ROLES` of each column.
+    """
+
+    tensors: tuple[str, ...]
+    workspaces: tuple[int, ...]
+    counts: NDArray[np.float64]
+    role_of: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LiveBytes:
+    """Peak live bytes (int64, of the sweep's shape) and by role (`[len(ROLES), *shape]`)."""
+
+    live: NDArray[np.int64]
+    by_role: NDArray[np.int64]
+
+
+def live_bytes(graph: Graph, shape: tuple[int, ...]) -> LiveBytes:
+    """The figures of `peakline.memory.live.program_peak` for every configuration of `graph`.
+
+    Raises:
+        ValueError: more bytes than can be added up exactly (9 PB).
+    """
+    workspaces = _workspaces(graph)
+    skeleton = _skeleton(graph, tuple(workspaces))
+    sizes = _bytes_of(graph, skeleton.tensors)
+    sizes += [workspaces[position] for position in skeleton.workspaces]
+    return _peak(skeleton, sizes, shape)
+
+
+def _workspaces(graph: Graph) -> dict[int, Dim]:
+    """Bytes of each operator's workspace, by the operator's position."""
+    families = graph.families
+    found: dict[int, Dim] = {}
+    for position, (_, operator) in enumerate(graph.operators()):
+        kind = operator_type(operator.type)
+        if type(kind).workspace is not _NO_WORKSPACE:
+            blocks = kind.workspace(Node.of(graph, operator, families))
+            if blocks:
+                total: Dim = 0
+                for size in blocks:
+                    total = total + size
+                found[position] = total
+    return found
+
+
+def _bytes_of(graph: Graph, names: Sequence[str]) -> list[Dim]:
+    """Bytes of each tensor; tensors of one format whose dimensions are the same objects have the same."""
+    known: dict[Any, Dim] = {}
+    out: list[Dim] = []
+    for name in names:
+        tensor = graph.tensors[name]
+        key = tuple([d if isinstance(d, int) else id(d) for d in tensor.shape]), tensor.dtype, id(tensor.bytes_override)
+        if tensor.bytes_override is not None or key not in known:
+            known[key] = tensor.bytes
+        out.append(known[key])
+    return out
+
+
+_NO_WORKSPACE = OperatorType.workspace
+_SIZES_OF_A_TENSOR = ("shape", "dtype", "bytes_override")
+_TENSOR = tuple(f.name for f in fields(Tensor) if f.name not in _SIZES_OF_A_TENSOR)
+_OPERATOR = tuple(f.name for f in fields(Operator) if f.name not in ("attributes", "module"))
+_BLOCK = tuple(f.name for f in fields(Block) if f.name not in ("operators", "carries"))
+_GRAPH = tuple(f.name for f in fields(Graph) if f.name not in ("name", "tensors", "blocks", "workload", "notes"))
+
+_known: dict[Any, Skeleton] = {}
+
+
+def _skeleton(graph: Graph, workspaces: tuple[int, ...]) -> Skeleton:
+    key = _structure(graph), workspaces
+    found = _known.get(key)
+    if found is None:
+        while len(_known) >= _KEPT:
+            _known.pop(next(iter(_known)), None)
+        found = _known[key] = _worked_out(graph, workspaces)
+    return found
+
+
+def _structure(graph: Graph) -> Any:
+    """Everything about a graph that lifetimes may depend on: all but shapes, formats and attributes."""
+    tensors = tuple([tuple([getattr(t, name) for name in _TENSOR]) for t in graph.tensors.values()])
+    blocks = tuple(
+        [
+            (
+                *[getattr(b, name) for name in _BLOCK],
+                tuple(b.carries.items()),
+                tuple([tuple([getattr(o, name) for name in _OPERATOR]) for o in b.operators]),
+            )
+            for b in graph.blocks
+        ]
+    )
+    return tensors, blocks, tuple([_frozen(getattr(graph, name)) for name in _GRAPH])
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value.items()) if hasattr(value, "items") else value
+
+
+def _worked_out(graph: Graph, workspaces: tuple[int, ...]) -> Skeleton:
+    table = occupancy(unroll(graph))
+    rows = _hills(table.counts)
+    owners = [name for name in table.names if name in graph.tensors]
+    held = table.counts[rows]
+    used = held.any(axis=0)
+    number = {role: i for i, role in enumerate(ROLES)}
+    keep = np.flatnonzero(used)
+    tensors = len(owners)
+    return Skeleton(
+        tuple(table.names[j] for j in keep if j < tensors),
+        tuple(workspaces[j - tensors] for j in keep if j >= tensors),
+        held[:, keep].astype(np.float64),
+        np.asarray([number[table.roles[j]] for j in keep], dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """Columns whose sizes are multiples of one array: the array, and the multiple of each."""
+
+    base: NDArray[np.int64]
+    members: list[int]
+    multiples: list[int]
+
+
+def _peak(skeleton: Skeleton, sizes: Sequence[Dim], shape: tuple[int, ...]) -> LiveBytes:
+    """The largest of counts · sizes over the rows, first such row; sums of whole numbers, exact in float64.
+
+    Sizes that are multiples of one another in every configuration are first added up, after which few rows are left
+    that no other exceeds.
+    """
+    merged = _merge(sizes)
+    parts = [(m.base, skeleton.counts[:, m.members] @ np.asarray(m.multiples, dtype=np.float64)) for m in merged]
+    weights = np.stack([weight for _, weight in parts], axis=1)
+    most = float((weights.max(axis=0) * [float(base.max()) for base, _ in parts]).sum())
+    if most >= _EXACT:
+        raise ValueError(f"sizes: too large, {most:.2g} bytes live at once (at most 2**53 in a sweep)")
+    rows = _front(weights)
+    live: Any = 0.0
+    for j, (base, _) in enumerate(parts):
+        own = _padded(base.shape, shape)
+        live = live + weights[rows, j].reshape((-1,) + (1,) * len(shape)) * base.reshape(
+            (1, *own)[1 if not shape else 0 :]
+        )
+    live = np.broadcast_to(live, (len(rows), *shape))
+    best = live.argmax(axis=0)
+    peak = np.take_along_axis(live, best[None], axis=0)[0]
+    roles = np.zeros((len(ROLES), *shape))
+    for row in np.unique(best).tolist():
+        of_row: Any = 0.0
+        for m in merged:
+            share = np.zeros(len(ROLES))
+            np.add.at(share, skeleton.role_of[m.members], skeleton.counts[rows[row], m.members] * m.multiples)
+            own = _padded(m.base.shape, shape)
+            of_row = of_row + share.reshape((-1,) + (1,) * len(shape)) * m.base.reshape(own if shape else ())
+        roles = np.where(best == row, of_row, roles)
+    return LiveBytes(peak.astype(np.int64), np.broadcast_to(roles, (len(ROLES), *shape)).astype(np.int64))
+
+
+def _hills(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows that exceed or equal neither neighbour in every column; of equal neighbours the first."""
+    if len(counts) < 2:
+        return np.arange(len(counts))
+    below_next = (counts[:-1] <= counts[1:]).all(axis=1)
+    below_last = (counts[1:] <= counts[:-1]).all(axis=1)
+    keep = np.ones(len(counts), dtype=np.bool_)
+    keep[:-1] &= ~(below_next & ~below_last)
+    keep[1:] &= ~below_last
+    rows = np.flatnonzero(keep)
+    return rows if len(rows) == len(counts) else rows[_hills(counts[rows])]
+
+
+def _front(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows that no other row exceeds or equals in every column, of equal ones the first; in ascending order."""
+    left = np.arange(len(weights))
+    front: list[int] = []
+    sums = weights.sum(axis=1)
+    while len(left):
+        best = left[sums[left].argmax()]
+        front.append(int(best))
+        left = left[(weights[left] > weights[best]).any(axis=1)]
+    return np.asarray(sorted(front), dtype=np.int64)
+
+
+def _merge(sizes: Sequence[Dim]) -> list[_Merged]:
+    """Sizes by what they are multiples of: each divided by the greatest common divisor of its configurations."""
+    reduced: dict[int, tuple[Any, int, NDArray[np.int64]]] = {}
+    groups: dict[Any, _Merged] = {}
+    for j, size in enumerate(sizes):
+        if id(size) not in reduced or not isinstance(size, np.ndarray):
+            divisor = _common(size)
+            base = np.asarray(size // divisor if divisor > 1 else size, dtype=np.int64)
+            reduced[id(size)] = ((base.shape, base.tobytes()), divisor, base)
+        key, divisor, base = reduced[id(size)]
+        group = groups.setdefault(key, _Merged(base, [], []))
+        group.members.append(j)
+        group.multiples.append(divisor)
+    return list(groups.values())
+
+
+def _common(size: Dim) -> int:
+    """Greatest common divisor of all elements, 1 if all are 0; that of a few is tried first."""
+    if not isinstance(size, np.ndarray):
+        return max(int(size), 1)
+    flat = size.reshape(-1)
+    few = int(np.gcd.reduce(flat[:: max(len(flat) // 4, 1)]))
+    if few <= 1 or not (flat % few).any():
+        return max(few, 1)
+    return max(int(np.gcd.reduce(flat)), 1)
+
+
+@lru_cache(maxsize=1024)
+def _padded(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`own` with leading ones, so that it broadcasts against `shape` behind another axis."""
+    return (1,) * (len(shape) - len(own)) + own
