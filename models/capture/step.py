@@ -104,13 +104,13 @@ def _prepare(workload: Workload, session: _Session) -> Callable[[], None]:
         if not callable(program):
             raise TypeError(f"program: expected a module or a function, not {type(program).__name__}")
         if inputs is None:
-            with _Learning(session.known):
+            with _building(session.known):
                 made = program()
             program, inputs, optimizer = _unpack(made, optimizer)
             if not isinstance(program, torch.nn.Module):
                 return _bare(program, session)
         else:
-            with _Learning(session.known):
+            with _building(session.known):
                 program = program()
     elif inputs is None:
         raise ValueError("inputs: a module needs example inputs; pass a tensor, a tuple or a dict of them")
@@ -264,6 +264,24 @@ def optimizer_class(name: str) -> Any:
         raise ValueError(f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}")
     kind = kinds[name.lower()]
     return partial(kind, lr=1e-3) if name.lower() == "sgd" else kind
+
+
+@contextmanager
+def _building(known: Known) -> Iterator[None]:
+    """A model is made: known values stay known, and initialisers, whose values nobody will see, do nothing."""
+
+    def unchanged(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return tensor
+
+    with ExitStack() as stack:
+        for name in ("torch.nn.init", "transformers.initialization"):
+            module = sys.modules.get(name)
+            for key, function in list(vars(module).items()) if module else ():
+                if key.endswith("_") and not key.startswith("_") and callable(function):
+                    stack.callback(setattr, module, key, function)
+                    setattr(module, key, unchanged)
+        stack.enter_context(_Learning(known))
+        yield
 
 
 class _Learning(TorchDispatchMode):
