@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peakline.calibration.calibrate import calibrate
     from peakline.capturing import capture
     from peakline.estimator import estimate
     from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from peakline.sweeping.optimise import optimise
     from peakline.sweeping.run import sweep, sweep_to
     from peakline.sweeping.search import largest, pareto, sample
+    from peakline.validation.validate import validate
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "calibration.calibrate": ("calibrate",),
     "capturing": ("capture",),
     "estimator": ("estimate",),
     "result": ("Estimate",),
@@ -44,6 +47,7 @@ _HOME = {
     "models.graph": ("Graph", "GraphError"),
     "models.workload": ("Lora",),
     "planning.plan": ("NothingFits", "OffloadPlan", "plan"),
+    "validation.validate": ("validate",),
     "models.workloads": ("decode", "inference", "prefill", "training_step"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -61,6 +65,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedDtype",
     "__version__",
+    "calibrate",
     "capture",
     "decode",
     "device",
@@ -77,6 +82,7 @@ __all__ = [
     "sweep",
     "sweep_to",
     "training_step",
+    "validate",
 ]
 
 

@@ -40,8 +40,8 @@ def in_chunks(graph: Graph, evaluate: Callable[[Graph], tuple[Memory, ProgramCos
 
 
 _MEMORY = ("live", "allocated", "reserved", "device", "fits", "peak_step", "retries", "by_role")
-_COST = ("flops", "vector_work", "bound", "io", "tiled", "traffic", "io_lower_bound", "limited_by")
-_MAPPINGS = ("by_role", "traffic", "io_lower_bound", "limited_by")
+_COST = ("flops", "vector_work", "bound", "io", "tiled", "traffic", "io_lower_bound", "limited_by", "by_kind")
+_MAPPINGS = ("by_role", "traffic", "io_lower_bound", "limited_by", "by_kind")
 
 
 def _join(values: Sequence[Any], shape: tuple[int, ...]) -> Any:

@@ -57,6 +57,16 @@ class Estimate:
         return self.cost.tiled
 
     @cached_property
+    def time_interval(self) -> tuple[Any, Any] | None:
+        """(low, high) seconds between which a run is expected to lie, low ≥ bound and high ≥ `time`.
+
+        From the residuals of the device's calibration (docs/calibration.md); None where it carries none.
+        """
+        from peakline.cost.interval import time_interval
+
+        return time_interval(self.cost, self.device)
+
+    @cached_property
     def energy_joules(self) -> Any:
         """Joules of arithmetic and data movement, or None where the device names no energies."""
         from peakline.cost.energy import energy
@@ -136,6 +146,7 @@ class Estimate:
                 "bound": self.cost.bound,
                 "io": self.cost.io,
                 "tiled": self.cost.tiled,
+                "interval": None if self.time_interval is None else list(self.time_interval),
                 "limited_by": self.shares,
             },
             "flops": self.cost.flops,

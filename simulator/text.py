@@ -125,7 +125,8 @@ def _dominates_line(est: Estimate) -> str:
 def _time_line(est: Estimate) -> str:
     cost = est.cost
     line = (
-        f"Time: {format_time(cost.tiled, 3)} tiled (io {format_time(cost.io, 3)}, bound {format_time(cost.bound, 3)})"
+        f"Time: {format_time(cost.tiled, 3)}{_interval(est)} tiled (io {format_time(cost.io, 3)}, "
+        f"bound {format_time(cost.bound, 3)})"
     )
     rate = _throughput(est)
     if rate is not None:
@@ -133,6 +134,12 @@ def _time_line(est: Estimate) -> str:
     if cost.flops and cost.tiled:
         line += f", {format_rate(cost.flops / cost.tiled, 3, 'FLOP' if est.device.kind != 'mcu' else 'OP')}"
     return line
+
+
+def _interval(est: Estimate) -> str:
+    """` (52–63 ms)` where the device carries a calibration."""
+    interval = est.time_interval
+    return "" if interval is None else f" ({format_time(interval[0], 3)}–{format_time(interval[1], 3)})"
 
 
 def _bounds_line(est: Estimate) -> str:

@@ -24,7 +24,7 @@ def shared_constants(fits: Fits, target: Machine, leave: str | None = None) -> d
     """Constants for `target` from the calibrations of other GPUs: medians over those most like it.
 
     Most like it are those of its build (`peakline.cost.gpu.build_of`); where none of them was measured, those with the
-    same engines and any L2; else all.
+    same engines and any L2 (for L2's width those with the same L2 and any engines); else all.
 
     Args:
         fits: calibrations; those without a constant of a kind take no part in it.
@@ -36,11 +36,12 @@ def shared_constants(fits: Fits, target: Machine, leave: str | None = None) -> d
         [fit for fit in taking if async_copy(fit[0]) == async_copy(target)],
         taking,
     )
+    fed_alike = [fit for fit in taking if (build_of(fit[0]) == "narrow") == (build_of(target) == "narrow")]
     found: dict[str, float] = {}
     for kind, parameters in PARAMETERS.items():
         for name in parameters:
             values: list[float] = []
-            for ring in rings:
+            for ring in (rings[0], fed_alike, taking) if name == "l2_bytes_per_cycle" else rings:
                 values = values or [fitted[f"{kind}.{name}"] for _, fitted in ring if f"{kind}.{name}" in fitted]
             if values and name not in NOT_SHARED:
                 found[f"{kind}.{name}"] = float(np.median(values))

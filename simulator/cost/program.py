@@ -7,19 +7,20 @@ sum of theirs, at each of the three fidelities.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from peakline.cost.evaluate import FEW_QUERIES
 from peakline.cost.price import KernelCost, price
 from peakline.hardware import Device
 from peakline.models.dims import Dim
 from peakline.models.graph import Graph
-from peakline.models.kernels import Kernel, Stream
+from peakline.models.kernels import Attention, Kernel, Scan, Stream
 from peakline.models.operators import Node, operator_type
 
-__all__ = ["OperatorCost", "ProgramCost", "price_program"]
+__all__ = ["OperatorCost", "ProgramCost", "kernel_kind", "price_program"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class OperatorCost:
         vector_work: scalar operations outside those.
         reads, writes: compulsory bytes.
         costs: one price per kernel.
+        kinds: what kind of kernel each is (`kernel_kind`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class OperatorCost:
     reads: Dim
     writes: Dim
     costs: tuple[KernelCost, ...]
+    kinds: tuple[str, ...] = ()
 
     def seconds(self, fidelity: str) -> Any:
         """Seconds of one execution at `bound`, `io` or `tiled`."""
@@ -64,6 +67,7 @@ class ProgramCost:
         traffic: bytes that move per memory level as tiled.
         io_lower_bound: bytes per level that no schedule can avoid.
         limited_by: resource → seconds of the tiled time it limits.
+        by_kind: kind of kernel → its tiled seconds; what calibrations and their residuals speak of.
     """
 
     operators: tuple[OperatorCost, ...]
@@ -75,6 +79,14 @@ class ProgramCost:
     traffic: Mapping[str, Any]
     io_lower_bound: Mapping[str, Any]
     limited_by: Mapping[str, Any]
+    by_kind: Mapping[str, Any] = field(default_factory=dict)
+
+
+def kernel_kind(kernel: Kernel) -> str:
+    """`gemm` (matrix products, grouped ones and convolutions), `prefill` or `decode` (attention), or `stream`."""
+    if isinstance(kernel, Attention):
+        return "decode" if np.all(np.asarray(kernel.queries) <= FEW_QUERIES) else "prefill"
+    return "stream" if isinstance(kernel, Stream | Scan) else "gemm"
 
 
 def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> ProgramCost:
@@ -104,7 +116,7 @@ def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> 
         found.append(
             OperatorCost(
                 operator.name, operator.type, operator.phase, operator.module, block.repeat * block.times, flops, work,
-                reads, writes, tuple(costs),
+                reads, writes, tuple(costs), tuple(kernel_kind(kernel) for kernel in kernels),
             )
         )  # fmt: skip
     return _total(tuple(found))
@@ -137,11 +149,13 @@ def _total(operators: tuple[OperatorCost, ...]) -> ProgramCost:
     traffic: dict[str, Any] = {}
     lower: dict[str, Any] = {}
     limits: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     for operator in operators:
         n = operator.executions
         flops.add(operator.flops, n)
         work.add(operator.vector_work, n)
-        for cost in operator.costs:
+        for cost, kind in zip(operator.costs, operator.kinds, strict=True):
+            kinds[kind] = kinds.get(kind, 0.0) + n * cost.tiled
             seconds["bound"] = seconds["bound"] + n * cost.bound
             seconds["io"] = seconds["io"] + n * cost.io
             seconds["tiled"] = seconds["tiled"] + n * cost.tiled
@@ -152,7 +166,7 @@ def _total(operators: tuple[OperatorCost, ...]) -> ProgramCost:
             _attribute(limits, cost, n)
     return ProgramCost(
         operators, flops.value(), work.value(), seconds["bound"], seconds["io"], seconds["tiled"], traffic, lower,
-        limits,
+        limits, kinds,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from peakline.files import written_whole
 from peakline.validation.analytic import activations, kv_cache, parameters
+from peakline.validation.markdown import markdown, percent
 from peakline.validation.memory_points import TABLES, memory_points
 
 __all__ = ["report", "write_report"]
@@ -23,8 +24,7 @@ peakline validate --reference REFERENCE --write docs/validation.md
 
 where `REFERENCE` is a folder with `memory_points*.csv` and `measured/`. Errors are signed,
 predicted/measured − 1. No memory rule was fitted to a measurement. The GPU cost model has a handful of constants of
-mechanism, the same for every GPU, whose values were chosen on the A100 and H100 rows below (see `docs/cost.md`, which
-also has the errors on other GPUs).
+mechanism, fitted on measured kernels (see `docs/calibration.md`, which has the errors on ten GPUs, held out and left out).
 """
 
 
@@ -42,6 +42,7 @@ def report(reference: Path | None, progress: Callable[[str], None] = lambda _: N
         ("Weights and KV cache", _kv_cache),
         ("Peak memory of published runs", _memory),
         ("Kernel times", _kernels),
+        ("Whole training steps", _steps),
     ):
         progress(title)
         sections.append(f"## {title}\n\n{section(reference)}\n")
@@ -62,7 +63,7 @@ def _parameters(_: Path | None) -> str:
     return (
         f"{exact} of {len(known)} catalogued models with a published count match it exactly "
         f"({len(table) - len(known)} more have no exact published count).\n\n"
-        + _markdown(shown[["model", "built", "published", "exact"]])
+        + markdown(shown[["model", "built", "published", "exact"]])
     )
 
 
@@ -74,17 +75,17 @@ def _same(built: int, published: object) -> str:
 
 def _activations(_: Path | None) -> str:
     table = activations()
-    table["error"] = [_percent(e) for e in table["error"]]
+    table["error"] = [percent(e) for e in table["error"]]
     return (
         "Bytes kept from forward to backward by one layer in the setting of Korthikanti et al. "
         "(arXiv:2205.05198): fp16, dropout, attention written out; their formula is sbh(34 + 5as/h), and 34·sbh with "
         "selective recomputation. The difference is the layer norms' float32 statistics, which they neglect.\n\n"
-        + _markdown(table)
+        + markdown(table)
     )
 
 
 def _kv_cache(_: Path | None) -> str:
-    return _markdown(kv_cache())
+    return markdown(kv_cache())
 
 
 def _memory(reference: Path | None) -> str:
@@ -96,25 +97,25 @@ def _memory(reference: Path | None) -> str:
     magnitude = predicted["error"].abs()
     by_figure = predicted.assign(magnitude=magnitude).groupby("figure")["magnitude"]
     strata = pd.DataFrame(
-        {"rows": by_figure.size(), "median |error|": [_percent(e, sign=False) for e in by_figure.median()]}
+        {"rows": by_figure.size(), "median |error|": [percent(e, sign=False) for e in by_figure.median()]}
     )
     rows = predicted.assign(
         measured=[f"{b / 2**20:,.1f}" for b in predicted["measured"]],
         predicted=[f"{b / 2**20:,.1f}" for b in predicted["predicted"]],
-        error=[_percent(e) for e in predicted["error"]],
+        error=[percent(e) for e in predicted["error"]],
     ).rename(columns={"measured": "measured MiB", "predicted": "predicted MiB"})
     left = table[table["error"].isna()]
     return (
         f"{len(predicted)} of {len(table)} published measurements run on one GPU with a stated configuration: median "
-        f"absolute error {_percent(float(magnitude.median()), sign=False)}, "
-        f"90th percentile {_percent(float(magnitude.quantile(0.9)), sign=False)}.\n\n"
-        + _markdown(strata.reset_index())
+        f"absolute error {percent(float(magnitude.median()), sign=False)}, "
+        f"90th percentile {percent(float(magnitude.quantile(0.9)), sign=False)}.\n\n"
+        + markdown(strata.reset_index())
         + "\n\nEvery row, hits and misses:\n\n"
-        + _markdown(rows[["id", "what", "gpu", "figure", "measured MiB", "predicted MiB", "error"]])
+        + markdown(rows[["id", "what", "gpu", "figure", "measured MiB", "predicted MiB", "error"]])
         + "\n\n"
         + _WHY
         + "\n\nNot predicted, and why:\n\n"
-        + _markdown(left.groupby("reason")["id"].agg(lambda ids: " ".join(ids)).reset_index())
+        + markdown(left.groupby("reason")["id"].agg(lambda ids: " ".join(ids)).reset_index())
     )
 
 
@@ -132,44 +133,32 @@ _WHY = """Where the misses come from:
 
 
 def _kernels(reference: Path | None) -> str:
-    from peakline.cost.accuracy import accuracy, summary
+    from peakline.validation.kernels import strata
+    from peakline.validation.sources_report import percentages
+    from peakline.validation.validate import validate
 
     folder = None if reference is None else reference / "measured"
     if folder is None or not folder.exists():
         return "No measured kernel tables were at hand."
-    rows = accuracy(folder)
+    rows = validate(folder).table
     return (
-        "`tiled` times, without a calibration of the device, against measured kernels; `roofline` is the datasheet "
-        "roofline's median error on the same rows, `impossible` counts rows measured faster than compulsory traffic "
-        "from HBM allows (operands warm in L2).\n\n"
-        + _percentages(summary(rows))
+        "Measured kernels, replayed: operands that fit in L2 are warm. `calibrated` is the median |error| with the "
+        "device's calibration on shapes held out of its fit (docs/calibration.md; empty where there is none), `p90` its "
+        "90 % quantile, `uncalibrated` the median with the constants that GPUs of one build share, `left out` the same "
+        "when they come from other GPUs alone, `roofline` that of the datasheet's roofline, `within` the share of rows "
+        "inside the interval, made to hold 80 %.\n\n"
+        + percentages(strata(rows))
         + "\n\nBy size class:\n\n"
-        + _percentages(summary(rows, ["source", "gpu", "dtype", "size"]))
+        + percentages(strata(rows[rows["size"] != "all"], ["source", "gpu", "dtype", "size"]))
     )
 
 
-def _percentages(table: pd.DataFrame) -> str:
-    shares = [c for c in table.columns if "error" in c or c == "roofline"]
-    return _markdown(table.assign(**{c: [_percent(v, sign=c == "median error") for v in table[c]] for c in shares}))
+def _steps(_: Path | None) -> str:
+    from peakline.validation.steps import steps
 
-
-def _percent(value: float, *, sign: bool = True) -> str:
-    return f"{value * 100:+.2f} %" if sign else f"{value * 100:.2f} %"
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    """A pipe table; integers with thousands separators, missing values empty."""
-
-    def text(value: object) -> str:
-        if value is None or (isinstance(value, float) and pd.isna(value)):
-            return ""
-        if isinstance(value, float) and value.is_integer():
-            return f"{int(value):,}"
-        if isinstance(value, int) and not isinstance(value, bool):
-            return f"{value:,}"
-        return str(value).replace("|", "\\|")
-
-    columns = [str(c).replace("|", "\\|") for c in table.columns]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(text(v) for v in row) + " |" for row in table.astype(object).itertuples(index=False)]
-    return "\n".join(lines)
+    table = steps()
+    return (
+        "Images per second. Published: NVIDIA DeepLearningExamples, `PyTorch/Classification/ConvNets/resnet50v1.5`, one "
+        "GPU, container 21.03, data loading included; predicted is the sum of the step's kernels.\n\n"
+        + markdown(table.assign(error=[percent(e) for e in table["error"]]))
+    )

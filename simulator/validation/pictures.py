@@ -1,0 +1,88 @@
+"""Pictures of a validation: measured against predicted, error by size, the worst ten."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from peakline.validation.validate import Validation
+
+__all__ = ["pictures"]
+
+MOST_POINTS = 4000
+"""Points drawn of one GPU: more only darken the picture."""
+
+
+def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list[Figure]:
+    """One figure per kind of measurement: scatter, error by measured time, the worst ten with their explanation.
+
+    Raises:
+        ValueError: if `folder` is a file, or there is nothing to draw.
+    """
+    import matplotlib.pyplot as plt
+
+    table, memory = validation.table, validation.memory[validation.memory["error"].notna()]
+    if table.empty and memory.empty:
+        raise ValueError("nothing was predicted, so there is nothing to draw")
+    target = None if folder is None else Path(folder)
+    if target is not None:
+        if target.is_file():
+            raise ValueError(f"--plots: {target} is a file; give a folder")
+        target.mkdir(parents=True, exist_ok=True)
+    found: list[Figure] = []
+    for source, rows in [*table.groupby("source", sort=False), *([("memory", memory)] if len(memory) else [])]:
+        figure, axes = plt.subplots(1, 3, figsize=(19, 6), layout="constrained")
+        unit, column = ("MiB", "device") if source == "memory" else ("µs", "gpu")
+        factor = 2**-20 if source == "memory" else 1e6
+        _scatter(axes[0], rows, column, factor, unit)
+        _by_size(axes[1], rows, column, factor, unit)
+        _worst(axes[2], rows if source != "memory" else rows.assign(shape=rows["case"]), column)
+        figure.suptitle(f"{source}: {len(rows):,} measurements, median |error| {rows['error'].abs().median():.1%}")
+        found.append(figure)
+        if target is not None:
+            figure.savefig(target / f"{source}.png", dpi=110)
+            plt.close(figure)
+    return found
+
+
+def _scatter(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: str) -> None:
+    for name, group in rows.groupby(column, sort=False):
+        part = group.iloc[:: max(len(group) // MOST_POINTS, 1)]
+        axes.loglog(part["measured"] * factor, part["predicted"] * factor, ".", ms=2, alpha=0.4, label=str(name))
+    ends = np.array([rows["measured"].min(), rows["measured"].max()]) * factor
+    axes.loglog(ends, ends, "k-", lw=0.8)
+    axes.set(xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}", title="predicted against measured")
+    axes.legend(markerscale=5, fontsize=7)
+
+
+def _by_size(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: str) -> None:
+    for name, group in rows.groupby(column, sort=False):
+        bins = np.unique(np.quantile(group["measured"], np.linspace(0, 1, 16)))
+        if len(bins) < 3:
+            continue
+        cut = pd.cut(group["measured"], bins, include_lowest=True)
+        middle = group.groupby(cut, observed=True)["measured"].median() * factor
+        axes.semilogx(middle, group.groupby(cut, observed=True)["error"].median() * 100, "-", label=str(name))
+    axes.axhline(0, color="k", lw=0.8)
+    axes.set(xlabel=f"measured, {unit}", ylabel="median error, %", title="error by size")
+
+
+def _worst(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+    from peakline.validation.validate import WORST, explained
+
+    order = np.log1p(rows["error"]).abs().sort_values(ascending=False, kind="stable").index[:WORST]
+    lines = []
+    for row in rows.loc[order].itertuples():
+        why = explained(row) if hasattr(row, "limited_by") else ""
+        lines.append(f"{row.error:+.0%}  {getattr(row, column)}  {row.shape}\n       {why}")
+    axes.axis("off")
+    axes.set_title(f"the worst {len(lines)}")
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=7, family="monospace", transform=axes.transAxes)
