@@ -18,7 +18,7 @@ __all__ = ["Clock", "timing_of"]
 
 _FLUSH_CPU = 128 << 20  # bytes; more than the last-level cache of the processors this is run on
 _IDLE_CYCLES = 1_000_000  # about half a millisecond: longer than launching one operator's kernels takes
-_FEWEST, _MOST = 3, 30
+_FEWEST, _MOST = 3, 50
 
 
 def timing_of(seconds: list[float]) -> Timing:
