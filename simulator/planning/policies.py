@@ -1,0 +1,189 @@
+"""What people do without a solver, as decisions of the same problem, replayed by the same simulation.
+
+* `checkpoint_layers`: every repeated layer is executed again from its input (`gradient_checkpointing_enable`).
+* `offload_everything`: every saved activation goes to the host, and comes back one layer ahead (vDNN's `all` policy,
+  arXiv:1602.08124; `torch.autograd.graph.save_on_cpu` with overlap).
+* `cheapest_first`: greedy recomputation: whatever frees the most bytes per second of work, one group after the other.
+* `uniform_selection`: the same choice in every layer, cheapest first: what a memory budget with selective activation
+  checkpointing decides (PyTorch's `activation_memory_budget`, SAC).
+* `longest_idle_first`: greedy swapping: tensors with the most byte·seconds of idleness go to the host until it fits
+  (Capuchin, ASPLOS 2020, §4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from peakline.planning.execute import executed_program
+from peakline.planning.extract import Keys, Profile, problem_of, profile
+from peakline.planning.tiers import Surroundings
+from peakline.result import Estimate
+from peakline.solvers.offload.problem import Decisions, Problem
+from peakline.streams import Deadlock, Timeline, simulate
+
+__all__ = ["POLICIES", "Outcome", "compare", "decided"]
+
+AHEAD = 2
+"""Slots before its use at which a policy asks a tensor back: while the layer before the previous one runs."""
+
+
+Choice: TypeAlias = Callable[[], Decisions]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A policy at a budget: its timeline, or None where it does not fit."""
+
+    policy: str
+    timeline: Timeline | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of the step; None where it does not fit."""
+        return None if self.timeline is None else self.timeline.makespan
+
+
+def compare(estimate: Estimate, around: Surroundings, rooms: Iterable[int]) -> dict[int, list[Outcome]]:
+    """Every policy at every room (bytes that tensors may take)."""
+    taken = profile(estimate)
+    found: dict[int, list[Outcome]] = {}
+    for room in rooms:
+        problem, keys = problem_of(taken, room, around.tiers)
+        found[room] = [
+            Outcome(name, _best(taken, problem, keys, around, policy(taken, problem), room))
+            for name, policy in POLICIES.items()
+        ]
+    return found
+
+
+def _best(
+    taken: Profile, problem: Problem, keys: Keys, around: Surroundings, candidates: list[Choice], room: int
+) -> Timeline | None:
+    """The mildest of the decisions that stays within the room, by bisection: each does more than the one before."""
+
+    def carried_out(choice: Choice) -> Timeline | None:
+        tasks = executed_program(taken, problem, keys, choice(), around.routes, around.links, room)
+        try:
+            return simulate(tasks)
+        except (Deadlock, ValueError):
+            return None
+
+    best = carried_out(candidates[-1])
+    low, high = 0, len(candidates) - 1
+    while best is not None and low < high:
+        middle = (low + high) // 2
+        found = carried_out(candidates[middle])
+        if found is None:
+            low = middle + 1
+        else:
+            best, high = found, middle
+    return best
+
+
+# ---- the policies ---------------------------------------------------------------------------------------------------
+def checkpoint_layers(taken: Profile, problem: Problem) -> list[Choice]:
+    """All groups of every repeated layer are executed again."""
+    layers = _layers(taken, problem)
+    again = {g for g, group in enumerate(problem.groups) if group.segment in layers}
+    return [lambda: decided(problem, again, {})]
+
+
+def offload_everything(taken: Profile, problem: Problem) -> list[Choice]:
+    """Every saved activation goes to the first tier."""
+    saved = [i for i, item in enumerate(problem.items) if item.movable and not item.extra]
+    return [lambda: decided(problem, set(), dict.fromkeys(saved, 1.0))]
+
+
+def cheapest_first(taken: Profile, problem: Problem) -> list[Choice]:
+    """Groups by bytes freed per second of execution, operands included, in growing numbers."""
+    order = sorted(range(len(problem.groups)), key=lambda g: _price(problem, g))
+    return _growing(problem, [[g] for g in order if _freed(problem, g)])
+
+
+def uniform_selection(taken: Profile, problem: Problem) -> list[Choice]:
+    """The same groups in every repeated layer: kinds of group by bytes freed per second, in growing numbers."""
+    layers = _layers(taken, problem)
+    kinds: dict[str, list[int]] = {}
+    for g, group in enumerate(problem.groups):
+        if group.segment in layers and _freed(problem, g):
+            kinds.setdefault(_kind(group.name), []).append(g)
+    return _growing(problem, sorted(kinds.values(), key=lambda kind: _price(problem, kind[0])))
+
+
+def longest_idle_first(taken: Profile, problem: Problem) -> list[Choice]:
+    """Saved activations by bytes · slots of idleness, in growing numbers, to the first tier."""
+    movable = [i for i, item in enumerate(problem.items) if item.movable and not item.extra and item.returns]
+    movable.sort(key=lambda i: -problem.items[i].bytes * (problem.items[i].idle[1] - problem.items[i].idle[0] + 1))
+    return [partial(decided, problem, set(), dict.fromkeys(movable[:n], 1.0)) for n in range(len(movable) + 1)]
+
+
+POLICIES: dict[str, Callable[[Profile, Problem], list[Choice]]] = {
+    "checkpoint every layer": checkpoint_layers,
+    "offload everything": offload_everything,
+    "recompute, cheapest first": cheapest_first,
+    "recompute, same in every layer": uniform_selection,
+    "swap, longest idle first": longest_idle_first,
+}
+
+
+def _growing(problem: Problem, kinds: list[list[int]]) -> list[Choice]:
+    """Decisions with the first n kinds of groups executed again, for growing n."""
+    return [partial(decided, problem, {g for k in kinds[:n] for g in k}, {}) for n in range(len(kinds) + 1)]
+
+
+def _kind(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _layers(taken: Profile, problem: Problem) -> set[int]:
+    """Segments that repeat: the layers."""
+    first = {taken.program.steps[start].name: start for start, _ in taken.slots}
+    return {l for l, s in enumerate(problem.segments) if taken.program.steps[first[s.name]].block.repeat > 1}
+
+
+def _freed(problem: Problem, group: int) -> int:
+    return sum(item.bytes for item in problem.items if item.group == group)
+
+
+def _price(problem: Problem, group: int) -> float:
+    """Seconds per byte freed, operands included."""
+    closure = _with_operands(problem, {group})
+    return sum(problem.groups[g].seconds for g in closure) / max(sum(_freed(problem, g) for g in closure), 1)
+
+
+def _with_operands(problem: Problem, groups: set[int]) -> set[int]:
+    """The groups, and those whose results they need that nobody saves."""
+    found, pending = set(groups), list(groups)
+    while pending:
+        for h in problem.groups[pending.pop()].groups:
+            if h not in found:
+                found.add(h)
+                pending.append(h)
+    return found
+
+
+def decided(problem: Problem, executed: set[int], moved: dict[int, float]) -> Decisions:
+    """Decisions with these groups executed again (and what they need) and these items moved to the first tier."""
+    again = _with_operands(problem, executed)
+    needed = {i for g in again for i in problem.groups[g].items}
+    share, kept = [], []
+    for i, item in enumerate(problem.items):
+        out = 0.0 if item.group in again and item.group >= 0 else moved.get(i, 0.0)
+        share.append(tuple(out if t == 0 else 0.0 for t in range(len(problem.tiers))))
+        gone = item.group >= 0 and item.group in again
+        kept.append(1.0 - out if (i in needed or not item.extra) and not gone else 0.0)
+    due = [0.0] * len(problem.slots)
+    for i, item in enumerate(problem.items):
+        for slot in item.returns if share[i] and share[i][0] else ():
+            due[max(slot - AHEAD, 0)] += item.bytes * share[i][0]
+    curve, total = [], 0.0
+    for bytes_ in due:
+        total += bytes_
+        curve.append(total)
+    return Decisions(
+        tuple(share), tuple(g in again for g in range(len(problem.groups))), tuple(kept),
+        tuple(tuple(curve) if t == 0 else (0.0,) * len(curve) for t in range(len(problem.tiers))), 0.0, 0.0, "policy",
+    )  # fmt: skip
