@@ -113,6 +113,17 @@ def test_batch_norm_runs_cudnn_in_float32_and_pytorchs_own_in_bf16(record: Recor
     assert [v.dtype.name for v in call.results] == ["bf16", "fp32", "fp32"]
 
 
+def test_under_autocast_cudnns_batch_norm_keeps_float32_statistics(record: Record) -> None:
+    def step() -> None:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).cuda()
+        with torch.autocast("cuda"):
+            loss = network(torch.randn(2, 3, 8, 8, device="cuda")).sum()
+        loss.backward()
+
+    (call,) = record(step).of("cudnn_batch_norm")
+    assert [v.dtype.name for v in call.results[:3]] == ["fp16", "fp32", "fp32"]
+
+
 def test_the_mean_squared_error_lies_in_memory_of_its_inputs_size(record: Record) -> None:
     calls = record(lambda: F.mse_loss(rand(8, 8, dtype=FP32), rand(8, 8, dtype=FP32, grad=False)).backward())
     (call,) = calls.of("mse_loss")

@@ -263,7 +263,7 @@ def _attention_for(target: Target) -> Kernel:
                 query, key, value, mask, lse, dropout_p, is_causal, False, scale=scale
             )[0]
             return result
-        return _math(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
+        return _math(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, target.torch >= WIDE_MATH)
 
     return attention
 
@@ -294,6 +294,10 @@ def _aligned(mask: Tensor, step: int = 8) -> Tensor:
     return torch.constant_pad_nd(mask, [0, step - keys % step])[..., :keys]
 
 
+WIDE_MATH = (2, 5)
+"""Release since which attention written out runs in float32, with a softmax that knows rows of −∞."""
+
+
 def _math(
     query: Tensor,
     key: Tensor,
@@ -303,13 +307,15 @@ def _math(
     causal: bool,
     scale: float | None,
     gqa: bool,
+    wide: bool,
 ) -> Tensor:
-    """`_scaled_dot_product_attention_math`: 16-bit inputs in float32 unless reductions in 16 bits are allowed.
+    """`_scaled_dot_product_attention_math`: `wide`, 16-bit inputs in float32 unless reductions in 16 bits are allowed.
 
     Written out because the composition in PyTorch adds the mask out of place to fake tensors and in place to real ones.
     """
     kind = query.dtype
-    half = kind in (torch.float16, torch.bfloat16) and not torch._C._get_math_sdp_allow_fp16_bf16_reduction()
+    half = wide and kind in (torch.float16, torch.bfloat16)
+    half = half and not torch._C._get_math_sdp_allow_fp16_bf16_reduction()
     q, k, v = (t.float() if half else t for t in (query, key, value))
     factor = math.sqrt(abs(1 / math.sqrt(query.shape[-1]) if scale is None else scale))
     q = q * (-factor if scale is not None and scale < 0 else factor)
@@ -322,7 +328,7 @@ def _math(
     scores = torch.matmul(q, k.transpose(-2, -1) * factor)
     if mask is not None:
         scores.add_(mask)
-    weights = aten._safe_softmax(scores, -1)
+    weights = aten._safe_softmax(scores, -1) if wide else torch.softmax(scores, -1)
     del scores
     if p > 0:
         weights = torch.dropout(weights, p, True)

@@ -33,10 +33,11 @@ def _wide(statistics: Tensor) -> Tensor:
 def _norm_statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Mean and deviation in float32 where the CPU keeps the input's format.
 
-    cuda/layer_norm_kernel.cu `layer_norm_cuda`, cuda/Normalization.cu `batch_norm_cuda`.
+    cuda/layer_norm_kernel.cu `layer_norm_cuda`, cuda/Normalization.cu `batch_norm_cuda`, cudnn/BatchNorm.cpp (the
+    weight's format, which is float32 wherever cuDNN is chosen for 16-bit inputs).
     """
-    out, mean, deviation = func(*args, **kwargs)
-    return out, _wide(mean), _wide(deviation)
+    out, mean, deviation, *reserve = func(*args, **kwargs)
+    return out, _wide(mean), _wide(deviation), *reserve
 
 
 def _rms_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,6 +79,7 @@ def results(target: Target) -> Mapping[Any, Result]:
     return {
         aten.native_layer_norm.default: _norm_statistics,
         aten.native_batch_norm.default: _norm_statistics,
+        aten.cudnn_batch_norm.default: _norm_statistics,
         aten._fused_rms_norm.default: _rms_norm,
         aten._cudnn_rnn.default: rnn_results,
         aten._cudnn_rnn_backward.default: rnn_backward_results,
