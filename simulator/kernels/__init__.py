@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["KERNELS", "format_table", "traffic_table"]
@@ -32,8 +32,14 @@ INTERPRET = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 """Environment of the child that measures: small arrays gain nothing from threads."""
 
 
-def traffic_table(kernels: Iterable[str] = KERNELS, dtype: str = "float32") -> list[dict[str, Any]]:
-    """Measure the suite under Triton's interpreter: one row for each kernel, shape and tile.
+def traffic_table(
+    kernels: Iterable[str] = KERNELS,
+    dtype: str = "float32",
+    *,
+    shape: Mapping[str, Any] | None = None,
+    tile: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure kernels under Triton's interpreter: one row for each kernel, shape and tile.
 
     Triton decides at its import whether it interprets, so the work is done in a child process unless this one already
     interprets. About half a minute for the whole suite.
@@ -41,6 +47,8 @@ def traffic_table(kernels: Iterable[str] = KERNELS, dtype: str = "float32") -> l
     Args:
         kernels: names out of `KERNELS`.
         dtype: of the operands: "float32" or "float16".
+        shape: one problem instead of the suite's, for one kernel: its sizes by the names that the suite's shapes have.
+        tile: one tile instead of the suite's, likewise.
 
     Returns:
         Rows with `kernel`, `shape`, `tile`, `dtype`; `measured` and `predicted` bytes, and both by tensor; `footprint`,
@@ -48,7 +56,7 @@ def traffic_table(kernels: Iterable[str] = KERNELS, dtype: str = "float32") -> l
         measured over bound; `error`, the largest difference to torch in float64 over the largest value.
 
     Raises:
-        ValueError: for an unknown kernel or format, or without Triton or torch.
+        ValueError: for an unknown kernel, format, size or tile, or without Triton or torch.
     """
     chosen = tuple(kernels)
     for name in chosen:
@@ -56,6 +64,10 @@ def traffic_table(kernels: Iterable[str] = KERNELS, dtype: str = "float32") -> l
             raise ValueError(f"kernel: {name!r} is not known; give one of {', '.join(map(repr, KERNELS))}")
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype: {dtype!r} cannot be measured; give 'float32' or 'float16'")
+    if shape is not None:
+        shape = {name: tuple(value) if isinstance(value, list) else value for name, value in shape.items()}
+    if (shape is not None or tile is not None) and len(chosen) != 1:
+        raise ValueError(f"kernel: a shape or tile belongs to one kernel, and {len(chosen)} are chosen")
     missing = [package for package in ("triton", "torch") if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(f"kernels: need {' and '.join(missing)}: pip install torch 'peakline[kernels]' (Linux)")
@@ -65,17 +77,25 @@ def traffic_table(kernels: Iterable[str] = KERNELS, dtype: str = "float32") -> l
         if interpreting():
             from peakline.kernels.suite import measure_all
 
-            return measure_all(chosen, dtype)
-    return _in_a_child(chosen, dtype)
+            return measure_all(chosen, dtype, shape, tile)
+    return _in_a_child(chosen, dtype, shape, tile)
 
 
-def _in_a_child(kernels: Sequence[str], dtype: str) -> list[dict[str, Any]]:
+def _in_a_child(
+    kernels: Sequence[str], dtype: str, shape: Mapping[str, Any] | None, tile: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "peakline.kernels", "--json", "--dtype", dtype]
     for name in kernels:
         command += ["--kernel", name]
+    for option, values in (("--shape", shape), ("--tile", tile)):
+        if values is not None:
+            command += [option, json.dumps(dict(values))]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | INTERPRET)
+    said = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode == 2:
+        raise ValueError(said.removeprefix("error: "))
     if done.returncode:
-        raise RuntimeError(f"the kernels could not be measured: {done.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(f"the kernels could not be measured: {said}")
     rows: list[dict[str, Any]] = json.loads(done.stdout)
     return rows
 

@@ -59,11 +59,40 @@ def suite() -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in (*CASES, *ATTENTION_CASES)}
 
 
-def measure_all(kernels: Sequence[str], dtype: str) -> list[dict[str, Any]]:
-    """`measure` for each shape and tile of the named kernels."""
+def measure_all(
+    kernels: Sequence[str], dtype: str, shape: Shape | None = None, tile: Tile | None = None
+) -> list[dict[str, Any]]:
+    """`measure` for each shape and tile of the named kernels, or for those given.
+
+    Raises:
+        ValueError: naming a size or tile parameter that the kernel does not have, or lacks, or whose value is of no use.
+    """
     known = suite()
-    chosen = [known[name] for name in kernels]
-    return [measure(one, shape, tile, dtype) for one in chosen for shape in one.shapes for tile in one.tiles]
+    rows = []
+    for kernel in (known[name] for name in kernels):
+        shapes = kernel.shapes if shape is None else (_checked("shape", shape, kernel.name, kernel.shapes),)
+        tiles = kernel.tiles if tile is None else (_checked("tile", tile, kernel.name, kernel.tiles),)
+        rows += [measure(kernel, one, each, dtype) for one in shapes for each in tiles]
+    return rows
+
+
+def _checked(
+    field: str, given: Mapping[str, Any], kernel: str, examples: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """`given`, if it has the sizes that all examples have, nothing that none has, and values of their kinds."""
+    known = {name: value for example in examples for name, value in example.items()}
+    sizes = [name for name in known if type(known[name]) is int and all(name in example for example in examples)]
+    for name in sizes:
+        if name not in given:
+            raise ValueError(f"{field}: {kernel} needs {name}; give {', '.join(sizes)}")
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{field}: {kernel} has no {name!r}; give {', '.join(known)}")
+        kind = type(known[name])
+        if type(value) is not kind or (kind is int and value < 1):
+            wanted = {int: "an integer of at least 1", bool: "true or false", str: "a word"}.get(kind, "integers")
+            raise ValueError(f"{field}: {name} of {kernel} is {value!r}; give {wanted}")
+    return given
 
 
 def measure(kernel: Kernel, shape: Shape, tile: Tile, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -12,6 +13,6 @@ from peakline.kernels import traffic_table
 @pytest.fixture(scope="session")
 def table() -> list[dict[str, Any]]:
     """Every kernel, shape and tile of the suite in float32, measured under Triton's interpreter."""
-    pytest.importorskip("torch", reason="the kernels need torch")
-    pytest.importorskip("triton", reason="the kernels need Triton")
+    if find_spec("torch") is None or find_spec("triton") is None:
+        pytest.skip("the kernels need torch and Triton")
     return traffic_table()

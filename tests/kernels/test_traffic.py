@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from peakline.kernels import KERNELS, format_table, traffic_table
 
 ROOT = Path(__file__).parents[2]
 Rows = list[dict[str, Any]]
+WITH_TRITON = pytest.mark.skipif(
+    find_spec("triton") is None or find_spec("torch") is None, reason="the kernels need torch and Triton"
+)
 
 
 def _of(table: Rows, kernel: str) -> Rows:
@@ -52,9 +57,8 @@ def test_tiles_decide_how_much_is_moved(table: Rows, kernel: str) -> None:
     assert all(len(sizes) > 1 for sizes in by_shape.values())
 
 
+@WITH_TRITON
 def test_half_as_wide_elements_move_half_the_bytes_of_operands() -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("triton")
     rows = traffic_table(["softmax", "dequantise (int4) and multiply"], dtype="float16")
     assert all(row["measured_by_tensor"] == row["predicted_by_tensor"] for row in rows)
     assert max(row["error"] for row in rows) < 1e-3
@@ -78,6 +82,21 @@ def test_unknown_kernels_and_formats_are_refused_by_name() -> None:
         traffic_table(["softmax"], dtype="bfloat16")
 
 
+@WITH_TRITON
+def test_any_shape_and_tile_can_be_measured_and_what_does_not_fit_is_named() -> None:
+    shape = {"batch": 3, "heads": 6, "kv_heads": 2, "queries": 21, "keys": 21, "dim": 5, "v_dim": 19, "causal": True,
+             "lengths": [21, 0, 8]}  # fmt: skip
+    (row,) = traffic_table(["flash attention"], shape=shape, tile={"tile_queries": 16, "tile_keys": 16})
+    assert row["measured_by_tensor"] == row["predicted_by_tensor"]
+    assert row["measured_by_tensor"]["o"]["stored"] == 4 * 6 * (21 + 0 + 8) * 19
+    with pytest.raises(ValueError, match="shape: matmul needs k; give m, n, k"):
+        traffic_table(["matmul"], shape={"m": 3, "n": 4})
+    with pytest.raises(ValueError, match="tile: rows of matmul is 0; give an integer of at least 1"):
+        traffic_table(["matmul"], tile={"rows": 0, "cols": 16, "step": 16})
+    with pytest.raises(ValueError, match="kernel: a shape or tile belongs to one kernel, and 13 are chosen"):
+        traffic_table(shape=shape)
+
+
 def _child(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -88,9 +107,9 @@ def test_importing_the_package_loads_neither_triton_nor_torch() -> None:
     assert done.stdout.strip() == "set()", done.stderr
 
 
+@WITH_TRITON
 def test_a_counter_refuses_compiled_kernels() -> None:
     """Silence would read as no traffic at all."""
-    pytest.importorskip("triton")
     done = _child("from peakline.kernels.counting import count_bytes\nwith count_bytes(): pass")
     assert "RuntimeError: only interpreted kernels can be counted" in done.stderr
 
@@ -105,8 +124,6 @@ from peakline.kernels.counting import count_bytes
 
 def _counted(tmp_path: Path, code: str) -> list[str]:
     """Lines that a program prints under the interpreter; in a file, because Triton reads kernels' sources."""
-    pytest.importorskip("torch")
-    pytest.importorskip("triton")
     script = tmp_path / "counted.py"
     script.write_text(COUNTER.format(code=code), encoding="utf-8")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True,
@@ -115,6 +132,7 @@ def _counted(tmp_path: Path, code: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@WITH_TRITON
 def test_masked_lanes_move_nothing_and_atomics_read_and_write(tmp_path: Path) -> None:
     lines = _counted(tmp_path, """
 @triton.jit
@@ -140,9 +158,11 @@ print(inner.launches, total.tolist())
     assert lines[2] == "1 [3.0, 3.0, 3.0, 0.0]"
 
 
+@WITH_TRITON
 def test_tensor_descriptors_are_counted_like_plain_pointers(tmp_path: Path) -> None:
     """What lies beyond the described shape is not moved."""
-    pytest.importorskip("triton", minversion="3.4", reason="older Triton has no tensor descriptors on every device")
+    if tuple(int(part) for part in version("triton").split(".")[:2]) < (3, 4):
+        pytest.skip("needs Triton 3.4 or later, which has tensor descriptors")
     lines = _counted(tmp_path, """
 @triton.jit
 def kernel(x, y, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
@@ -158,6 +178,7 @@ print(moved.traffic.nonzero(), y.sum().item())
     assert lines == [str({"x": (4 * 5 * 13, 0), "y": (0, 4 * 5 * 13)}) + " 65.0"]
 
 
+@WITH_TRITON
 @pytest.mark.parametrize(("change", "message"), [
     ("matmul(a, b[:5])", r"b: has shape \(5, 8\); give \(6, 8\)"),
     ("matmul(a, b, rows=48)", "rows: 48 is no tile size; give a power of two"),
