@@ -254,8 +254,12 @@ class Search:
         rest, prop = self._rest, self._prop
         floating = [b for b in waiting if rest[b] > prop[b]]
         again = bool(floating)
+        turns = 0
         while again:
             again = False
+            turns += 1
+            if turns % _CHECK_CLOCK == 0 and time.monotonic() > self._deadline:
+                raise _Stopped  # small buffers under a large one lift it by their size at a time
             for b in floating:
                 offset = self._lowest_rest(b)
                 if offset > rest[b]:

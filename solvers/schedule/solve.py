@@ -21,7 +21,8 @@ from peakline.solvers.schedule.contract import contract
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
-from peakline.solvers.schedule.pack import pack, place_in_turn
+from peakline.solvers.schedule.pack import pack
+from peakline.solvers.schedule.rolling import place_in_turn
 from peakline.solvers.schedule.search import Found, beam, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
@@ -73,7 +74,7 @@ def schedule(
 
     `objective` "peak" needs no capacity: the plan's is then the arena that it fills. A keyboard interrupt ends the
     work early and the best plan so far is returned with its gap. The same seed gives the same plan unless the time
-    limit cuts the work short; addresses may take up to a fifth of the limit more.
+    limit cuts the work short; addresses may take up to a third of the limit more.
 
     Raises Infeasible if proven that no plan exists, NotFound if none was found, ValueError for a capacity below 1, a
     time limit not above 0, an unknown objective, traffic without a capacity, or more than 20,000 operators.
@@ -254,9 +255,10 @@ class _Work:
         best, method = self.best, self.found_by
         placed = self._pack(best, self.capacity)
         if placed is None:
-            best, offsets = place_in_turn(self.dag, best, self.capacity)
-            method += f", {traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)} bytes more so that"
-            method += " addresses exist"
+            limit = time.perf_counter() + 0.2 * self.time_limit
+            best, offsets = place_in_turn(self.dag, best, self.capacity, deadline=limit, seed=self.seed)
+            more = traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)
+            method += f", {more} bytes more so that addresses exist" if more else ""
         else:
             offsets = placed[0]
         proof = Certificate(

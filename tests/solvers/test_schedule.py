@@ -16,7 +16,7 @@ from peakline.solvers.replay import replay
 from peakline.solvers.schedule import Infeasible, Progress, schedule
 from peakline.solvers.schedule.episodes import to_plan, traffic
 from peakline.solvers.schedule.fixed_order import best_replacement, furthest_use
-from peakline.solvers.schedule.pack import place_in_turn
+from peakline.solvers.schedule.rolling import place_in_turn
 
 
 @settings(max_examples=300, deadline=None)

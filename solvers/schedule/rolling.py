@@ -1,0 +1,201 @@
+"""Addresses step by step, with an exact search that looks ahead; a little more is dropped where nothing else helps.
+
+Two sources of advice say where an arrival should lie: a placement of the large episodes of the whole schedule, and an
+exact placement of the next episodes, large or small, beside what is resident, renewed as the steps pass. Where neither
+helps, the arrival takes the smallest hole that holds it; if there is none, the window whose idle residents cost least
+to drop; if every window meets a tensor in use, all residents leave and what is in use comes back side by side. So
+this succeeds whenever the capacity holds the largest working set.
+"""
+
+from __future__ import annotations
+
+import time
+
+from peakline.solvers.allocation import Instance, InstanceError, allocate
+from peakline.solvers.dag import Dag, bits
+from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, traffic, uses
+
+__all__ = ["place_in_turn"]
+
+_WINDOW = 96  # episodes looked at
+_SECONDS = 1.0  # for one window
+_PAUSE = 8  # steps without a new window after one that admits no placement
+_LARGE = 50  # an episode is large from this part of the capacity on
+_MOST_LARGE = 400
+_CRUMBS = 1000
+
+
+def place_in_turn(
+    dag: Dag, schedule: Schedule, capacity: int, *, deadline: float = 0.0, seed: int = 0
+) -> tuple[Schedule, tuple[int, ...]]:
+    """The schedule with further drops such that addresses exist, and the offsets of its episodes.
+
+    There is advice until the deadline (`time.perf_counter`); the default asks for none.
+    """
+    if deadline > time.perf_counter():
+        schedule = _without_crumbs(dag, schedule)
+    turn = _Turn(dag, schedule, capacity, deadline, seed)
+    for step, i in enumerate(schedule.order):
+        turn.run(step, i)
+    placed = Schedule(schedule.order, frozenset(turn.dropped))
+    return placed, tuple(turn.offsets[box.tensor, box.first] for box in episodes(dag, placed))
+
+
+def _without_crumbs(dag: Dag, schedule: Schedule) -> Schedule:
+    """The smallest tensors also dropped while they are idle, as long as that adds a thousandth to the traffic at most.
+
+    They fragment the scratchpad and slow the search down, which lifts a large tensor over them one by one.
+    """
+    dropped, allowed = set(schedule.dropped), traffic(dag, schedule.dropped) // _CRUMBS
+    for size, a, k in sorted((dag.size[a], a, k) for a, k, _, _ in gaps(dag, schedule.order)):
+        allowed -= 2 * size
+        if allowed < 0:
+            break
+        dropped.add((a, k))
+    return Schedule(schedule.order, frozenset(dropped))
+
+
+class _Turn:
+    """The scratchpad while the steps are taken one after the other."""
+
+    def __init__(self, dag: Dag, schedule: Schedule, capacity: int, deadline: float, seed: int) -> None:
+        self.dag, self.capacity, self.deadline, self.seed = dag, capacity, deadline, seed
+        self.dropped = set(schedule.dropped)
+        self.steps = uses(dag, schedule.order)
+        self.used = [0] * len(dag.size)
+        self.at: dict[int, int] = {}  # offset of each resident
+        self.offsets: dict[tuple[int, int], int] = {}  # by tensor and first step of the episode
+        self.starts = sorted((s, a) for a, steps in enumerate(self.steps) for s in steps)
+        self.next = 0  # position in `starts`
+        self.large = self._large()
+        self.advice = dict(self.large)
+        self.known = 0  # steps up to this one have been looked at
+        self.pause = 0
+
+    def run(self, step: int, i: int) -> None:
+        touched = set(bits(self.dag.touch[i]))
+        arrivals = sorted(touched - self.at.keys(), key=lambda a: (-self.dag.size[a], a))
+        if arrivals and step >= max(self.known, self.pause) and time.perf_counter() < self.deadline:
+            self._look_ahead(step)
+        if not all(self._arrive(a, step, touched) for a in arrivals):
+            self._start_afresh(step, touched)
+        for a in touched:
+            self.used[a] += 1
+            if self.used[a] == len(self.steps[a]) or (a, self.used[a] - 1) in self.dropped:
+                del self.at[a]
+
+    # -- advice -----------------------------------------------------------------------------------------------------
+
+    def _stay(self, a: int, use: int) -> int:
+        """The last step of the episode that holds the tensor's use number `use`."""
+        while use + 1 < len(self.steps[a]) and (a, use) not in self.dropped:
+            use += 1
+        return self.steps[a][use]
+
+    def _large(self) -> dict[tuple[int, int], int]:
+        """Offsets for the large episodes of the whole schedule, if they can be placed by themselves."""
+        left = self.deadline - time.perf_counter()
+        if left <= 0:
+            return {}
+        keys, boxes = [], []
+        for a, steps in enumerate(self.steps):
+            if self.dag.size[a] * _LARGE >= self.capacity:
+                for use, first in enumerate(steps):
+                    if use == 0 or (a, use - 1) in self.dropped:
+                        keys.append((a, first))
+                        boxes.append((first, self._stay(a, use) + 1, self.dag.size[a]))
+        if not boxes or len(boxes) > _MOST_LARGE:
+            return {}
+        found = allocate(Instance.of(boxes), self.capacity, time_limit=min(left / 4, 5 * _SECONDS), seed=self.seed)
+        return {} if found.offsets is None else dict(zip(keys, found.offsets))
+
+    def _look_ahead(self, step: int) -> None:
+        """Advice for the next episodes: with the large ones where they should lie if that is possible, else without."""
+        while self.next < len(self.starts) and self.starts[self.next][0] < step:
+            self.next += 1
+        coming: list[tuple[int, int, int]] = []  # tensor, first and last step
+        number = {a: self.used[a] for a in range(len(self.used))}
+        for first, a in self.starts[self.next :]:
+            use = number[a]
+            number[a] += 1
+            if (first == self.steps[a][self.used[a]] and a not in self.at) or (a, use - 1) in self.dropped:
+                coming.append((a, first, self._stay(a, use)))
+            if len(coming) == _WINDOW:
+                break
+        there = [(a, self._stay(a, self.used[a] - 1)) for a in self.at]
+        for with_large in (True, False):
+            fixed = [*self.at.values(), *(self.large.get((a, s)) if with_large else None for a, s, _ in coming)]
+            boxes = [(step, last + 1, self.dag.size[a]) for a, last in there]
+            boxes += [(first, last + 1, self.dag.size[a]) for a, first, last in coming]
+            found = self._solve(boxes, fixed)
+            if found is not None:
+                self.advice |= {(a, s): offset for (a, s, _), offset in zip(coming, found[len(there) :])}
+                whole = len(coming) < _WINDOW
+                self.known = len(self.steps) + len(self.starts) if whole else coming[len(coming) // 2][1] + 1
+                return
+        self.pause = step + _PAUSE
+
+    def _solve(self, boxes: list[tuple[int, int, int]], fixed: list[int | None]) -> tuple[int, ...] | None:
+        left = min(self.deadline - time.perf_counter(), _SECONDS)
+        if left <= 0:
+            return None
+        try:
+            instance = Instance.of(boxes, fixed=fixed)
+        except InstanceError:
+            return None  # residents lie where large episodes should
+        return allocate(instance, self.capacity, time_limit=left, seed=self.seed).offsets
+
+    # -- moves ------------------------------------------------------------------------------------------------------
+
+    def _arrive(self, a: int, step: int, touched: set[int]) -> bool:
+        """Place one tensor, dropping idle residents if need be; False if tensors in use lie in every window."""
+        size = self.dag.size
+        edges = [0, *(bottom + size[b] for b, bottom in self.at.items())]
+        edges += [bottom - size[a] for bottom in self.at.values()] + [self.capacity - size[a]]
+        advised = self.advice.get((a, step))
+        if advised is not None:
+            edges.append(advised)
+        best: tuple[int, bool, int, int, list[int]] | None = None
+        for bottom in edges:
+            if bottom < 0 or bottom + size[a] > self.capacity:
+                continue
+            inside = [b for b, low in self.at.items() if low < bottom + size[a] and bottom < low + size[b]]
+            if touched.intersection(inside):
+                continue
+            cost = sum(self._price(b) for b in inside)
+            key = (cost, bottom != advised, self._hole(bottom, inside), bottom, inside)
+            if best is None or key[:4] < best[:4]:
+                best = key
+        if best is None:
+            return False
+        for b in best[4]:
+            self._drop(b)
+        self.at[a] = self.offsets[a, step] = best[3]
+        return True
+
+    def _hole(self, bottom: int, leaving: list[int]) -> int:
+        """Free bytes around an address once some residents have left."""
+        size = self.dag.size
+        stay = [(low, low + size[b]) for b, low in self.at.items() if b not in leaving]
+        above = min((low for low, high in stay if high > bottom), default=self.capacity)
+        below = max((high for _, high in stay if high <= bottom), default=0)
+        return above - below
+
+    def _price(self, a: int) -> int:
+        """Bytes that dropping `a` adds: the reload, and a store if it is an activation never dropped before."""
+        stored = any((a, k) in self.dropped for k in range(self.used[a]))
+        return self.dag.size[a] * (2 if self.dag.dear >> a & 1 and not stored else 1)
+
+    def _drop(self, a: int) -> None:
+        self.dropped.add((a, self.used[a] - 1))
+        del self.at[a]
+        self.known = 0  # what was foreseen no longer holds
+
+    def _start_afresh(self, step: int, touched: set[int]) -> None:
+        for a in list(self.at):
+            if (a, step) not in self.offsets:
+                self._drop(a)
+        bottom = 0
+        for a in sorted(touched):
+            self.at[a] = self.offsets[a, step] = bottom
+            bottom += self.dag.size[a]
