@@ -11,7 +11,7 @@ from typing import Any
 
 from peakline.record.schema import Environment
 
-__all__ = ["describe_environment"]
+__all__ = ["allocator_of_environment", "describe_environment"]
 
 _QUERY = {
     # field of `Environment`: (what nvidia-smi calls it, bytes of its unit or 1)
@@ -46,7 +46,7 @@ def describe_environment(device: str, *, seed: int = 0) -> Environment:
         "cpu_features": torch.backends.cpu.get_cpu_capability(),
         "host_total_bytes": _host_bytes(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "allocator": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "",
+        "allocator": allocator_of_environment(),
         "seed": seed,
     }
     if device == "cuda":
@@ -55,6 +55,11 @@ def describe_environment(device: str, *, seed: int = 0) -> Environment:
     else:
         found["device_name"] = found["cpu_name"] or "unknown processor"
     return Environment(**found)
+
+
+def allocator_of_environment() -> str:
+    """The caching allocator's settings that the environment gives; empty for torch's defaults."""
+    return os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
 
 
 def _cuda(torch: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from peakline.record.build import Built, build, run_step, storage_bytes
+from peakline.record.environment import allocator_of_environment
 from peakline.record.schema import MemoryCase, MemoryRow, PhaseMemory, StepMemory
 from peakline.record.streams import AllocationTrace, Event, StreamHeader, from_snapshot
 from peakline.record.words import describe
@@ -194,7 +195,11 @@ class _CudaProbe:
         snapshot = torch.cuda.memory._snapshot()
         torch.cuda.memory._record_memory_history(None)
         return steps, from_snapshot(
-            snapshot, case=self._case.name, marks=self._marks, capacity=HISTORY, allocator=self._case.allocator
+            snapshot,
+            case=self._case.name,
+            marks=self._marks,
+            capacity=HISTORY,
+            allocator=self._case.allocator or allocator_of_environment(),
         )
 
     def _mark(self, name: str) -> None:

@@ -112,7 +112,7 @@ def record(
         suites: in this order.
         folder: for the trace; made if missing. Rows there are kept, and their cases not measured again.
         device: `cuda` or `cpu`.
-        minutes: begin no case after that many; None: no limit.
+        minutes: begin no case after that many, shared among the suites; None: no limit.
         only: names, or patterns as of a shell, of the cases to measure; all if empty.
         compiled: time steps under `torch.compile`, too.
         seed: of weights, inputs and the order of the GEMM grid.
@@ -134,11 +134,13 @@ def record(
         done.notes.append("transformers is not installed: its models are left out (pip install transformers)")
     crew = _Crew(isolate)
     try:
-        for suite, work_list in chosen.items():
+        for number, (suite, work_list) in enumerate(chosen.items()):
             if not work_list:
                 done.notes.append(f"{suite}: nothing to record here")
                 continue
-            _record_suite(suite, work_list, folder, crew, done, deadline, max_bytes, progress)
+            now = time.monotonic()
+            share = now + (deadline - now) / (len(chosen) - number)  # what one suite does not use, the next ones have
+            _record_suite(suite, work_list, folder, crew, done, share, max_bytes, progress)
     finally:
         crew.close()
     return done

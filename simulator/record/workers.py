@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +39,9 @@ _SETTINGS = {
     "HF_HUB_OFFLINE": "1",  # models are made from configurations; nothing is fetched
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+_GENTLE = 10  # seconds that an idle process has to leave by itself
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,8 @@ def _clock(job: Job, kept: dict[str, Any]) -> Any:
 
 
 def _quiet() -> None:
-    """No advice on stderr from transformers: what matters of a run is in its row."""
-    if "transformers" in sys.modules or sys.modules.get("torch"):
-        import warnings
-
-        warnings.filterwarnings("ignore")
+    """No advice on stderr from libraries: what matters of a run is in its row."""
+    warnings.filterwarnings("ignore")
 
 
 class Worker:
@@ -138,6 +138,7 @@ class Worker:
         settings = dict(_SETTINGS, **({"TRITON_INTERPRET": "1"} if interpret else {}))
         if method == "forkserver":
             context.set_forkserver_preload(["torch", "peakline.record.memory_run"])
+        self._busy = False
         before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)  # a spawned process and the fork server inherit these
         try:
@@ -158,6 +159,7 @@ class Worker:
         Raises:
             Failed: the process ended (a crash, or the system ran out of memory), or took longer than `seconds`.
         """
+        self._busy = True
         try:
             self._here.send(job)
             if not self._here.poll(seconds):
@@ -166,13 +168,16 @@ class Worker:
         except (EOFError, OSError):
             self._process.join(5)
             raise Failed(f"the process ended with code {self._process.exitcode}") from None
+        self._busy = False
         if isinstance(answer, Answer):
             return answer
         raise Failed(str(answer))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process: at once if it is at work."""
         self._here.close()
+        if not self._busy:
+            self._process.join(_GENTLE)
         self._process.terminate()
         self._process.join(5)
         if self._process.is_alive():

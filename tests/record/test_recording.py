@@ -208,6 +208,22 @@ def test_gradient_accumulation_steps_once_for_all_microbatches() -> None:
     assert begun == [*["forward", "backward"] * 3, "optimizer", "zero_grad"]
 
 
+def test_the_suites_of_a_recording_share_its_time(
+    two_cases: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[float] = []
+    monkeypatch.setattr(suite, "_record_suite", lambda *how: ends.append(how[5]))
+    now = suite.time.monotonic()
+    suite.record(["memory", "operators"], tmp_path, device="cpu", minutes=10, isolate=False)
+    assert [round((end - now) / 60) for end in ends] == [5, 10]
+
+
+def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs torch: pip install 'peakline\[record\]'"):
+        suite.device_of("auto")
+
+
 def test_an_unknown_optimizer_is_refused_with_what_is_known() -> None:
     with pytest.raises(ValueError, match="optimizer: 'lion' is unknown; accepted: adamw"):
         make_optimizer("lion", [])
