@@ -1,21 +1,37 @@
 """Constants for GPUs nobody measured: medians of the calibrations at hand, and how well they serve a GPU left out.
 
 What belongs to the board (the sustained clock) or to the host (the launch loop) is not shared.
+
+    python -m peakline.calibration.shared simulator/cost/gpu_shared.py        # renews the shared constants
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
+from peakline.calibration.device import uncalibrated
 from peakline.calibration.parameters import PARAMETERS
 from peakline.cost.gpu import async_copy, build_of
 from peakline.cost.machine import Machine
+from peakline.files import written_whole
+from peakline.hardware import device, devices
 
-__all__ = ["NOT_SHARED", "shared_constants"]
+__all__ = ["BUILDS", "NOT_SHARED", "calibrations", "shared_constants", "table_of_shared"]
 
 NOT_SHARED = ("sustained", "issue")
+BUILDS: Mapping[str, str] = {"hopper": "h100-sxm", "blackwell": "b200", "wide": "a100-80gb", "narrow": "l40s"}
+"""A device of each build."""
+
+CHOSEN: Mapping[tuple[str, str], Mapping[str, float]] = {
+    ("gemm", "hopper"): {"max_splits": 8.0},
+    ("gemm", "blackwell"): {"max_splits": 8.0},
+}
+"""Counts, which no derivative fits: of 4, 8 and 16 the one with the least error over the GPUs of a build."""
+
 Fits = Mapping[str, tuple[Machine, Mapping[str, float]]]
 """GPU → (its machine, its fitted constants)."""
 
@@ -46,3 +62,59 @@ def shared_constants(fits: Fits, target: Machine, leave: str | None = None) -> d
             if values and name not in NOT_SHARED:
                 found[f"{kind}.{name}"] = float(np.median(values))
     return found
+
+
+@cache
+def calibrations() -> Fits:
+    """Device → (its machine with shared constants, what its calibration fitted), for the catalogue's CUDA GPUs."""
+    found = {}
+    for name in devices("gpu"):
+        base = device(name)
+        if base.calibration is not None and base.calibration.fitted and base.compute_capability is not None:
+            found[name] = (uncalibrated(base), base.calibration.fitted)
+    return found
+
+
+def table_of_shared() -> dict[tuple[str, str], dict[str, float]]:
+    """(kind, build) → constants: what `peakline.cost.gpu_shared` holds, from the catalogue's calibrations."""
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for build, name in BUILDS.items():
+        for key, value in shared_constants(calibrations(), uncalibrated(device(name))).items():
+            kind, _, constant = key.rpartition(".")
+            start = {"launch_cycles": 0.0, **CHOSEN.get((kind, build), {})}
+            table.setdefault((kind, build), start)[constant] = float(f"{value:.3g}")
+    return table
+
+
+def _module() -> str:
+    """The text of `simulator/cost/gpu_shared.py`."""
+    lines = [_HEAD]
+    for (kind, build), constants in sorted(table_of_shared().items()):
+        lines.append(f'    ("{kind}", "{build}"): {{')
+        lines += [f'        "{name}": {value!r},' for name, value in constants.items()]
+        lines.append("    },")
+    return "\n".join(lines) + _TAIL
+
+
+_HEAD = '''"""Fitted constants of the GPU model by kind of kernel and build: medians of the catalogue's calibrations.
+
+Made by `python -m peakline.calibration.shared`. What they explain of a GPU that took no part: `docs/calibration.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["SHARED"]
+
+SHARED: Mapping[tuple[str, str], Mapping[str, float]] = {'''
+
+_TAIL = '''
+}
+"""(kind of kernel, `peakline.cost.gpu.build_of`) → constants that differ from `GpuConstants`."""
+'''
+
+if __name__ == "__main__":
+    text = _module()
+    with written_whole(sys.argv[1]) as temporary:
+        temporary.write_text(text, encoding="utf-8")

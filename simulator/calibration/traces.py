@@ -31,7 +31,7 @@ def trace_samples(path: str | Path, base: Device) -> list[Sample]:
 
 
 def samples_of_rows(trace: Trace, source: str) -> tuple[list[Sample], dict[str, int]]:
-    """Samples of all operators that one kernel of the model stands for, and the count of the others by why they are not.
+    """Samples of all operators that one kernel of the model stands for, and how many others there are, by reason.
 
     A warm time is of the same operands again and again, a cold one of operands that no cache holds.
     """

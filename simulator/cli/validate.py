@@ -23,9 +23,7 @@ def validate(
         Path | None, typer.Option("--reference", help="Folder with memory_points*.csv and measured/.")
     ] = None,
     write: Annotated[Path | None, typer.Option("--write", help="Write the report to this Markdown file.")] = None,
-    plots: Annotated[
-        Path | None, typer.Option("--plots", help="Write pictures into this folder (sources only).")
-    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", help="Write pictures to this folder (sources only).")] = None,
     misses: Annotated[
         Path | None, typer.Option("--misses", help="Write every miss to this CSV file (sources only).")
     ] = None,

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from peakline.calibration.device import calibrated, held_out, uncalibrated
-from peakline.calibration.shared import shared_constants
+from peakline.calibration.shared import calibrations, shared_constants
 from peakline.cost.accuracy import tidy
 from peakline.cost.machine import Machine
 from peakline.cost.samples import Sample, device_of
-from peakline.hardware import device, devices
 
-__all__ = ["KERNEL_COLUMNS", "calibrations", "kernel_table", "left_out", "strata"]
+__all__ = ["KERNEL_COLUMNS", "kernel_table", "left_out", "strata"]
 
 KERNEL_COLUMNS = (
-    "source", "kind", "gpu", "dtype", "size", "bound_by", "limited_by", "measured", "predicted", "error", "uncalibrated",
-    "left_out", "low", "high", "held_out", "bound", "shape", "table",
+    "source", "kind", "gpu", "dtype", "size", "bound_by", "limited_by", "measured", "predicted", "error",
+    "uncalibrated", "left_out", "low", "high", "held_out", "bound", "shape", "table",
 )  # fmt: skip
-
-
-@cache
-def calibrations() -> dict[str, tuple[Machine, dict[str, float]]]:
-    """Device → (its machine with shared constants, what its calibration fitted), for the catalogue's CUDA GPUs."""
-    found = {}
-    for name in devices("gpu"):
-        base = device(name)
-        if base.calibration is not None and base.calibration.fitted and base.compute_capability is not None:
-            found[name] = (uncalibrated(base), base.calibration.fitted)
-    return found
 
 
 def left_out(base: Any) -> Machine:

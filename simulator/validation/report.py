@@ -24,7 +24,8 @@ peakline validate --reference REFERENCE --write docs/validation.md
 
 where `REFERENCE` is a folder with `memory_points*.csv` and `measured/`. Errors are signed,
 predicted/measured − 1. No memory rule was fitted to a measurement. The GPU cost model has a handful of constants of
-mechanism, fitted on measured kernels (see `docs/calibration.md`, which has the errors on ten GPUs, held out and left out).
+mechanism, fitted on measured kernels (see `docs/calibration.md`, which has the errors on ten GPUs, held out and left
+out).
 """
 
 
@@ -143,9 +144,9 @@ def _kernels(reference: Path | None) -> str:
     rows = validate(folder).table
     return (
         "Measured kernels, replayed: operands that fit in L2 are warm. `calibrated` is the median |error| with the "
-        "device's calibration on shapes held out of its fit (docs/calibration.md; empty where there is none), `p90` its "
-        "90 % quantile, `uncalibrated` the median with the constants that GPUs of one build share, `left out` the same "
-        "when they come from other GPUs alone, `roofline` that of the datasheet's roofline, `within` the share of rows "
+        "device's calibration on shapes held out of its fit (docs/calibration.md; empty where there is none), `p90` "
+        "its 90 % quantile, `uncalibrated` the median with the constants that GPUs of one build share, `left out` the "
+        "same when they come from other GPUs alone, `roofline` that of the datasheet's roofline, `within` the share of rows "
         "inside the interval, made to hold 80 %.\n\n"
         + percentages(strata(rows))
         + "\n\nBy size class:\n\n"
@@ -158,7 +159,7 @@ def _steps(_: Path | None) -> str:
 
     table = steps()
     return (
-        "Images per second. Published: NVIDIA DeepLearningExamples, `PyTorch/Classification/ConvNets/resnet50v1.5`, one "
-        "GPU, container 21.03, data loading included; predicted is the sum of the step's kernels.\n\n"
+        "Images per second. Published: NVIDIA DeepLearningExamples, `PyTorch/Classification/ConvNets/resnet50v1.5`, "
+        "one GPU, container 21.03, data loading included; predicted is the sum of the step's kernels.\n\n"
         + markdown(table.assign(error=[percent(e) for e in table["error"]]))
     )

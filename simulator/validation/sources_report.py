@@ -12,10 +12,10 @@ from peakline.validation.validate import MISS, WORST, Validation
 
 __all__ = ["percentages", "sources_report"]
 
-_COLUMNS = """`calibrated` is the median of |predicted/measured − 1| with the device's calibration, on shapes that took no part
-in its fit, `p90` its 90 % quantile and `signed` its median; `uncalibrated` is the median with the constants that GPUs of
-one build share, `left out` the same when they come from the other GPUs alone, `roofline` that of the datasheet's
-roofline. `within` is the share of rows inside the calibration's interval, which is made to hold 80 %."""
+_COLUMNS = """`calibrated` is the median of |predicted/measured − 1| with the device's calibration, on shapes that took
+no part in its fit, `p90` its 90 % quantile and `signed` its median; `uncalibrated` is the median with the constants
+that GPUs of one build share, `left out` the same when they come from the other GPUs alone, `roofline` that of the
+datasheet's roofline. `within` is the share of rows inside the calibration's interval, which is made to hold 80 %."""
 
 
 def sources_report(validation: Validation, sources: Sequence[object]) -> str:
@@ -39,7 +39,8 @@ def sources_report(validation: Validation, sources: Sequence[object]) -> str:
             ["source", "gpu", "shape", "error", "explanation"]
         ]
         parts.append(
-            f"## Misses\n\n{len(missed):,} predictions are more than {MISS:.0%} wrong (`--misses FILE` lists them all):\n\n"
+            f"## Misses\n\n{len(missed):,} predictions are more than {MISS:.0%} wrong "
+            "(`--misses FILE` lists them all):\n\n"
             f"{markdown(counts)}\n\nThe worst of each:\n\n{markdown(shown)}\n"
         )
     if len(validation.left_out):
@@ -69,8 +70,8 @@ def _memory(memory: pd.DataFrame) -> str:
     if len(known):
         size = known["error"].abs()
         head = (
-            f"{len(known)} of {len(memory)} runs predicted: median |error| {percent(float(size.median()), sign=False)}, "
-            f"95th percentile {percent(float(size.quantile(0.95)), sign=False)}.\n\n"
+            f"{len(known)} of {len(memory)} runs predicted: median |error| {percent(float(size.median()), sign=False)}"
+            f", 95th percentile {percent(float(size.quantile(0.95)), sign=False)}.\n\n"
         )
     shown = memory.assign(
         measured=[_mib(v) for v in memory["measured"]],
