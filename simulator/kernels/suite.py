@@ -65,7 +65,7 @@ def measure_all(
     """`measure` for each shape and tile of the named kernels, or for those given.
 
     Raises:
-        ValueError: naming a size or tile parameter that the kernel does not have, or lacks, or whose value is of no use.
+        ValueError: naming a size or tile parameter that the kernel does not have, or lacks, or a value of no use.
     """
     known = suite()
     rows = []
@@ -124,7 +124,7 @@ def measure(kernel: Kernel, shape: Shape, tile: Tile, dtype: str = "float32", se
         "predicted": predicted.total,
         "footprint": footprint,
         "bound": bound,
-        "ratio": counter.traffic.total / bound,
+        "ratio": counter.traffic.total / max(bound, 1.0),
         "error": error_of(results, kernel.reference(_float64(inputs), shape)),
         "measured_by_tensor": _by_tensor(counter.traffic),
         "predicted_by_tensor": _by_tensor(predicted),

@@ -51,7 +51,9 @@ def main(capability: int) -> None:
         **given: Any,
     ) -> None:
         values = dict(zip(function.arg_names, args)) | given
-        constants = {p.name: values[p.name] for p in function.params if p.is_constexpr}
+        # as at a real launch, an integer argument of 1 is a constant
+        constants = {p.name: values[p.name] for p in function.params
+                     if p.is_constexpr or (type(values[p.name]) is int and values[p.name] == 1)}  # fmt: skip
         signature = {
             name: "constexpr" if name in constants
             else f"*{FORMATS[value.dtype]}" if isinstance(value, torch.Tensor) else SCALARS[type(value)]
