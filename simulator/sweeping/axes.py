@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from os import PathLike
@@ -33,6 +34,7 @@ TRAINING_OPTIONS = tuple(list(inspect.signature(training_step).parameters)[1:-1]
 ESTIMATE_OPTIONS = ("allocator", "cuda_graph")
 _OPTIONS = tuple(name for name in (*_FORWARD, *TRAINING_OPTIONS, *ESTIMATE_OPTIONS) if name not in SIZES)
 _MOST_CHOICES = 1_000_000
+_CHANGED = re.compile(r"[\[,]([^=\[\],]+)=")  # the fields in a variant's name
 
 
 def plan_of(
@@ -347,9 +349,8 @@ def _device_fields(devices: list[DeviceSpec], axes: Mapping[str, Any]) -> dict[s
     """Fields that some device changes → a device that has the field, to tell its unit."""
     changed: dict[str, DeviceSpec] = {}
     for spec in devices:
-        for change in spec.name.partition("[")[2].rstrip("]").split(","):
-            if "=" in change:
-                changed.setdefault(change.partition("=")[0].strip(), spec)
+        for field in _CHANGED.findall(spec.name):
+            changed.setdefault(field.strip(), spec)
     for name, given in axes.items():
         if "." in name:
             for value in _values(name, given)[:_MOST_CHOICES]:

@@ -118,14 +118,13 @@ def _variants(item: dict[str, Any]) -> list[DeviceSpec]:
     for spec in base:
         for values in itertools.product(*fields.values()):
             changes = dict(zip(fields, values))
-            device = found(varied_spec(spec, changes))  # refuses unknown fields and values here, by name
+            found(varied_spec(spec, changes))  # refuses unknown fields and values here, by name
             if pays is None:
                 out.append(varied_spec(spec, changes))
                 continue
             from peakline.sweeping.area import same_area
 
             out.append(spec_of(same_area(found(spec), changes, pay_with=pays, node=node)))
-            del device
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from importlib import import_module
 from typing import Any
 
 from peakline import __version__
@@ -17,11 +18,11 @@ def client_of(address: str) -> Any:
         ValueError: dask is not installed, or no scheduler answers there.
     """
     try:
-        from dask.distributed import Client
+        client: Any = import_module("dask.distributed").Client
     except ImportError:
         raise ValueError("--dask needs dask: pip install 'peakline[distributed]'") from None
     try:
-        return Client(address, timeout="10s")
+        return client(address, timeout="10s")
     except (OSError, ValueError) as error:
         raise ValueError(f"--dask {address}: no scheduler answers there ({type(error).__name__})") from None
 

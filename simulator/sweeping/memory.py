@@ -148,5 +148,5 @@ def _replayed(
             one = footprint(unroll(select(unrolled.graph, i, i + 1)), device, options)
             allocated[i], reserved[i] = np.ravel(one.allocated)[0], np.ravel(one.reserved)[0]
             fits[i], retries[i] = np.ravel(one.fits)[0], np.ravel(one.retries)[0]
-    allocated, reserved, fits, retries = (f.reshape(shape) for f in (allocated, reserved, fits, retries))
-    return Measured(live, allocated, reserved, reserved + context, capacity, context, fits, retries, True)
+    kept, held, fit, again = (f.reshape(shape) for f in (allocated, reserved, fits, retries))
+    return Measured(live, kept, held, held + context, capacity, context, fit, again, True)

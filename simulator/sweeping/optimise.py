@@ -5,8 +5,9 @@ The workload's graph, lifetimes and kernels are worked out once; each candidate 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def optimise(
         ValueError: an unknown field, column or condition; a range that is none; scipy is not installed.
     """
     try:
-        from scipy.optimize import differential_evolution
+        differential_evolution: Any = import_module("scipy.optimize").differential_evolution
     except ImportError:
         raise ValueError("optimise needs scipy: pip install 'peakline[sweep]'") from None
     from peakline.hardware import device as find_device
@@ -110,9 +111,7 @@ def optimise(
         return value if excess == 0 else _WORSE * (1.0 + excess)
 
     def _measure(candidate: Any) -> tuple[float, float, Any, Table]:
-        spec = DeviceSpec(candidate.name, None)
         tables = [evaluate(_with_device(plan.part(n), spec_of(candidate))) for n in range(plan.parts)]
-        del spec
         value = float(sum(np.sum(table.column(minimise)) for table in tables))
         excess = 0.0
         if condition is not None:
@@ -155,6 +154,3 @@ def _bounds(base: Device, name: str, ends: Any) -> tuple[float, float]:
     if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high:
         raise ValueError(f"over: {name}: {ends!r} is no range of numbers")
     return float(low), float(high)
-
-
-_Score = Callable[[Any], float]

@@ -8,9 +8,8 @@ as in `peakline.cost.program`, so that each figure is the one a single estimate 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +108,7 @@ def program_of(graph: Graph, shape: tuple[int, ...]) -> Program:
 
 def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, reads: Any, writes: Any) -> int:
     """The kernel's number among the distinct ones; arrays are equal by content."""
-    values = [*(getattr(kernel, name) for name in _names(type(kernel))), reads, writes]
+    values = [*(getattr(kernel, name) for name in _names(kernel)), reads, writes]
     arrays = [v for v in values if isinstance(v, np.ndarray)]
     key = (
         type(kernel),
@@ -121,7 +120,7 @@ def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, read
     candidates = known.setdefault(key, [])
     for number in candidates:
         other = works[number]
-        theirs = [*(getattr(other.kernel, name) for name in _names(type(kernel))), other.reads, other.writes]
+        theirs = [*(getattr(other.kernel, name) for name in _names(kernel)), other.reads, other.writes]
         if all(np.array_equal(a, b) for a, b in zip(arrays, (v for v in theirs if isinstance(v, np.ndarray)))):
             return number
     candidates.append(len(works))
@@ -132,9 +131,8 @@ def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, read
 _FEW = 256
 
 
-@lru_cache(maxsize=64)
-def _names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(kind))  # type: ignore[arg-type]
+def _names(kernel: Kernel) -> tuple[str, ...]:
+    return tuple(kernel.__dataclass_fields__)
 
 
 @dataclass
@@ -161,7 +159,7 @@ def stacked(programs: Sequence[Program]) -> list[_Stack]:
 
 
 def _sort(kernel: Kernel) -> Any:
-    values = [getattr(kernel, name) for name in _names(type(kernel))]
+    values = [getattr(kernel, name) for name in _names(kernel)]
     return (
         type(kernel),
         *(v if isinstance(v, DType | bool) else not isinstance(v, np.ndarray) and v == 0 for v in values),
@@ -171,7 +169,7 @@ def _sort(kernel: Kernel) -> Any:
 def _stack(programs: Sequence[Program], members: list[tuple[int, int]]) -> _Stack:
     works = [programs[p].works[w] for p, w in members]
     sizes: dict[str, Any] = {}
-    for name in _names(type(works[0].kernel)):
+    for name in _names(works[0].kernel):
         first = getattr(works[0].kernel, name)
         if not isinstance(first, DType | bool):
             sizes[name] = _joined([getattr(work.kernel, name) for work in works], works)
@@ -236,7 +234,7 @@ def _figures(stack: _Stack, target: Machine, cuda_graph: bool) -> tuple[NDArray[
     """`[quantities, elements]` of a stack, and the names of its limits."""
     values: list[Any] = []
     formats: list[Any] = []
-    for name in _names(type(stack.kernel)):
+    for name in _names(stack.kernel):
         value = getattr(stack.kernel, name)
         (formats if isinstance(value, DType | bool) else values).append(value)
     values += [stack.reads, stack.writes]

@@ -109,7 +109,8 @@ class Table:
         value = self.values[name]
         if name in self.texts:
             names = np.asarray([*self.texts[name], None], dtype=object)
-            return names[value]
+            found: NDArray[Any] = names[value]
+            return found
         mask = self.missing.get(name)
         if mask is not None and mask.any():
             return np.where(mask, np.nan, value.astype(np.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ AXES: dict[str, dict[str, list[Any]]] = {
     },
 }
 MODELS = ["gpt2", "llama-3.2-1b", "qwen3-0.6b", "olmoe-1b-7b", "mamba-130m"]
-DEVICES = ["h100-sxm", "t4", "tpu-v4", "a100-40gb", "h100-sxm[memory.hbm.capacity=1 GiB]", "epyc-9654"]
+DEVICES = ["h100-sxm", "a30", "tpu-v4", "a100-40gb", "h100-sxm[memory.hbm.capacity=1 GiB]", "epyc-9654"]
 
 
 @st.composite
@@ -112,9 +113,8 @@ def test_rows_of_random_sweeps_are_the_estimates_one_by_one(case: tuple[dict[str
     assert len(rows) == math.prod(lengths)
     for row in rows[:: max(len(rows) // 3, 1)]:
         if isinstance(row["error"], str):
-            with pytest.raises(ValueError, match=".") as caught:
+            with pytest.raises(ValueError, match=f"^{re.escape(row['error'])}$"):
                 _estimate(row, options)
-            assert row["error"] == str(caught.value)
         else:
             _assert_equal(row, _estimate(row, options))
 
@@ -122,7 +122,12 @@ def test_rows_of_random_sweeps_are_the_estimates_one_by_one(case: tuple[dict[str
 @pytest.mark.parametrize(
     ("model", "device", "phase", "axes"),
     [
-        ("resnet-18", "a100-80gb", "training", {"batch": [1, 32], "image": [64, 224], "autocast": ["bf16"], "dtype": "fp32"}),
+        (
+            "resnet-18",
+            "a100-80gb",
+            "training",
+            {"batch": [1, 32], "image": [64, 224], "autocast": ["bf16"], "dtype": "fp32"},
+        ),
         ("mcunet-in0", "stm32f746", "inference", {"dtype": "int8", "image": [48, 80]}),
         ("bert-base-uncased", "epyc-9654", "inference", {"batch": [1, 4], "seq": [16, 128], "dtype": "fp32"}),
     ],
@@ -140,7 +145,7 @@ def test_vision_and_small_devices_too(model: str, device: str, phase: str, axes:
 def test_cutting_a_sweep_into_other_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows() -> pd.DataFrame:
         plan = plan_of(
-            ["gpt2", "llama-3.2-1b"], device=["h100-sxm", "t4"], phase="prefill", batch=range(1, 8), seq=[8, 16, 24],
+            ["gpt2", "llama-3.2-1b"], device=["h100-sxm", "a30"], phase="prefill", batch=range(1, 8), seq=[8, 16, 24],
             replay=False,
         )  # fmt: skip
         return Table.frame([evaluate(plan.part(i)) for i in range(plan.parts)])
