@@ -25,6 +25,7 @@ def capture(
     dtype: Any = None,
     autocast: Any = None,
     steps: int = 2,
+    real: bool = False,
     name: str | None = None,
     fold: bool = True,
 ) -> Graph:
@@ -48,13 +49,15 @@ def capture(
         dtype: format to convert floating-point parameters and inputs to first, as `module.to(dtype)` does.
         autocast: format of a `torch.autocast` region around the forward pass.
         steps: steps to record; the last one should be like all that follow.
+        real: compute every value on the CPU beside the recording, for programs whose control flow depends on data
+            (`.item()`, `nonzero`, a router's choice): needs real weights and inputs, their memory and their time.
         name: of the graph; by default the module's class.
         fold: recognise repeated layers, so that the graph stays small.
 
     Raises:
         ImportError: torch is not installed.
-        ValueError, TypeError: an argument that is none of the above.
-        CaptureError: the program raises, or needs values that fake tensors do not have.
+        ValueError: an argument that is none of the above; the program raises, or needs values that fake tensors do not
+            have (`CaptureError`, naming the line).
     """
     try:
         import torch
@@ -69,7 +72,7 @@ def capture(
     target = target_of(device)
     workload = Workload(
         program, inputs, optimizer, loss, mode, _torch_dtype("autocast", autocast, torch),
-        _torch_dtype("dtype", dtype, torch), steps,
+        _torch_dtype("dtype", dtype, torch), steps, real,
     )  # fmt: skip
     recording = record(workload, target)
     from peakline.models.capture.assemble import assemble

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from peakline.models.capture.known import Known, is_small
+from peakline.models.capture.known import Known
 
 __all__ = ["Faker"]
 
@@ -47,7 +47,8 @@ class Faker:
         for name, value in getattr(tensor, "__dict__", {}).items():
             if name not in ("_known", "grad"):
                 setattr(fake, name, value)
-        if tensor.device.type == "cpu" and not tensor.requires_grad and is_small(tensor):
+        plain = self.known.everything or not tensor.requires_grad
+        if tensor.device.type == "cpu" and plain and self.known.worth(tensor):
             with unset_fake_temporarily():
                 self.known.learn(fake, tensor.detach().clone())
         return fake

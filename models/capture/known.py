@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from peakline.models.capture.views import schema_of, tensors_in
 
-__all__ = ["Known", "Real"]
+__all__ = ["Known", "is_small"]
 
 LARGEST = 1 << 22
 """Elements of the largest integer or boolean tensor whose values are computed."""
@@ -36,30 +36,31 @@ _FRESH = {
 }  # fmt: skip
 
 
-class Real:
-    """Runs every operator as it is: the program computes with real tensors."""
+class Known:
+    """Runs operators on fake tensors, and beside them on the values that are known.
 
-    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The operator's result."""
-        return func(*args, **kwargs)
+    Attributes:
+        everything: compute every value, weights' and activations' too, whatever their size.
+    """
 
-
-class Known(Real):
-    """Runs operators on fake tensors, and beside them on the values that are known."""
-
-    def __init__(self) -> None:
-        """Nothing is known."""
+    def __init__(self, *, everything: bool = False) -> None:
+        """Nothing is known yet."""
+        self.everything = everything
         self._stale: dict[int, torch.Tensor] = {}
+
+    def worth(self, value: torch.Tensor) -> bool:
+        """Whether the value of such a tensor is to be known."""
+        return self.everything or is_small(value)
 
     def learn(self, fake: torch.Tensor, value: torch.Tensor) -> None:
         """From here on the value of `fake` is known."""
-        if is_small(value) and not isinstance(value, FakeTensor):
+        if self.worth(value) and not isinstance(value, FakeTensor):
             fake._known = value  # type: ignore[attr-defined]
 
     def value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The tensor's value, if known; real tensors have their own."""
         if not isinstance(tensor, FakeTensor):
-            return tensor if is_small(tensor) else None
+            return tensor if self.worth(tensor) else None
         found: torch.Tensor | None = tensor.__dict__.get("_known")
         if found is not None and self._stale and found.untyped_storage()._cdata in self._stale:
             return None
@@ -70,8 +71,13 @@ class Known(Real):
         if not self._all_known(func, args, kwargs):
             self._forget(func, args, kwargs)
             return func(*args, **kwargs)
-        with torch._C._DisableTorchDispatch():
-            values = func(*self._values(args), **self._values(kwargs))
+        try:
+            with torch._C._DisableTorchDispatch():
+                values = func(*self._values(args), **self._values(kwargs))
+        except (NotImplementedError, RuntimeError):
+            if not self.everything:
+                raise
+            return self._without_kernel(func, args, kwargs)
         if func is _ITEM:
             return values
         try:
@@ -79,6 +85,22 @@ class Known(Real):
         except (DataDependentOutputException, DynamicOutputShapeException):
             result = _like(values)
         for fake, value in zip(tensors_in(result), tensors_in(values)):
+            if isinstance(fake, FakeTensor):
+                self.learn(fake, value)
+        return result
+
+    def _without_kernel(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operator that only CUDA has: attention computed another way, what else it returns taken for zero."""
+        result = func(*args, **kwargs)
+        with torch._C._DisableTorchDispatch():
+            made = [torch.zeros(tuple(t.shape), dtype=t.dtype) for t in tensors_in(result)]
+            name = str(func)
+            if "scaled_dot_product" in name and "backward" not in name:
+                q, k, v = self._values(args[:3])
+                named = {**dict(zip(schema_of(func).names, self._values(args))), **self._values(kwargs)}
+                mask, causal = named.get("attn_bias"), bool(named.get("is_causal", False))
+                made[0].copy_(torch._C._nn.scaled_dot_product_attention(q, k, v, mask, 0.0, causal))
+        for fake, value in zip(tensors_in(result), made):
             if isinstance(fake, FakeTensor):
                 self.learn(fake, value)
         return result
@@ -91,6 +113,8 @@ class Known(Real):
                     return False
                 found = True
         if found:
+            return True
+        if self.everything:
             return True
         if func not in _FRESH:
             return False

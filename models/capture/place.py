@@ -69,9 +69,10 @@ class Places:
         from torch.optim import optimizer as optimizers
 
         def enter(module: torch.nn.Module, args: Any) -> None:
-            if id(module) not in self.paths:
+            if id(module) not in self.paths and not self.stack:
                 self.name(module, "" if not self._roots else type(module).__name__.lower())
-            self.stack.append((self.paths.get(id(module), ""), torch._C._current_graph_task_id()))
+            outer = self.stack[-1][0] if self.stack else ""  # of a module that the model makes as it runs
+            self.stack.append((self.paths.get(id(module), outer), torch._C._current_graph_task_id()))
 
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             if self.stack:
@@ -110,7 +111,7 @@ class Places:
             line, update = self._line(frame)
             module = self.stack[-1][0] if self.stack else ""
             if torch.is_grad_enabled():
-                self.by_node[torch._C._autograd._get_sequence_nr() - 1] = (module, line)
+                self.by_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, (module, line))
             return Place(module, line, "optimizer" if update or self.updating else "forward", -1, False)
         node = torch._C._current_autograd_node()
         number = node._sequence_nr() if node is not None else -1
@@ -118,7 +119,7 @@ class Places:
             line, _ = self._line(frame)
             inside = self.stack and self.stack[-1][1] == task
             module = self.stack[-1][0] if inside else self.by_node.get(number, self.last)[0]
-            self.by_node[torch._C._autograd._get_sequence_nr() - 1] = (module, line)
+            self.by_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, (module, line))
             return Place(module, line, "recompute", number, False)
         if self.updating:
             line, _ = self._line(frame)

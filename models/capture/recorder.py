@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.calls import Call, Free, Recording, Storage, View
-from peakline.models.capture.known import Real
+from peakline.models.capture.known import Known
 from peakline.models.capture.place import Place, Places
 from peakline.models.capture.strides import contiguous, elementwise_strides
 from peakline.models.capture.views import Schema, plain_dtype, plain_value, schema_of, tensors_in, view_of
@@ -49,7 +49,7 @@ class _Death(weakref.ref):  # type: ignore[type-arg]
 class Recorder(TorchDispatchMode):
     """Records calls and frees into `recording`; enter it above `FakeTensorMode`."""
 
-    def __init__(self, places: Places, known: Real) -> None:
+    def __init__(self, places: Places, known: Known) -> None:
         """A recorder that asks `places` where calls come from."""
         super().__init__()
         self.recording = Recording()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,15 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.calls import Recording
+from peakline.models.capture.errors import CaptureError, explained
 from peakline.models.capture.fakes import Faker
 from peakline.models.capture.known import Known
 from peakline.models.capture.place import Places
+from peakline.models.capture.reach import reached
 from peakline.models.capture.recorder import Recorder
 from peakline.models.capture.roles import Roles
 from peakline.models.capture.target import Target
 
 __all__ = ["Workload", "record"]
 
+_DEVICE_OF = torch.ops.prim.device.default
 MODES = ("training", "inference")
 
 
@@ -39,6 +43,7 @@ class Workload:
         autocast: dtype of an autocast region around the forward pass.
         dtype: convert the module's floating-point parameters and inputs to this one.
         steps: number of steps.
+        real: compute every value with the example inputs.
     """
 
     program: Any
@@ -49,6 +54,7 @@ class Workload:
     autocast: torch.dtype | None = None
     dtype: torch.dtype | None = None
     steps: int = 2
+    real: bool = False
 
 
 @dataclass
@@ -71,7 +77,7 @@ def record(workload: Workload, target: Target) -> Recording:
     """
     with ExitStack() as stack:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        known = Known()
+        known = Known(everything=workload.real)
         faker = Faker(mode, known)
         stack.enter_context(faker.restoring())
         places = Places()
@@ -85,11 +91,13 @@ def record(workload: Workload, target: Target) -> Recording:
         stack.enter_context(places.watching(session.roles.updating))
         stack.enter_context(_states_seen(recorder, target))
         stack.enter_context(_no_collection())
-        step = _prepare(workload, session)
+        stack.enter_context(_quiet())
+        with explained("building the program"):
+            step = _prepare(workload, session)
         for number in range(workload.steps):
             recorder.step = number
             places.restart()
-            with recorder:
+            with explained(f"step {number + 1} of {workload.steps}"), recorder:
                 step()
             session.roles.step_ended()
         recorder.step = workload.steps
@@ -102,30 +110,50 @@ def _prepare(workload: Workload, session: _Session) -> Callable[[], None]:
     program, inputs, optimizer = workload.program, workload.inputs, workload.optimizer
     if not isinstance(program, torch.nn.Module):
         if not callable(program):
-            raise TypeError(f"program: expected a module or a function, not {type(program).__name__}")
+            raise CaptureError(f"program: expected a module or a function, not {type(program).__name__}")
         if inputs is None:
-            with _building(session.known):
+            _adopt(program, session)
+            with _building(session.known) as learning:
                 made = program()
+            if learning.calls and not _is_program(made):
+                return _bare(program)  # it ran a step
             program, inputs, optimizer = _unpack(made, optimizer)
             if not isinstance(program, torch.nn.Module):
-                return _bare(program, session)
+                _adopt(program, session)
+                return _bare(program)
         else:
             with _building(session.known):
                 program = program()
     elif inputs is None:
-        raise ValueError("inputs: a module needs example inputs; pass a tensor, a tuple or a dict of them")
+        raise CaptureError("inputs: a module needs example inputs; pass a tensor, a tuple or a dict of them")
     return _module_step(workload, program, inputs, optimizer, session)
 
 
+def _is_program(made: Any) -> bool:
+    is_pair = isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module)
+    return is_pair or (callable(made) and not isinstance(made, torch.nn.Module))
+
+
 def _unpack(made: Any, optimizer: Any) -> tuple[Any, Any, Any]:
-    if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module) and len(made) in (2, 3):
+    if not _is_program(made):
+        raise CaptureError(
+            f"the function returned {_described(made)}; accepted: (module, inputs), (module, inputs, optimizer), "
+            "or a function that runs one step"
+        )
+    if isinstance(made, tuple):
         return made[0], made[1], made[2] if len(made) == 3 else optimizer
-    if callable(made) and not isinstance(made, torch.nn.Module):
-        return made, None, None
-    raise TypeError(
-        f"the function returned {_described(made)}; accepted: (module, inputs), (module, inputs, optimizer), "
-        "or a function that runs one step"
-    )
+    return made, None, None
+
+
+def _adopt(step: Any, session: _Session) -> None:
+    """Put fakes in the place of what a step function uses, and learn the names."""
+    found = reached(step)
+    for name, module in found.modules.items():
+        session.faker.module(module)
+        session.roles.module(module, found.prefix(name))
+        session.places.name(module, found.prefix(name))
+    for optimizer in found.optimizers:
+        session.faker.optimizer(optimizer)
 
 
 def _described(value: Any) -> str:
@@ -134,7 +162,7 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _bare(step: Callable[[], Any], session: _Session) -> Callable[[], None]:
+def _bare(step: Callable[[], Any]) -> Callable[[], None]:
     def run() -> None:
         step()
 
@@ -194,14 +222,14 @@ def default_loss(output: Any) -> torch.Tensor:
     """The output's `loss`, the output where it is one number, else its sum.
 
     Raises:
-        TypeError: an output that is none of these.
+        CaptureError: an output that is none of these.
     """
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, torch.Tensor):
         return loss
     if isinstance(output, torch.Tensor):
         return output if output.numel() == 1 else output.sum()
-    raise TypeError(
+    raise CaptureError(
         f"loss: the module's output is {_described(output)} without a loss; pass loss=, a function of the output, "
         "or inputs (labels) that let the module compute one"
     )
@@ -242,10 +270,10 @@ def _optimizer(given: Any, module: torch.nn.Module, session: _Session) -> Any:
     if isinstance(given, str):
         given = optimizer_class(given)
     if not callable(given):
-        raise TypeError(f"optimizer: expected a class, an instance or a name, not {type(given).__name__}")
+        raise CaptureError(f"optimizer: expected a class, an instance or a name, not {type(given).__name__}")
     made = given([p for p in module.parameters() if p.requires_grad])
     if not hasattr(made, "step"):
-        raise TypeError(f"optimizer: {given!r} made a {type(made).__name__}, which has no step()")
+        raise CaptureError(f"optimizer: {given!r} made a {type(made).__name__}, which has no step()")
     return made
 
 
@@ -253,7 +281,7 @@ def optimizer_class(name: str) -> Any:
     """The optimizer of `torch.optim` of that name, whatever its case (`adamw`, `SGD`).
 
     Raises:
-        ValueError: unknown; the message names those there are.
+        CaptureError: unknown; the message names those there are.
     """
     kinds = {
         key.lower(): kind
@@ -261,14 +289,18 @@ def optimizer_class(name: str) -> Any:
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
     if name.lower() not in kinds:
-        raise ValueError(f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}")
+        raise CaptureError(f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}")
     kind = kinds[name.lower()]
     return partial(kind, lr=1e-3) if name.lower() == "sgd" else kind
 
 
 @contextmanager
-def _building(known: Known) -> Iterator[None]:
+def _building(known: Known) -> Iterator[_Learning]:
     """A model is made: known values stay known, and initialisers, whose values nobody will see, do nothing."""
+    if known.everything:
+        with _Learning(known) as learning:
+            yield learning
+        return
 
     def unchanged(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return tensor
@@ -280,8 +312,7 @@ def _building(known: Known) -> Iterator[None]:
                 if key.endswith("_") and not key.startswith("_") and callable(function):
                     stack.callback(setattr, module, key, function)
                     setattr(module, key, unchanged)
-        stack.enter_context(_Learning(known))
-        yield
+        yield stack.enter_context(_Learning(known))
 
 
 class _Learning(TorchDispatchMode):
@@ -290,12 +321,14 @@ class _Learning(TorchDispatchMode):
     def __init__(self, known: Known) -> None:
         super().__init__()
         self.known = known
+        self.calls = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func is not _DEVICE_OF
         return self.known.run(func, args, kwargs or {})
 
 
@@ -361,6 +394,17 @@ def _states_seen(recorder: Recorder, target: Target) -> Iterator[None]:
         yield
     finally:
         torch.get_rng_state = torch.random.get_rng_state = get
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What fake tensors log of an operator that refuses its operands is said by the exception, too."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager
