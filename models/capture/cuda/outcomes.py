@@ -1,24 +1,25 @@
 """Operators whose results on CUDA differ from the CPU's in format or in the memory they hold.
 
-A fake tensor mode answers every operator with the CPU's result. `results` is a table of those that need another one;
-`Answering` is the dispatch mode that looks operators up in it. It stands below autograd, above the fake tensor mode and
-below whatever records.
+A fake tensor mode answers every operator with the CPU's result. `results` is a table of those that need another one,
+and while `answering` holds, fake tensor modes look there first: below autograd and below whatever records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from peakline.models.capture.cuda.composites import _fused_rms_norm
 from peakline.models.capture.cuda.recurrent import rnn_backward_results, rnn_results
 from peakline.models.capture.target import Target
 
-__all__ = ["Answering", "Result", "results"]
+__all__ = ["Result", "answering", "results"]
 
 aten = torch.ops.aten
 Result: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -93,15 +94,17 @@ def results(target: Target) -> Mapping[Any, Result]:
     }
 
 
-class Answering(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives operators the results they have on the target."""
+@contextmanager
+def answering(target: Target) -> Iterator[None]:
+    """Fake tensor modes give operators the results they have on the target."""
+    table = results(target)
+    original = FakeTensorMode.dispatch
 
-    def __init__(self, target: Target) -> None:
-        """A mode with the target's table."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.table = results(target)
+    def dispatch(self: FakeTensorMode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        run = table.get(func)
+        if run is None:
+            return original(self, func, types, args, kwargs)
+        return run(lambda *a, **k: original(self, func, types, a, k), args, kwargs or {})
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The target's result where the table has one, else that of the modes below."""
-        run = self.table.get(func)
-        return func(*args, **(kwargs or {})) if run is None else run(func, args, kwargs or {})
+    with patch.object(FakeTensorMode, "dispatch", dispatch):
+        yield

@@ -9,7 +9,7 @@ from peakline.models.capture.cuda.autocast import autocast_as_on_cuda
 from peakline.models.capture.cuda.composites import composed_for
 from peakline.models.capture.cuda.devices import devices_replaced
 from peakline.models.capture.cuda.modules import modules_converted
-from peakline.models.capture.cuda.outcomes import Answering
+from peakline.models.capture.cuda.outcomes import answering
 from peakline.models.capture.cuda.pretence import pretended_device
 from peakline.models.capture.target import Target
 
@@ -32,5 +32,5 @@ def rerouting(target: Target) -> Iterator[None]:
         stack.enter_context(pretended_device(target))
         stack.enter_context(modules_converted())
         stack.enter_context(devices_replaced())
-        stack.enter_context(Answering(target))
+        stack.enter_context(answering(target))
         yield
