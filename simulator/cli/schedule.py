@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,19 @@ def schedule(
     out: Annotated[
         Path | None, typer.Option(metavar="PLAN.json", help="The plan, peakline.plan/1.", rich_help_panel=_OUTPUT)
     ] = None,
+    capacity_sweep: Annotated[
+        bool,
+        typer.Option("--capacity-sweep", help="Traffic from the largest working set to the smallest peak."),
+    ] = False,
+    points: Annotated[int, typer.Option(help="Of the sweep.", rich_help_panel=_SOLVER)] = 9,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The plan's addresses, or the sweep's curve: .png, .svg, .pdf.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
 ) -> int:
     """Order, residency, replacement and addresses with the least off-chip traffic, or the smallest peak.
@@ -81,6 +95,20 @@ def schedule(
     options = {"batch": batch, "seq": seq, "image": image, "dtype": dtype, "optimizer": optimizer}
     asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
     problem = _problem(graph, asked, {k: v for k, v in options.items() if v is not None}, scope, only)
+    if plot is not None:
+        from peakline.files import check_target
+        from peakline.plot import file_format
+
+        file_format(plot)
+        check_target(plot)
+    if capacity_sweep:
+        given = {"--capacity": capacity, "--out": out, "--objective": None if objective == "traffic" else objective}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{option}: a capacity sweep chooses the capacities and minimises traffic; got {value}"
+                )
+        return _sweep(problem, points, time_limit, seed, plot, json_)
     size = None if capacity is None else int(capacity) if _whole(capacity) else parse_bytes(capacity)
     if size is None and objective == "traffic":
         raise ValueError("--capacity: the least traffic needs one; --objective peak does not")
@@ -103,10 +131,44 @@ def schedule(
     if out is not None:
         with written_whole(out) as temporary:
             temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
+    if plot is not None:
+        from peakline.plot_schedule import plot_addresses, save_axes
+
+        save_axes(plot_addresses(problem, plan), plot)
     if json_:
         print(json.dumps(_document(problem, plan, done, objective)))
     else:
         print("\n".join(_lines(problem, plan, done, out)))
+    return 0
+
+
+def _sweep(problem: Problem, points: int, time_limit: float, seed: int, plot: Path | None, as_json: bool) -> int:
+    """The curve as a table, JSON of schema `peakline.capacity-sweep/1` (bytes), and a picture."""
+    from peakline.hardware.units import format_bytes
+    from peakline.solvers.schedule.sweep import capacity_sweep
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{done} of {total} capacities", end="", file=sys.stderr, flush=True)
+
+    curve = capacity_sweep(problem, points=points, time_limit=time_limit, seed=seed, progress=tell)
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if plot is not None:
+        from peakline.plot_schedule import plot_capacity, save_axes
+
+        save_axes(plot_capacity(curve), plot)
+    if as_json:
+        print(json.dumps({"schema": "peakline.capacity-sweep/1", **asdict(curve)}))
+        return 0
+    print(f"{'capacity':>14} {'non-compulsory':>16} {'bound':>16} {'gap':>7}  compulsory {curve.compulsory:,} B")
+    names = {curve.largest_working_set: "largest working set", curve.smallest_peak: "smallest peak"}
+    for n, point in enumerate(curve.points):
+        gap = (point.non_compulsory - point.bound) / point.non_compulsory if point.non_compulsory else 0.0
+        notes = [names[point.capacity]] if point.capacity in names else []
+        notes += [f"knee ({format_bytes(point.capacity)})"] if n == curve.knee else []
+        line = f"{point.capacity:14,} {point.non_compulsory:16,} {point.bound:16,} {gap:7.1%}  {', '.join(notes)}"
+        print(line.rstrip())
     return 0
 
 

@@ -1,0 +1,70 @@
+"""Traffic against capacity, its knee, and the pictures of plans."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from schedule_cases import least_traffic_by_enumeration, problems, smallest_peak_by_enumeration, working_set
+
+from peakline.cli import main
+from peakline.plot_schedule import plot_addresses, plot_capacity
+from peakline.solvers.problem import Operator, Problem, Tensor
+from peakline.solvers.schedule import schedule
+from peakline.solvers.schedule.sweep import Point, capacity_sweep, knee
+
+CROSSING = Problem(
+    (Tensor("x", 4, "input"), Tensor("a", 4), Tensor("b", 6), Tensor("c", 5), Tensor("y", 2, "output")),
+    (
+        Operator("f", ("x",), ("a",)),
+        Operator("g", ("x",), ("b",)),
+        Operator("h", ("b",), ("c",)),
+        Operator("k", ("a", "c"), ("y",)),
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(5))
+def test_every_point_brackets_the_optimum_and_traffic_falls_as_capacity_grows(problem: Problem) -> None:
+    curve = capacity_sweep(problem, points=3, time_limit=20)
+    assert curve.points[0].capacity == curve.largest_working_set == working_set(problem)
+    assert curve.smallest_peak == smallest_peak_by_enumeration(problem)
+    for point in curve.points:
+        assert point.bound <= least_traffic_by_enumeration(problem, point.capacity) <= point.non_compulsory
+    found = [point.non_compulsory for point in curve.points]
+    assert found == sorted(found, reverse=True)
+
+
+def test_the_knee_lies_furthest_below_the_chord() -> None:
+    bent = [Point(0, 100, 0), Point(10, 20, 0), Point(20, 15, 0), Point(100, 0, 0)]
+    assert knee(bent) == 1
+    assert knee([Point(0, 100, 0), Point(50, 50, 0), Point(100, 0, 0)]) is None
+    assert knee([Point(0, 0, 0), Point(100, 0, 0)]) is None
+
+
+def test_a_sweep_from_the_command_line_is_a_table_json_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph, picture = tmp_path / "graph.json", tmp_path / "curve.png"
+    graph.write_text(CROSSING.to_json())
+    assert main(["schedule", str(graph), "--capacity-sweep", "--points", "3", "--plot", str(picture)]) == 0
+    assert "largest working set" in capsys.readouterr().out
+    assert picture.stat().st_size > 5000
+    assert main(["schedule", str(graph), "--capacity-sweep", "--points", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "peakline.capacity-sweep/1"
+    assert document["points"][0]["capacity"] == working_set(CROSSING)
+    assert main(["schedule", str(graph), "--capacity-sweep", "--capacity", "20"]) == 2
+
+
+def test_the_map_shows_every_stay_within_the_capacity() -> None:
+    plan = schedule(CROSSING, working_set(CROSSING))
+    ax = plot_addresses(CROSSING, plan)
+    stays = sum(len(collection.get_paths()) for collection in ax.collections)
+    assert stays == sum(len(step.load) + len(step.produce) for step in plan.steps)
+    tops = [path.get_extents().y1 for collection in ax.collections for path in collection.get_paths()]
+    assert max(tops) <= plan.capacity
+    assert plot_capacity(capacity_sweep(CROSSING, points=2)).get_xlabel() == "scratchpad in B"
