@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peakline.program import load_function, names_function
+
 if TYPE_CHECKING:
+    from peakline.hardware import Device
     from peakline.models.graph import Graph
 
 __all__ = ["estimate", "workload_of"]
@@ -18,7 +21,9 @@ _TRAINING_ONLY = ("optimizer", "recompute", "accumulation", "loss", "loss_chunks
 
 
 def estimate(
-    model: Annotated[str, typer.Argument(help="Catalogue name, or path of a config.json or its folder.")],
+    model: Annotated[
+        str, typer.Argument(help="Catalogue name, path of a config.json or its folder, or your MODULE:FUNCTION.")
+    ],
     device: Annotated[str, typer.Option("--device", "-d", help="Catalogue name, or path of a YAML file.")],
     train: Annotated[bool, typer.Option("--train", help="A training step.", rich_help_panel=_WORK)] = False,
     prefill: Annotated[bool, typer.Option("--prefill", help="Fill the KV cache.", rich_help_panel=_WORK)] = False,
@@ -114,7 +119,8 @@ def estimate(
         "channels_last": channels_last or None,
         "dropout": False if no_dropout else None, "overrides": _assignments("--override", override) or None,
     }  # fmt: skip
-    graph = workload_of(model, asked, {name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    graph = workload_of(model, asked, given) if not names_function(model) else _captured(model, found, asked, given)
     result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph)
     if plot is not None:
         from peakline.plot import save_memory
@@ -145,6 +151,25 @@ def workload_of(model: str, asked: dict[str, bool], options: dict[str, Any]) -> 
         raise ValueError(f"--{stray.replace('_', '-')}: only a training step has one; add --train")
     build = {"prefill": pk.prefill, "decode": pk.decode, "inference": pk.inference}[phase]
     return build(model, **options)
+
+
+_OF_A_PROGRAM = ("optimizer", "dtype", "autocast")
+
+
+def _captured(model: str, device: Device, asked: dict[str, bool], options: dict[str, Any]) -> Graph:
+    """The workload of a user's own function (`peakline.capture`)."""
+    import peakline as pk
+
+    phases = [name for name, flag in asked.items() if flag]
+    phase = phases[0] if len(phases) == 1 else "training"
+    if len(phases) > 1 or phase not in ("training", "inference"):
+        raise ValueError(f"{' and '.join(_FLAGS[name] for name in phases)}: {model} runs with --train or --infer")
+    if options.get("batch") == 1:
+        del options["batch"]
+    stray = next((name for name in options if name not in _OF_A_PROGRAM), None)
+    if stray is not None:
+        raise ValueError(f"--{stray.replace('_', '-')}: {model} decides this itself")
+    return pk.capture(load_function(model), device=device, mode=phase, name=model, **options)
 
 
 _FLAGS = {"training": "--train", "prefill": "--prefill", "decode": "--decode", "inference": "--infer"}
