@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,9 @@ class Written:
 
     def read(self, columns: Sequence[str] | None = None, filters: Any = None) -> pd.DataFrame:
         """The rows as a DataFrame; `columns` and `filters` as in `pyarrow.parquet.read_table`."""
-        import pyarrow.parquet as pq
-
-        return pq.read_table(self.path, columns=None if columns is None else list(columns), filters=filters).to_pandas()
+        wanted = None if columns is None else list(columns)
+        frame: pd.DataFrame = parquet().read_table(self.path, columns=wanted, filters=filters).to_pandas()
+        return frame
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,9 @@ def file_of(part: Part) -> str:
 def parquet() -> Any:
     """pyarrow's Parquet module. Raises ValueError where pyarrow is not installed."""
     try:
-        import pyarrow.parquet as pq
+        return import_module("pyarrow.parquet")
     except ImportError:
         raise ValueError("writing Parquet needs pyarrow: pip install 'peakline[sweep]'") from None
-    return pq
 
 
 class Store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 __all__ = ["RESULTS", "ROLES", "SCHEMA", "Column", "Table"]
 
@@ -158,10 +158,9 @@ class Table:
             out[name] = pd.arrays.IntegerArray(values, mask) if kind == "int" else pd.arrays.BooleanArray(values, mask)
         return pd.DataFrame(out, copy=False)
 
-    def arrow(self) -> pa.Table:
-        """The rows as an Arrow table; texts are dictionary-encoded."""
-        import pyarrow as pa
-
+    def arrow(self) -> Any:
+        """The rows as a `pyarrow.Table`; texts are dictionary-encoded."""
+        pa = import_module("pyarrow")
         arrays = []
         for column in self.columns:
             values = self.values[column.name]
@@ -176,10 +175,9 @@ class Table:
         return pa.Table.from_arrays(arrays, schema=Table.arrow_schema(self.columns))
 
     @staticmethod
-    def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
-        """The Arrow schema of these columns."""
-        import pyarrow as pa
-
+    def arrow_schema(columns: Sequence[Column]) -> Any:
+        """The `pyarrow.Schema` of these columns."""
+        pa = import_module("pyarrow")
         kinds = {
             "int": pa.int64(),
             "float": pa.float64(),
