@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from peakline.cost.tiled.traffic import check_tiles, power_of_two
-from peakline.kernels.launch import check_contiguous, check_shapes, precision_of
+from peakline.kernels.launch import check_contiguous, check_shapes, precision_of, warps_for
 
 __all__ = ["attention", "check_attention"]
 
@@ -100,7 +100,7 @@ def attention(
     tile_queries: int = 64,
     tile_keys: int = 64,
     precision: str = "ieee",
-    warps: int = 4,
+    warps: int | None = None,
     stages: int = 2,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q·kᵀ·scale)·v without stored scores.
@@ -129,6 +129,6 @@ def attention(
         q, k, v, o, lse, q if lengths is None else lengths, heads, heads // kv_heads, queries, keys, dim, v_dim,
         dim**-0.5 if scale is None else scale, QUERIES=tile_queries, KEYS=tile_keys, DIM=power_of_two(dim, 16),
         V_DIM=power_of_two(v_dim, 16), CAUSAL=causal, RAGGED=lengths is not None, PRECISION=precision_of(q, precision),
-        num_warps=warps, num_stages=stages,
+        num_warps=warps_for(tile_queries * (tile_keys + power_of_two(v_dim, 16)), warps), num_stages=stages,
     )  # fmt: skip
     return o, lse

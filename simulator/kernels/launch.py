@@ -14,7 +14,7 @@ import torch
 
 from peakline.kernels.counting import interpreting
 
-__all__ = ["check_contiguous", "check_shapes", "precision_of", "repair_interpreter"]
+__all__ = ["check_contiguous", "check_shapes", "precision_of", "repair_interpreter", "warps_for"]
 
 
 def repair_interpreter() -> None:
@@ -53,6 +53,15 @@ def precision_of(tensor: torch.Tensor, precision: str) -> str:
     if tensor.dtype == torch.bfloat16 and interpreting():
         raise ValueError("dtype: Triton's interpreter multiplies the bits of bfloat16 as integers; give float16")
     return precision
+
+
+def warps_for(accumulators: int, warps: int | None) -> int:
+    """Warps of a program with so many float32 accumulators, unless chosen: 8 where 4 could not hold them in registers.
+
+    A thread has at most 255 registers (CUDA Programming Guide, technical specifications), of which accumulators can
+    have about half, beside operands and addresses: 4 · 32 · 128 = 16,384 of them.
+    """
+    return warps if warps is not None else 4 if accumulators <= 4 * 32 * 128 else 8
 
 
 def check_shapes(**shapes: tuple[Sequence[int], Sequence[int]]) -> None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from peakline.cost.tiled.traffic import check_tiles
-from peakline.kernels.launch import check_shapes, precision_of
+from peakline.kernels.launch import check_shapes, precision_of, warps_for
 
 __all__ = ["ACTIVATIONS", "matmul"]
 
@@ -74,7 +74,7 @@ def matmul(
     split_k: int = 1,
     group: int = 8,
     precision: str = "ieee",
-    warps: int = 4,
+    warps: int | None = None,
     stages: int = 3,
 ) -> torch.Tensor:
     """activation(a @ b + bias), with float32 accumulators.
@@ -89,7 +89,7 @@ def matmul(
             can be applied.
         group: rows of tiles that are walked together.
         precision: how float32 operands are multiplied: "ieee", "tf32" or "tf32x3".
-        warps, stages: of the compiled kernel.
+        warps, stages: of the compiled kernel; 4 warps, or 8 for tiles above 128 × 128, by default.
 
     Returns:
         [m, n], of a's format (float32 where k is split).
@@ -109,6 +109,7 @@ def matmul(
     _matmul[(triton.cdiv(m, rows) * triton.cdiv(n, cols), split_k)](
         a, b, a if bias is None else bias, c, m, n, k, *a.stride(), *b.stride(), slice_size,
         ROWS=rows, COLS=cols, STEP=step, GROUP=group, BIAS=bias is not None, ACTIVATION=activation,
-        SPLIT=split_k > 1, PRECISION=precision_of(a, precision), num_warps=warps, num_stages=stages,
+        SPLIT=split_k > 1, PRECISION=precision_of(a, precision), num_warps=warps_for(rows * cols, warps),
+        num_stages=stages,
     )  # fmt: skip
     return c
