@@ -17,6 +17,7 @@ from peakline.calibration.device import (
     calibrated,
     fit_constants,
     held_out,
+    is_quantised,
     residual_of,
     uncalibrated,
 )
@@ -54,7 +55,8 @@ class Fitted:
     @property
     def section(self) -> dict[str, Any]:
         """The `calibration` section of a device file."""
-        attainable, constants = {}, {}
+        attainable: dict[str, float] = {}
+        constants: dict[str, float] = {}
         for key, value in self.constants.items():
             kind, _, name = key.rpartition(".")
             (attainable if PARAMETERS[kind][name].share else constants)[key] = _rounded(value)
@@ -150,7 +152,9 @@ def fit(base: Device, samples: Sequence[Sample], words: str) -> Fitted:
     after = calibrated(start, constants)
     residuals = {}
     for kind in PARAMETERS:
-        kept = [sample.take(out) for sample, out in halves if sample.kind == kind and out.any()]
+        kept = [
+            sample.take(out) for sample, out in halves if sample.kind == kind and out.any() and not is_quantised(sample)
+        ]
         if kept and any(key.startswith(f"{kind}.") for key in constants):
             residuals[kind] = residual_of(kept, start, after)
     return Fitted(base, constants, residuals, words)

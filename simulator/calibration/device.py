@@ -23,6 +23,7 @@ __all__ = [
     "fit_constants",
     "fit_kind",
     "held_out",
+    "is_quantised",
     "residual_of",
     "uncalibrated",
 ]
@@ -79,7 +80,8 @@ def calibrated(target: Machine, fitted: Mapping[str, float]) -> Machine:
 def start_of(target: Machine, kind: str, names: Sequence[str]) -> Vector:
     """ln of the shared constants of a kind on a machine."""
     shared = constants(target, kind)
-    return np.log([_shared(shared, name, target) for name in names])
+    start: Vector = np.log(np.array([_shared(shared, name, target) for name in names], dtype=np.float64))
+    return start
 
 
 def _shared(shared: GpuConstants, name: str, target: Machine) -> float:
@@ -93,11 +95,15 @@ def _shared(shared: GpuConstants, name: str, target: Machine) -> float:
 
 
 def fit_kind(
-    kind: str, samples: Sequence[Sample], target: Machine, known: Mapping[str, float] | None = None
+    kind: str,
+    samples: Sequence[Sample],
+    target: Machine,
+    known: Mapping[str, float] | None = None,
+    only: Sequence[str] = (),
 ) -> dict[str, float]:
     """Constants of one kind of kernel that explain the samples best, as `kind.constant` → value.
 
-    `known` are constants of other kinds, fitted before.
+    `known` are constants of other kinds, fitted before; `only` names the constants to fit (all of the kind).
 
     Raises:
         ValueError: if there are too few rows.
@@ -107,7 +113,7 @@ def fit_kind(
     if rows < FEWEST_ROWS:
         raise ValueError(f"calibrating {kind!r} on {target.name} needs at least {FEWEST_ROWS} rows, got {rows}")
     graph = all(sample.graph for sample in chosen) or "issue" not in PARAMETERS[kind]
-    names = [name for name in PARAMETERS[kind] if not (graph and name == "issue")]
+    names = [name for name in only or PARAMETERS[kind] if not (graph and name == "issue")]
     low = np.log([PARAMETERS[kind][name].low for name in names])
     high = np.log([PARAMETERS[kind][name].high for name in names])
     measured = np.log(np.concatenate([sample.measured for sample in chosen]))
@@ -126,14 +132,23 @@ def fit_kind(
 def fit_constants(samples: Sequence[Sample], target: Machine) -> dict[str, float]:
     """Constants of every kind of kernel that has enough rows among the samples.
 
-    Streams go first where they were measured, because the other kinds' samples contain some.
+    Streams go first where they were measured, because the other kinds' samples contain some; else what starting them
+    takes is known from layers that quantise their input, once the products are.
     """
     fitted: dict[str, float] = {}
+    quantised = [sample for sample in samples if is_quantised(sample) and len(sample)]
     for kind in ("stream", "gemm", "prefill", "decode"):
-        mine = [sample for sample in samples if sample.kind == kind and len(sample)]
+        if kind == "prefill" and quantised and "stream.launch_fixed" not in fitted and "gemm.launch_fixed" in fitted:
+            fitted |= fit_kind("stream", quantised, target, fitted, ("launch_fixed",))
+        mine = [sample for sample in samples if sample.kind == kind and len(sample) and not is_quantised(sample)]
         if sum(len(sample) for sample in mine) >= FEWEST_ROWS:
             fitted |= fit_kind(kind, mine, target, fitted)
     return fitted
+
+
+def is_quantised(sample: Sample) -> bool:
+    """Whether a sample is of products that come with kernels of another kind: fp8 layers that quantise their input."""
+    return sample.kind == "gemm" and len(sample.parts) > 1
 
 
 def residual_of(samples: Sequence[Sample], before: Machine, after: Machine) -> Residual:

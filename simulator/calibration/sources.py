@@ -7,11 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from peakline.calibration.device import is_quantised
 from peakline.cost.samples import GPUS, Sample, database_folder, database_samples, device_of, folder_samples
 from peakline.hardware import Device
 
 __all__ = ["AICONFIGURATOR", "kind_of_source", "samples_of"]
 
+FORMATS = ("bfloat16", "fp8")
 AICONFIGURATOR = "aiconfigurator"
 """The word for the installed package's own tables."""
 
@@ -57,9 +59,8 @@ def samples_of(sources: Sequence[Any], base: Device) -> tuple[list[Sample], str]
         kind = kind_of_source(source)
         if kind in (AICONFIGURATOR, "database"):
             folder = database_folder() if kind == AICONFIGURATOR else Path(source)
-            mine = [
-                s for gpu in names if (folder / gpu).is_dir() for s in database_samples(folder, (gpu,), ("bfloat16",))
-            ]
+            mine = [s for gpu in names if (folder / gpu).is_dir() for s in database_samples(folder, (gpu,), FORMATS)]
+            mine = [s for s in mine if s.dtype != "fp8" or is_quantised(s)]
             tables = ", ".join(dict.fromkeys(sample.table for sample in mine))
             said = f"aiconfigurator-core {_version()} (Apache-2.0), {', '.join(names)}, {tables}"
         elif kind == "trace":
@@ -68,7 +69,7 @@ def samples_of(sources: Sequence[Any], base: Device) -> tuple[list[Sample], str]
             mine, said = trace_samples(source, base), f"trace {Path(source).name}"
         else:
             folder = Path(source) / "measured" if kind == "reference" else Path(source)
-            mine = [s for s in folder_samples(folder) if s.gpu in names and s.source != "moe" and s.dtype != "fp8"]
+            mine = [s for s in folder_samples(folder) if s.gpu in names and s.source != "moe"]
             said = f"published tables: {', '.join(dict.fromkeys(sample.table for sample in mine))}"
         if mine:
             found += mine

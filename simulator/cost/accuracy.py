@@ -32,7 +32,9 @@ def tidy(sample: Sample, target: Any = None) -> pd.DataFrame:
     costs = sample.costs(where)
     main = sample.parts[0]
     roofline = np.asarray(price(main.kernel, main.reads, main.writes, where, cuda_graph=sample.graph).bound)
-    predicted = np.sum([cost.tiled for cost in costs], axis=0)
+    predicted: Any = 0.0
+    for cost in costs:
+        predicted = predicted + cost.tiled
     memory = roofline * where.main.bandwidth <= (main.reads + main.writes) * (1 + 1e-9)
     shape = sample.shapes.astype(str)
     words = shape.columns[0] + " " + shape.iloc[:, 0]

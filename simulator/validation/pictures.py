@@ -68,7 +68,7 @@ def _by_size(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: s
         bins = np.unique(np.quantile(group["measured"], np.linspace(0, 1, 16)))
         if len(bins) < 3:
             continue
-        cut = pd.cut(group["measured"], bins, include_lowest=True)
+        cut = pd.cut(group["measured"], list(map(float, bins)), include_lowest=True)
         middle = group.groupby(cut, observed=True)["measured"].median() * factor
         axes.semilogx(middle, group.groupby(cut, observed=True)["error"].median() * 100, "-", label=str(name))
     axes.axhline(0, color="k", lw=0.8)

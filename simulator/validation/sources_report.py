@@ -20,7 +20,10 @@ datasheet's roofline. `within` is the share of rows inside the calibration's int
 
 def sources_report(validation: Validation, sources: Sequence[object]) -> str:
     """The report's Markdown."""
-    parts = [f"# Validation against {', '.join(str(source).rstrip('/').split('/')[-1] for source in sources)}\n"]
+    parts = [f"# Predictions beside {', '.join(str(source).rstrip('/').split('/')[-1] for source in sources)}\n"]
+    parts.append(
+        f"Written by `peakline validate {' '.join(str(s).rstrip('/').split('/')[-1] for s in sources)} --write FILE`.\n"
+    )
     table = validation.table
     if len(table):
         parts += [

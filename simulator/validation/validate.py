@@ -61,7 +61,7 @@ class Validation:
         worst = worst.assign(explanation=[explained(row) for row in self.table.loc[order].itertuples()])
         peaks = self.memory[self.memory["error"].abs() > MISS]
         named = peaks.rename(columns={"case": "shape", "device": "gpu", "reason": "explanation"})
-        return pd.concat([worst, named.drop(columns=["what"])], ignore_index=True) if len(named) else worst
+        return worst if named.empty else pd.concat([worst, named.drop(columns=["what"])], ignore_index=True)
 
     def plot(self, folder: str | PathLike[str] | None = None) -> list[Figure]:
         """Measured against predicted, error by size, and the worst ten; also written to `folder` as PNG."""
