@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 from torch._C._profiler import _EventType
@@ -149,8 +148,7 @@ def compare(truth: Truth, prediction: Prediction) -> Comparison:
     have, want = Counter(e.bytes for e in predicted), Counter(e.bytes for e in measured)
     missing, invented = want - have, have - want
     wrong = max(missing.total(), invented.total())
-    matcher = SequenceMatcher(None, [e.bytes for e in measured], [e.bytes for e in predicted], autojunk=False)
-    common = sum(block.size for block in matcher.get_matching_blocks())
+    common = in_order([e.bytes for e in measured], [e.bytes for e in predicted])
     return Comparison(
         truth,
         prediction,
@@ -160,6 +158,18 @@ def compare(truth: Truth, prediction: Prediction) -> Comparison:
         _named(missing, measured),
         _named(invented, predicted),
     )
+
+
+def in_order(one: list[int], other: list[int]) -> int:
+    """Length of the longest common subsequence, by the rows of its table."""
+    row = [0] * (len(other) + 1)
+    for a in one:
+        diagonal = 0
+        for place, b in enumerate(other, 1):
+            above = row[place]
+            row[place] = diagonal + 1 if a == b else max(above, row[place - 1])
+            diagonal = above
+    return row[-1]
 
 
 def _named(sizes: Counter[int], events: list[Event]) -> Counter[tuple[int, str]]:
