@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from peakline.models.graph import Graph
     from peakline.planning.plan import OffloadPlan
 
 __all__ = ["plan"]
@@ -46,6 +47,12 @@ def plan(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PLAN.json", help="The plan.", rich_help_panel=_OUTPUT)
     ] = None,
+    curve: Annotated[
+        int | None, typer.Option(metavar="N", help="Plans at N budgets, down to the floor.", rich_help_panel=_PLAN)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="The timeline, or the curve.", rich_help_panel=_OUTPUT)
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="The timeline, for Perfetto.", rich_help_panel=_OUTPUT)
     ] = None,
@@ -55,7 +62,7 @@ def plan(
     import peakline as pk
     from peakline.files import check_target, written_whole
 
-    for path in (out, trace):
+    for path in (out, trace, plot):
         if path is not None:
             check_target(path)
     options: dict[str, Any] = {
@@ -63,12 +70,18 @@ def plan(
         "lora": lora, "loss": loss,
     }  # fmt: skip
     graph = pk.training_step(model, **{name: value for name, value in options.items() if value is not None})
+    if plot is not None:
+        from peakline.plot import file_format
+
+        file_format(plot)
     words = [word.strip() for word in allow.split(",") if word.strip()]
+    around: dict[str, Any] = {
+        "host": host, "ssd": ssd, "allow": words, "host_device": host_device, "ssd_device": ssd_device,
+    }  # fmt: skip
+    if curve is not None:
+        return _curve(graph, device, curve, around, plot, out, json_)
     try:
-        found = pk.plan(
-            graph, device, budget=budget, host=host, ssd=ssd, allow=words, host_device=host_device,
-            ssd_device=ssd_device,
-        )  # fmt: skip
+        found = pk.plan(graph, device, budget=budget, **around)
     except pk.NothingFits as error:
         if json_:
             print(json.dumps({"schema": "peakline.offload/1", "fits": False, "floor_bytes": error.floor}))
@@ -80,11 +93,59 @@ def plan(
     if trace is not None:
         with written_whole(trace) as temporary:
             temporary.write_text(json.dumps(found.timeline.trace()), encoding="utf-8")
+    if plot is not None:
+        _save(found.plot()[0].figure, plot)
     if json_:
         print(found.to_json())
     else:
         _show(found)
     return 0
+
+
+def _curve(
+    graph: Graph, device: str, count: int, around: dict[str, Any], plot: Path | None, out: Path | None, json_: bool
+) -> int:
+    """Plans at many budgets, each printed when it is found."""
+    from peakline.files import written_whole
+    from peakline.hardware.units import format_bytes, format_time
+    from peakline.planning.curve import Curve, curve
+
+    if not 2 <= count <= 1000:
+        raise ValueError(f"--curve: {count} budgets; accepted: 2 to 1000")
+    pairs = []
+    if not json_:
+        print(f"{'budget':>12}  {'peak':>12}  {'time':>10}  {'overhead':>8}  {'gap':>6}")
+    for budget, found in curve(graph, device, count, **around):
+        pairs.append((budget, found))
+        if json_:
+            continue
+        if found is None:
+            print(f"{format_bytes(budget):>12}  nothing fits")
+        else:
+            cells = (format_bytes(found.peak), format_time(found.seconds), f"{found.overhead:.1%}", f"{found.gap:.2%}")
+            print(
+                f"{format_bytes(budget):>12}  {cells[0]:>12}  {cells[1]:>10}  {cells[2]:>8}  {cells[3]:>6}", flush=True
+            )
+    done = Curve(tuple(b for b, _ in reversed(pairs)), tuple(p for _, p in reversed(pairs)))
+    rows = done.table.to_json(orient="records")
+    if out is not None:
+        with written_whole(out) as temporary:
+            temporary.write_text(rows, encoding="utf-8")
+    if plot is not None:
+        from peakline.planning.pictures import plot_curve
+
+        _save(plot_curve(done).figure, plot)
+    if json_:
+        print(rows)
+    return 0
+
+
+def _save(figure: Any, path: Path) -> None:
+    from peakline.files import written_whole
+    from peakline.plot import file_format
+
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=file_format(path), dpi=130)
 
 
 def _show(found: OffloadPlan) -> None:

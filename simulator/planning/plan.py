@@ -124,6 +124,18 @@ class OffloadPlan:
         """Peak bytes in every tier."""
         return {name: self.timeline.peak(name) for name in self.timeline.levels}
 
+    def plot(self, axes: Any = None) -> Any:
+        """The streams over time and the memory they leave; see `peakline.planning.pictures.plot_timeline`."""
+        from peakline.planning.pictures import plot_timeline
+
+        return plot_timeline(self, axes)
+
+    def explain(self) -> str:
+        """The plan in words and tables."""
+        from peakline.planning.text import lines
+
+        return "\n".join(lines(self))
+
     def kinds(self) -> list[dict[str, Any]]:
         """Decisions put together by tensor without its layer number: count, bytes, and bytes by action."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -233,8 +245,27 @@ def plan(
         _executed(timeline),
         timeline, min(outcome[3].lower_bound for outcome in outcomes), sum(profile(before).seconds),
         int(before.memory.live), decisions.method, time.perf_counter() - started,
-        (*(around.notes if around else ()), *_notes(before.fits, attempt)),
+        (*(around.notes if around else ()), *_notes(before.fits, attempt), *_wear(timeline, ssd_device)),
     )  # fmt: skip
+
+
+def _wear(timeline: Timeline, drive: str | Device) -> list[str]:
+    """How long the drive lasts, if this step writes to it over and over."""
+    written = timeline.moved.get("ssd write", 0)
+    storage = find_device(drive).storage if written else None
+    if storage is None:
+        return []
+    capacity, rated = find_device(drive).main.capacity, storage.endurance
+    if rated is None and storage.drive_writes_per_day and capacity:
+        rated = int(storage.drive_writes_per_day * capacity * 365 * WARRANTY_YEARS)
+    if rated is None:
+        return [f"every step writes {written:,} bytes to the drive, whose endurance is not published"]
+    days = rated / (written / timeline.makespan) / 86_400
+    return [f"every step writes {written:,} bytes to the drive: its rated endurance lasts {days:,.0f} days of training"]
+
+
+WARRANTY_YEARS = 5
+"""Years over which drive writes per day are rated (JEDEC JESD218A, enterprise drives; Samsung PM1743 brief)."""
 
 
 def _words(allow: Collection[str]) -> tuple[str, ...]:
