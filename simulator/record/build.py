@@ -162,9 +162,17 @@ def _transformers(case: MemoryCase, device: str) -> tuple[nn.Module, dict[str, T
     if hasattr(module.config, "use_cache"):
         module.config.use_cache = False
     if case.checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint(module)
     used = getattr(module.config, "_attn_implementation", None)
     return module, _transformers_inputs(case, config, device), used if isinstance(used, str) else None
+
+
+def _checkpoint(module: Any) -> None:
+    """Recompute every layer, not reentrant (transformers renamed the method in its version 5)."""
+    if hasattr(module, "activation_checkpointing_enable"):
+        module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _transformers_inputs(case: MemoryCase, config: Any, device: str) -> dict[str, Tensor]:

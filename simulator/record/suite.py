@@ -75,12 +75,11 @@ def jobs(suite: Suite, device: Kind, *, only: Sequence[str] = (), compiled: bool
     """The cases of a suite on a device, most valuable first; `only` keeps names that match or contain a pattern."""
     found: list[Job] = []
     if suite == "memory":
-        chosen = MEMORY_CASES if only else memory_cases(device)  # asked for by name, a large one may run on a CPU
-        found = [Job("memory", device, seed, case) for case in _with_libraries(chosen)]
+        found = [Job("memory", device, seed, case) for case in _with_libraries(_allowed(device, only))]
     elif suite == "operators":
         found = [Job("operator", device, seed, case) for case in operator_cases(device, seed)]
     elif suite == "steps":
-        by_name = {case.name: case for case in (MEMORY_CASES if only else memory_cases(device))}
+        by_name = {case.name: case for case in _allowed(device, only)}
         chosen = tuple(by_name[name] for name in STEP_CASES if name in by_name)
         for case in _with_libraries(chosen):
             found.append(Job("step", device, seed, case))
@@ -243,6 +242,12 @@ class _Crew:
 def _forked_too_late(error: str | None) -> bool:
     """Whether CUDA had been touched before the process was forked, so that it must be spawned instead."""
     return error is not None and ("re-initialize CUDA" in error or "initialization error" in error)
+
+
+def _allowed(device: Kind, only: Sequence[str]) -> tuple[MemoryCase, ...]:
+    """The cases for a device; one too large for it runs if its whole name is given, never by a part of it."""
+    fitting = memory_cases(device)
+    return (*fitting, *(case for case in MEMORY_CASES if case.name in only and case not in fitting))
 
 
 def _with_libraries(cases: Iterable[MemoryCase]) -> list[MemoryCase]:

@@ -16,6 +16,13 @@ def test_the_cases_can_be_listed_without_measuring_any(run: Run) -> None:
     assert found.out.splitlines() == ["memory\tresnet50-small", "memory\tresnet50-small-inference"]
 
 
+def test_a_large_case_runs_on_a_cpu_only_if_its_whole_name_is_given(run: Run) -> None:
+    part = run("record memory --device cpu --list --only llama,checkpointed").out
+    assert "llama-tiny-checkpointed" in part
+    assert "llama-7b" not in part
+    assert run("record memory --device cpu --list --only gpt2-b8").out == "memory\tgpt2-b8\n"
+
+
 def test_some_operators_are_recorded_and_found_again(run: Run, tmp_path: Path) -> None:
     from peakline.record import read_trace
 
