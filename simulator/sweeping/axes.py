@@ -116,7 +116,7 @@ def _sizes(name: str, given: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
         raise ValueError(f"{name}: {strange!r} is not a whole number")
     if array.min() < 1:
         raise ValueError(f"{name}: must be at least 1, not {array.min()}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def _checked_axes(axes: Mapping[str, Any]) -> dict[str, Any]:

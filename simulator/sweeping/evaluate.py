@@ -326,7 +326,9 @@ def _put(
         if name in one.graph.workload and name not in one.unit.sizes:
             figures[name] = one.graph.workload[name]
     for name, value in figures.items():
-        table.put(rows, name, np.broadcast_to(value, one.shape).reshape(-1) if np.ndim(value) else value)
+        if isinstance(value, np.ndarray) and value.ndim:
+            value = (value if value.shape == one.shape else np.broadcast_to(value, one.shape)).reshape(-1)
+        table.put(rows, name, value)
     worst, share = cost.limited_by
     table.put_codes(rows, "bound_by", worst.reshape(-1), cost.names)
     table.put(rows, "bound_share", share.reshape(-1))

@@ -210,7 +210,7 @@ class Plan:
             for dim in grid.sizes:
                 digest.update(repr(dim.names).encode())
                 for array in dim.values:
-                    digest.update(array.tobytes())
+                    digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:24]
 
     def part(self, number: int) -> Part:

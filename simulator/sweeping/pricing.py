@@ -118,14 +118,21 @@ def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, read
         ],
     )
     candidates = known.setdefault(key, [])
+    exact = all(a.size <= _FEW for a in arrays)  # the key then holds every element
     for number in candidates:
+        if exact:
+            return number
         other = works[number]
         theirs = [*(getattr(other.kernel, name) for name in _names(kernel)), other.reads, other.writes]
         if all(np.array_equal(a, b) for a, b in zip(arrays, (v for v in theirs if isinstance(v, np.ndarray)))):
             return number
     candidates.append(len(works))
-    works.append(Work(kernel, reads, writes, np.broadcast_shapes(*(a.shape for a in arrays))))
+    works.append(Work(kernel, reads, writes, _broadcast({a.shape for a in arrays})))
     return len(works) - 1
+
+
+def _broadcast(shapes: set[tuple[int, ...]]) -> tuple[int, ...]:
+    return next(iter(shapes), ()) if len(shapes) <= 1 else np.broadcast_shapes(*shapes)
 
 
 _FEW = 256
@@ -187,13 +194,15 @@ def _joined(values: list[Any], works: list[Work]) -> Any:
     first = values[0]
     if not isinstance(first, np.ndarray) and all(not isinstance(v, np.ndarray) and v == first for v in values):
         return first
-    flat = [
-        np.broadcast_to(np.asarray(v, dtype=np.float64), work.shape).reshape(-1)
-        if work.shape
-        else np.asarray([float(v)])
-        for v, work in zip(values, works)
-    ]
-    return np.concatenate(flat)
+    out = np.empty(sum([math.prod(work.shape) for work in works]))
+    start = 0
+    for value, work in zip(values, works):
+        stop = start + math.prod(work.shape)
+        if isinstance(value, np.ndarray):
+            value = (value if value.shape == work.shape else np.broadcast_to(value, work.shape)).reshape(-1)
+        out[start:stop] = value
+        start = stop
+    return out
 
 
 def price_programs(
@@ -298,7 +307,7 @@ def _summed(
         term = executions * shaped[w]
         if len(term) < len(sums):
             term = np.concatenate([term, np.zeros((len(sums) - len(term), *term.shape[1:]))])
-        if sums.shape == np.broadcast_shapes(sums.shape, term.shape):
+        if sums.shape[1:] == program.shape:
             sums += term
         else:
             sums = sums + term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,10 +83,10 @@ class Largest:
 
     axis: str
     value: int
-    estimate: Estimate | None
-    next: Estimate | None
+    estimate: Estimate | None = field(repr=False)
+    next: Estimate | None = field(repr=False)
     step: int
-    evaluated: Mapping[int, bool]
+    evaluated: Mapping[int, bool] = field(repr=False)
     checked: int
 
     def __int__(self) -> int:
