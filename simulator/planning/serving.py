@@ -1,0 +1,310 @@
+"""Where weights and KV cache lie when a model is served from less memory than it has: GPU, host, drive.
+
+The program runs layer by layer over a *block* of sequences: a layer's weights come in once for all batches of the
+block, each batch brings its part of the cache, and what it appends goes back. With fractions w of the weights and c of
+the cache in each place (g GPU, h host, d drive), a layer of one decoding step takes
+
+    T ≥ computing:  batches · t(batch)
+    T ≥ link in:    ((w_h + w_d)·W + (c_h + c_d)·K) / rate in
+    T ≥ link out:   (c_h + c_d)·N / rate out
+    T ≥ drive:      (w_d·W + c_d·K) / read,  c_d·N / write
+
+(W bytes of a layer's weights, K of the block's cache that it reads, N that it appends), because copies and computing
+overlap; the memory of each place is bounded. For a given block the fractions are a linear program; blocks are tried in
+turn. Throughput wants large blocks, latency a single sequence: the same program with a block of one batch.
+
+Source: Y. Sheng et al., "FlexGen", arXiv:2303.06865, §4.2 and appendix A.3: its zig-zag block schedule and linear
+program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from peakline.estimator import estimate
+from peakline.hardware import Device
+from peakline.hardware import device as find_device
+from peakline.models.workloads import decode, prefill
+from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
+from peakline.streams import Hold, Program, Task, Timeline, simulate
+from peakline.streams import Tier as StreamTier
+
+__all__ = ["Placement", "place", "replay"]
+
+BUFFERS = 2
+"""Layers of streamed weights and cache on the GPU at once: one in use, one on its way."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one layer of a workload needs, for one batch.
+
+    Attributes:
+        layers: number of layers.
+        weights: bytes of one layer's weights (all weights over the layers).
+        cache: bytes of one layer's cache for one sequence at its full length.
+        appended: bytes of one layer's cache for one token of one sequence.
+        working: bytes of activations while a batch runs.
+        step_seconds, prompt_seconds: computing of one layer for one batch: a token each, and the prompts.
+    """
+
+    layers: int
+    weights: float
+    cache: float
+    appended: float
+    working: float
+    step_seconds: float
+    prompt_seconds: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where things lie, and how fast that is.
+
+    Attributes:
+        model, device: what is served where.
+        batch, batches: sequences in a batch, and batches in a block.
+        prompt, generate: tokens per sequence.
+        weights, cache: fractions by place (`device`, `host`, `ssd`).
+        step_seconds: of one decoding step over the block: the linear program's.
+        prompt_seconds: of the prompts of the block.
+        bound_by: the resource that decides the step.
+        sizes: what the fractions are of.
+        around: the places beside the device.
+    """
+
+    model: str
+    device: Device
+    batch: int
+    batches: int
+    prompt: int
+    generate: int
+    weights: dict[str, float]
+    cache: dict[str, float]
+    step_seconds: float
+    prompt_seconds: float
+    bound_by: str
+    sizes: Sizes
+    around: Surroundings
+
+    @property
+    def block(self) -> int:
+        """Sequences that run together."""
+        return self.batch * self.batches
+
+    @property
+    def seconds(self) -> float:
+        """From the prompts to the last token of the block."""
+        return self.prompt_seconds + (self.generate - 1) * self.step_seconds
+
+    @property
+    def throughput(self) -> float:
+        """Generated tokens/s, prompts included."""
+        return self.block * self.generate / self.seconds
+
+    @property
+    def latency(self) -> float:
+        """Seconds per generated token of one sequence."""
+        return self.step_seconds
+
+
+def place(
+    model: str,
+    device: str | Device,
+    *,
+    prompt: int,
+    generate: int,
+    batches: Sequence[int] = (1, 2, 4, 8, 16),
+    batch: Sequence[int] = (1, 4, 16, 32, 64),
+    budget: int | None = None,
+    host: int | None = None,
+    ssd: int | None = None,
+    objective: str = "throughput",
+    dtype: str = "bf16",
+    weight_dtype: str | None = None,
+    kv_dtype: str | None = None,
+    host_device: str | Device = HOST_MEMORY,
+    ssd_device: str | Device = DRIVE,
+) -> Placement:
+    """The best placement over all blocks tried.
+
+    Args:
+        prompt, generate: tokens of every sequence.
+        batch, batches: sizes of a batch, and numbers of batches in a block, to try.
+        budget: bytes of the device that may be used; None for its capacity.
+        host, ssd: bytes there; None for what the host device has, and for no drive.
+        objective: `throughput` (tokens/s) or `latency` (seconds per token; blocks of one batch).
+
+    Raises:
+        ValueError: an unknown objective, or nothing fits: the message says what the smallest block needs.
+    """
+    if objective not in ("throughput", "latency"):
+        raise ValueError(f"objective: {objective!r} is unknown; accepted: throughput, latency")
+    if prompt < 1 or generate < 1:
+        raise ValueError("prompt and generate: at least one token each")
+    found = find_device(device)
+    around = surroundings(found, host=host, ssd=ssd, host_device=host_device, ssd_device=ssd_device)
+    formats = {"dtype": dtype, **({"weight_dtype": weight_dtype} if weight_dtype else {})}
+    if kv_dtype:
+        formats["kv_dtype"] = kv_dtype
+    best: Placement | None = None
+    for size in sorted(set(batch)) if objective == "throughput" else (min(batch),):
+        sizes, context = _sizes(model, found, size, prompt, generate, formats)
+        room = (budget or found.main.capacity or 0) - context
+        for count in sorted(set(batches)) if objective == "throughput" else (1,):
+            option = _solve(model, found, around, sizes, size, count, prompt, generate, room)
+            if option is not None and (best is None or _better(option, best, objective)):
+                best = option
+    if best is None:
+        raise ValueError(
+            f"{model} cannot be served on {found.name} with these memories: even a batch of {min(batch)} does not fit; "
+            "give more host memory or a drive (ssd=)"
+        )
+    return best
+
+
+def _better(a: Placement, b: Placement, objective: str) -> bool:
+    return a.throughput > b.throughput if objective == "throughput" else a.latency < b.latency
+
+
+def _sizes(
+    model: str, device: Device, batch: int, prompt: int, generate: int, formats: dict[str, Any]
+) -> tuple[Sizes, int]:
+    """Sizes of one batch, from estimates of a decoding step and of the prompts; and the context's bytes."""
+    graph = decode(model, batch=batch, context=prompt + generate, **formats)
+    step = estimate(graph, device)
+    prompts = estimate(prefill(model, batch=batch, seq=prompt, **formats), device)
+    layers = max(graph.families.values(), default=1)
+    cache = float(graph.total_bytes("kv_cache")) / batch
+    resident = float(graph.total_bytes("parameter", "kv_cache", "buffer"))
+    working = max(float(step.memory.live) - resident, 0.0)
+    return Sizes(
+        layers,
+        float(graph.total_bytes("parameter")) / layers,
+        cache / layers,
+        cache / layers / (prompt + generate),
+        working,
+        float(step.time) / layers,
+        float(prompts.time) / layers,
+    ), step.memory.context
+
+
+_PLACES = ("device", "host", "ssd")
+
+
+def _solve(
+    model: str, device: Device, around: Surroundings, s: Sizes, batch: int, batches: int, prompt: int, generate: int,
+    room: int,
+) -> Placement | None:  # fmt: skip
+    """The linear program for one block; None if it does not fit."""
+    pulp = import_module("pulp")
+    program = pulp.LpProblem("placement", pulp.LpMinimize)
+    places = _PLACES[: 1 + len(around.tiers)]
+    w = {p: pulp.LpVariable(f"w_{p}", 0, 1) for p in places}
+    c = {p: pulp.LpVariable(f"c_{p}", 0, 1) for p in places}
+    step, first = pulp.LpVariable("step", 0), pulp.LpVariable("first", 0)
+    block = batch * batches
+    held, read, new = s.cache * s.layers * block, s.cache * block, s.appended * block
+    away_w, away_c = (pulp.lpSum(f[p] for p in places[1:]) for f in (w, c))
+    limits = {
+        "compute": batches * s.step_seconds,
+        "host in": (away_w * s.weights + away_c * read) / around.common[1],
+        "host out": away_c * new / around.common[0],
+    }
+    prompts = {
+        "compute": batches * s.prompt_seconds,
+        "host in": away_w * s.weights / around.common[1],
+        "host out": away_c * new * prompt / around.common[0],
+    }
+    if "ssd" in places:
+        drive = around.tiers[1]
+        limits |= {
+            "ssd read": (w["ssd"] * s.weights + c["ssd"] * read) / drive.back,
+            "ssd write": c["ssd"] * new / drive.out,
+        }
+        prompts |= {
+            "ssd read": w["ssd"] * s.weights / drive.back,
+            "ssd write": c["ssd"] * new * prompt / drive.out,
+        }
+    program.setObjective(s.layers * (first + (generate - 1) * step))
+    program += pulp.lpSum(w.values()) == 1
+    program += pulp.lpSum(c.values()) == 1
+    for seconds in limits.values():
+        program += step >= seconds
+    for seconds in prompts.values():
+        program += first >= seconds
+    streamed = BUFFERS * (away_w * s.weights + away_c * s.cache * batch)
+    unit = 1e9
+    program += (w["device"] * s.weights * s.layers + c["device"] * held + streamed + s.working) / unit <= room / unit
+    for place_, tier in zip(places[1:], around.tiers):
+        if tier.capacity is not None:
+            program += (w[place_] * s.weights * s.layers + c[place_] * held) / unit <= tier.capacity / unit
+    program.solve(pulp.HiGHS(msg=False, threads=1))
+    if program.sol_status != pulp.LpSolutionOptimal:
+        return None
+    taken = {name: float(pulp.value(seconds)) for name, seconds in limits.items()}
+    return Placement(
+        model, device, batch, batches, prompt, generate,
+        {p: float(pulp.value(v)) for p, v in w.items()}, {p: float(pulp.value(v)) for p, v in c.items()},
+        s.layers * float(pulp.value(step)), s.layers * float(pulp.value(first)),
+        max(taken, key=lambda name: taken[name]), s, around,
+    )  # fmt: skip
+
+
+def replay(placement: Placement, steps: int = 3) -> Timeline:
+    """Simulate `steps` decoding steps of the block: every layer's weights, every batch's cache, on their links.
+
+    Weights of the next layer and the cache of the next batch come in while the present ones are used; buffers are held
+    from the start of their copy to the end of their use.
+    """
+    p, s = placement, placement.sizes
+    program = Program(dict(p.around.links), {"device": StreamTier("device")})
+    fixed = p.weights["device"] * s.weights * s.layers + p.cache["device"] * s.cache * s.layers * p.block
+    program.initial.append(Hold("fixed", "device", round(fixed + s.working)))
+    link_in, link_out = _routes(p.around)
+    uses: list[int] = []
+    for step in range(steps):
+        for layer in range(s.layers):
+            name = f"{step}.{layer}"
+            weights = _fetches(program, link_in, f"weights {name}", p.weights, s.weights, uses, s.layers)
+            for batch in range(p.batches):
+                cached = _fetches(program, link_in, f"cache {name}.{batch}", p.cache, s.cache * p.batch, uses, s.layers)
+                drops = [hold for _, hold in cached]
+                if batch == p.batches - 1:
+                    drops += [hold for _, hold in weights]
+                after = tuple(task for task, _ in (*weights, *cached))
+                use = program.add(
+                    Task(f"layer {name}.{batch}", "compute", s.step_seconds, 0, (), after, (), tuple(drops), "forward")
+                )
+                uses.append(use)
+                for place_, route in link_out.items():
+                    moved = round(p.cache.get(place_, 0.0) * s.appended * p.batch)
+                    if moved:
+                        program.add(Task(f"append {name}.{batch}", f"to {place_}", 0.0, moved, route, (use,)))
+    return simulate(program)
+
+
+def _routes(around: Surroundings) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    return (
+        {route.tier.name: route.back for route in around.routes},
+        {route.tier.name: route.out for route in around.routes},
+    )
+
+
+def _fetches(
+    program: Program, routes: dict[str, tuple[str, ...]], name: str, shares: dict[str, float], size: float,
+    uses: list[int], layers: int,
+) -> list[tuple[int, str]]:  # fmt: skip
+    """Copies of the parts that lie elsewhere, not before the use before the last has ended: (task, buffer)."""
+    found = []
+    after = (uses[-BUFFERS],) if len(uses) >= BUFFERS else ()
+    for place_, route in routes.items():
+        moved = round(shares.get(place_, 0.0) * size)
+        if moved:
+            hold = Hold(f"{name} from {place_}", "device", moved)
+            task = Task(f"fetch {name}", f"from {place_}", 0.0, moved, route, after, (hold,), (), "fetch")
+            found.append((program.add(task), hold.buffer))
+    return found

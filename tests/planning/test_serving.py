@@ -1,0 +1,53 @@
+"""Serving from less memory than the model has: the linear program against its replay, and against what must hold."""
+
+import pytest
+from peakline.planning.serving import place, replay
+
+GIB = 2**30
+
+
+def test_a_model_that_fits_stays_on_the_device():
+    found = place("llama-3.1-8b", "h100-sxm", prompt=512, generate=64, batch=(1, 8), batches=(1,))
+    assert found.weights["device"] == pytest.approx(1.0)
+    assert found.cache["device"] == pytest.approx(1.0)
+    assert found.bound_by == "compute"
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "options"),
+    [
+        ("llama-3.1-70b", "rtx-4090", {"host": 256 * GIB}),
+        ("opt-30b", "t4", {"host": 200 * GIB, "ssd": 1500 * 10**9, "dtype": "fp16"}),
+        ("llama-2-7b", "rtx-3060-12gb", {"host": 64 * GIB}),
+    ],
+)
+def test_the_replay_takes_the_promised_time_and_keeps_within_the_device(model, device, options):
+    found = place(model, device, prompt=512, generate=32, batches=(1, 4), batch=(8, 32), **options)
+    done = replay(found, steps=3)
+    assert done.makespan / 3 == pytest.approx(found.step_seconds, rel=0.03)
+    assert done.peak("device") <= found.device.main.capacity
+
+
+def test_larger_blocks_share_the_weights_that_come_in():
+    alone, together = (
+        place("llama-3.1-70b", "rtx-4090", prompt=128, generate=32, batch=(16,), batches=(n,), host=512 * GIB)
+        for n in (1, 8)
+    )
+    assert together.throughput > 4 * alone.throughput
+
+
+def test_a_single_sequence_waits_for_the_weights_that_do_not_stay():
+    found = place("llama-3.1-70b", "rtx-4090", prompt=128, generate=32, batch=(1,), host=256 * GIB, objective="latency")
+    away = 1 - found.weights["device"]
+    bytes_ = away * found.sizes.weights * found.sizes.layers
+    assert found.step_seconds >= bytes_ / found.around.common[1]
+
+
+def test_nothing_fits_without_a_place_for_it():
+    with pytest.raises(ValueError, match="give more host memory or a drive"):
+        place("llama-3.1-70b", "rtx-4090", prompt=128, generate=32, host=8 * GIB)
+
+
+def test_an_unknown_objective_is_named():
+    with pytest.raises(ValueError, match="accepted: throughput, latency"):
+        place("llama-3.1-8b", "h100-sxm", prompt=128, generate=32, objective="price")
