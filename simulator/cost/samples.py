@@ -157,15 +157,24 @@ def gemm_samples(table: pd.DataFrame, origin: str = "", *, quantised: bool = Tru
         shapes = rows[["m", "n", "k"]].reset_index(drop=True)
         samples.append(
             Sample(
-                "gemm", "gemm", str(gpu), kind.name, tuple(parts), _seconds(rows), copies, shapes, size,
-                gpu not in EAGER, origin,
+                "gemm",
+                "gemm",
+                str(gpu),
+                kind.name,
+                tuple(parts),
+                _seconds(rows),
+                copies,
+                shapes,
+                size,
+                gpu not in EAGER,
+                origin,
             )
         )
     return samples
 
 
 def attention_samples(table: pd.DataFrame, origin: str = "", *, one_buffer: bool = False) -> list[Sample]:
-    """Attention: prefill (causal, column isl) or decode (kv_len), bf16, replayed on the same operands.
+    """Attention: prefill (causal, column isl) or decode (kv_len keys), bf16, replayed on the same operands.
 
     Args:
         one_buffer: the cache held keys only and gave them for values too, which halves what grouped heads read: so
@@ -176,7 +185,7 @@ def attention_samples(table: pd.DataFrame, origin: str = "", *, one_buffer: bool
     for gpu, rows in table.groupby("gpu"):
         b, h, kv, d = _columns(rows, "batch_size", "num_heads", "num_kv_heads", "head_dim")
         s = _columns(rows, "kv_len" if decode else "isl")[0]
-        queries, keys = (np.ones_like(s), s + 1) if decode else (s, s)
+        queries, keys = (np.ones_like(s), s) if decode else (s, s)
         pairs = keys if decode else s * (s + 1) // 2
         kind = dtype("bf16")
         stored = np.where(h > kv, 1, 2) if one_buffer and decode else 2
@@ -340,7 +349,7 @@ def database_samples(
                 rows = rows[plain & (rows["window_size"] == 0) & rows["head_dim"].isin([64, 128])]
                 rows = rows.assign(gpu=gpu, latency_us=rows["latency"] * 1e3).reset_index(drop=True)
                 if name.startswith("generation"):
-                    rows = rows.assign(kv_len=rows["step"])
+                    rows = rows.assign(kv_len=rows["step"] + 1)  # cached tokens, and the one decoded
                 yield from attention_samples(rows, _origin(path), one_buffer=gpu == "a100_sxm")
 
 

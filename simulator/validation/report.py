@@ -146,8 +146,8 @@ def _kernels(reference: Path | None) -> str:
         "Measured kernels, replayed: operands that fit in L2 are warm. `calibrated` is the median |error| with the "
         "device's calibration on shapes held out of its fit (docs/calibration.md; empty where there is none), `p90` "
         "its 90 % quantile, `uncalibrated` the median with the constants that GPUs of one build share, `left out` the "
-        "same when they come from other GPUs alone, `roofline` that of the datasheet's roofline, `within` the share of rows "
-        "inside the interval, made to hold 80 %.\n\n"
+        "same when they come from other GPUs alone, `roofline` that of the datasheet's roofline, `within` the share of "
+        "rows inside the interval, made to hold 80 %.\n\n"
         + percentages(strata(rows))
         + "\n\nBy size class:\n\n"
         + percentages(strata(rows[rows["size"] != "all"], ["source", "gpu", "dtype", "size"]))
