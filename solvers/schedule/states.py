@@ -260,5 +260,6 @@ class Moves:
         if not size:
             return True
         return any(
-            dag.size[a] >= size and not dag.readers[a] & left and self.cost(state, a) >= dear for a in dag.inputs[i]
+            dag.size[a] >= size and state.live >> a & 1 and not dag.readers[a] & left and self.cost(state, a) >= dear
+            for a in dag.inputs[i]
         )
