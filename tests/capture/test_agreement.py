@@ -80,7 +80,7 @@ def _flops(graph: Graph, *phases: str) -> int:
 
 
 def _without_meeting_buffers(graph: Graph) -> Graph:
-    """Without the buffers in which thread blocks of a sum meet: their size is the device's, and built steps lack them."""
+    """Without the buffers where thread blocks of a sum meet: built steps have none, for their size is the device's."""
 
     def plain(operator: Operator) -> Operator:
         kept = {k: v for k, v in operator.attributes.items() if k != "workspace" or operator.type != "aten.sum"}
