@@ -127,8 +127,11 @@ def _configured(part: Part, table: Table) -> NDArray[np.bool_] | None:
             values = {name: value for name, value in run.options if name in names}
             values |= {"device": run.device.name, "device_base": run.device.base, "device_json": run.device.json}
             values["model_json"] = described.get(values["model"])
-            device = found(run.device)
-            values |= {column: figure(device, field) for field, column in part.settings.fields}
+            try:
+                device = found(run.device)
+                values |= {column: figure(device, field) for field, column in part.settings.fields}
+            except ValueError as error:
+                values["error"] = _said(error)
             values["price_per_hour"] = prices.get(run.device.name)
             previous = run, values
         for name, value in values.items():
@@ -161,6 +164,9 @@ def _units(part: Part, keep: NDArray[np.bool_] | None) -> Iterator[_Unit]:
     together: dict[Any, list[tuple[Run, int]]] = {}
     start = 0
     for run in part.runs:
+        if not _is_device(run.device):
+            start += run.rows
+            continue
         graph = tuple([(name, value) for name, value in run.options if name not in ESTIMATE_OPTIONS])
         together.setdefault((graph, id(run.sizes)), []).append((run, start))
         start += run.rows
@@ -173,6 +179,14 @@ def _units(part: Part, keep: NDArray[np.bool_] | None) -> Iterator[_Unit]:
         for low, high in _pieces(first.shape, most):
             for options, runs in by_options.items():
                 yield from _piece(options, runs, low, high, keep)
+
+
+def _is_device(spec: DeviceSpec) -> bool:
+    """Whether there is such a device: a field may exist on one device of a sweep and not on another."""
+    try:
+        return found(spec) is not None
+    except ValueError:
+        return False
 
 
 def _piece(
@@ -239,8 +253,8 @@ def _evaluate(units: list[_Unit], part: Part, table: Table) -> None:
                 ready.append(_Ready(graph, shape, live, program, unit, rows))
     by_device: dict[tuple[DeviceSpec, bool], list[_Ready]] = {}
     for one in ready:
-        for device, _ in one.unit.rows:
-            by_device.setdefault((device, bool(dict(one.unit.options).get("cuda_graph"))), []).append(one)
+        for spec, _ in one.unit.rows:
+            by_device.setdefault((spec, bool(dict(one.unit.options).get("cuda_graph"))), []).append(one)
     stacks: dict[tuple[int, ...], Any] = {}
     prices: dict[tuple[int, DeviceSpec], RunCost | Exception] = {}
     for (spec, cuda_graph), members in by_device.items():
@@ -251,13 +265,19 @@ def _evaluate(units: list[_Unit], part: Part, table: Table) -> None:
         costs = price_programs(programs, stacks[same], found(spec), cuda_graph=cuda_graph)
         prices |= {(id(one), spec): cost for one, cost in zip(members, costs)}
     for one in ready:
-        specs = [spec for spec, _ in one.unit.rows]
+        able: list[tuple[Device, Any, RunCost | Exception]] = []
+        for spec, places in one.unit.rows:
+            device, rows = found(spec), _cut(places, one.part)
+            try:
+                refuse_unsupported(one.graph, device)
+                able.append((device, rows, prices[id(one), spec]))
+            except ValueError as error:
+                table.put(rows, "error", _said(error))
         allocator = dict(one.unit.options).get("allocator")
-        held = memories(
-            one.graph, one.shape, one.live, [found(s) for s in specs], allocator, replay=part.settings.replay
-        )
-        for (spec, rows), memory in zip(one.unit.rows, held):
-            _put(one, found(spec), _cut(rows, one.part), memory, prices[id(one), spec], table)
+        devices = [device for device, _, _ in able]
+        held = memories(one.graph, one.shape, one.live, devices, allocator, replay=part.settings.replay)
+        for (device, rows, cost), memory in zip(able, held):
+            _put(one, device, rows, memory, cost, table)
 
 
 def _prepared(unit: _Unit, models: Mapping[str, Any]) -> list[tuple[_Prepared | Exception, slice]]:
@@ -312,7 +332,6 @@ def _put(
 ) -> None:
     """Write one graph's figures on one device into its rows."""
     try:
-        refuse_unsupported(one.graph, device)
         for failure in (memory, cost):
             if isinstance(failure, Exception):
                 raise failure

@@ -31,7 +31,7 @@ SIZES = ("batch", "seq", "context", "image")
 PART_ROWS = 1 << 17
 """Rows of a part: seconds of work, megabytes on disk."""
 
-PART_GROUPS = 512
+PART_GROUPS = 128
 """Groups of a part, where groups are small: seconds of work."""
 
 PART_REPLAYS = 64
@@ -244,12 +244,20 @@ def _runs(grid: Grid, start: int, stop: int) -> Iterator[Run]:
         }
         device: DeviceSpec = values.pop("device")
         fields = {name: values.pop(name) for dim in grid.devices for name in dim.names if name != "device"}
-        device = varied_spec(device, fields)
+        device = _varied(device, fields)
         if (first, last) not in cuts:
             cuts[first, last] = [_sizes(grid.sizes, block) for block in blocks(lengths, first, last)]
         for sizes, shape in cuts[first, last]:
             yield Run(tuple(values.items()), device, sizes, shape)
         start += last - first
+
+
+def _varied(device: DeviceSpec, fields: Mapping[str, Any]) -> DeviceSpec:
+    """The variant; one that cannot be is named all the same, and says why where it is evaluated."""
+    try:
+        return varied_spec(device, fields)
+    except ValueError:
+        return DeviceSpec(f"{device.base}[{', '.join(f'{field}={value}' for field, value in fields.items())}]")
 
 
 def _sizes(

@@ -68,6 +68,16 @@ def test_a_configuration_that_cannot_be_is_a_row_with_its_error() -> None:
     assert df[df["device"] == "h100-sxm"]["time_s"].iloc[0] > 0
 
 
+def test_a_field_that_a_device_lacks_is_an_error_of_its_rows_alone() -> None:
+    df = pk.sweep(
+        **BASE | {"device": ["h100-sxm", "epyc-9654"]}, batch=[1, 2], context=64,
+        **{"memory.hbm.bandwidth": ["1 TB/s"], "compute.units": [4, 8]},
+    )  # fmt: skip
+    assert len(df) == 8
+    assert df["error"].isna().tolist() == [True] * 4 + [False] * 4
+    assert df["error"].iloc[-1].startswith("override 'memory.hbm.bandwidth' is not a field of epyc-9654")
+
+
 def test_conditions_keep_rows_by_configuration_and_by_result() -> None:
     df = pk.sweep(**BASE, batch=range(1, 20), context=[32, 64], where=["batch * context <= 320", "batch != 3"])
     assert set(zip(df["batch"], df["context"])) == {
