@@ -7,6 +7,7 @@ ones; `.item()` and `nonzero` of them have answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,11 +67,11 @@ class Known:
             return None
         return found
 
-    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The operator's result, a fake tensor with a value where it can be known."""
+    def run(self, func: Any, args: Any, kwargs: Any, fake: Callable[..., Any] | None = None) -> Any:
+        """The operator's result, a fake tensor with a value where it can be known; `fake` runs it on fake tensors."""
         if not self._all_known(func, args, kwargs):
             self._forget(func, args, kwargs)
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if fake is None else fake()
         try:
             with torch._C._DisableTorchDispatch():
                 values = func(*self._values(args), **self._values(kwargs))

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peakline.models.capture.calls import Call, Free, Recording, Storage, View
 from peakline.models.capture.known import Known
 from peakline.models.capture.place import Place, Places
+from peakline.models.capture.shapes import Shapes
 from peakline.models.capture.strides import contiguous, elementwise_strides
 from peakline.models.capture.views import Schema, plain_dtype, plain_value, schema_of, tensors_in, view_of
 from peakline.models.graph import Role
@@ -49,12 +50,13 @@ class _Death(weakref.ref):  # type: ignore[type-arg]
 class Recorder(TorchDispatchMode):
     """Records calls and frees into `recording`; enter it above `FakeTensorMode`."""
 
-    def __init__(self, places: Places, known: Known) -> None:
+    def __init__(self, places: Places, known: Known, shapes: Shapes) -> None:
         """A recorder that asks `places` where calls come from."""
         super().__init__()
         self.recording = Recording()
         self.places = places
         self.known = known
+        self.shapes = shapes
         self.step = -1
         self.origin: dict[int, tuple[int, int]] = {}
         self._numbers: dict[int, int] = {}
@@ -139,7 +141,7 @@ class Recorder(TorchDispatchMode):
             resized = [(t, self.number(t), t.untyped_storage().nbytes()) for t in args[:1]] if func in _RESIZES else ()
             alias = self._accumulates(func, args, place)
             seen = {} if func is _FRESH else self._arguments(schema, args, kwargs)
-        result = self.known.run(func, args, kwargs)
+        result = self.known.run(func, args, kwargs, lambda: self.shapes(func, schema, seen, args, kwargs))
         if schema.elementwise:
             result = _laid_out(result, seen)
         with torch._C.DisableTorchFunction():

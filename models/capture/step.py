@@ -22,6 +22,7 @@ from peakline.models.capture.place import Places
 from peakline.models.capture.reach import reached
 from peakline.models.capture.recorder import Recorder
 from peakline.models.capture.roles import Roles
+from peakline.models.capture.shapes import Shapes
 from peakline.models.capture.target import Target
 
 __all__ = ["Workload", "record"]
@@ -81,7 +82,7 @@ def record(workload: Workload, target: Target) -> Recording:
         faker = Faker(mode, known)
         stack.enter_context(faker.restoring())
         places = Places()
-        recorder = Recorder(places, known)
+        recorder = Recorder(places, known, Shapes(mode))
         session = _Session(faker, known, recorder, places, Roles(recorder))
         stack.callback(_restore_flags, session.flags)
         stack.enter_context(mode)
