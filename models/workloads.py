@@ -15,6 +15,7 @@ from peakline.models.dims import Dim, as_dim
 from peakline.models.dtypes import DType
 from peakline.models.dtypes import dtype as dtype_of
 from peakline.models.graph import Graph, Tensor
+from peakline.models.origin import Origin, remember
 from peakline.models.workload import PHASE_NAMES, Family, Lora, Workload
 
 __all__ = ["ModelSource", "decode", "forward", "inference", "prefill", "training_step"]
@@ -63,6 +64,8 @@ def training_step(
     if recompute not in POLICIES:
         raise ValueError(f"recompute: {recompute!r} is unknown; accepted: {', '.join(POLICIES)}")
     accumulation = _whole("accumulation", accumulation)
+    given = {"optimizer": optimizer, "recompute": recompute, "accumulation": accumulation,
+             "master_weights": master_weights, "set_to_none": set_to_none, **options}  # fmt: skip
     variant = None
     if optimizer is not None and optimizer.lower() != "none":
         optimizer, variant = parse_optimizer(optimizer)
@@ -76,7 +79,7 @@ def training_step(
         said["accumulation"] = accumulation
     if master_weights:
         said["master_weights"] = True
-    return train(
+    step = train(
         graph,
         loss.name,
         optimizer=optimizer,
@@ -87,21 +90,22 @@ def training_step(
         set_to_none=set_to_none,
         workload=said,
     )
+    return remember(step, Origin("built", training_step, {"model": model, **given}))
 
 
 def prefill(model: ModelSource, **options: Any) -> Graph:
     """Run `seq` prompt tokens per sequence through the model and fill the KV cache; options as for `forward`."""
-    return forward(model, "prefill", **options)[0]
+    return remember(forward(model, "prefill", **options)[0], Origin("built", prefill, {"model": model, **options}))
 
 
 def decode(model: ModelSource, **options: Any) -> Graph:
     """Generate one token per sequence with `context` tokens in the KV cache (this one included); see `forward`."""
-    return forward(model, "decode", **options)[0]
+    return remember(forward(model, "decode", **options)[0], Origin("built", decode, {"model": model, **options}))
 
 
 def inference(model: ModelSource, **options: Any) -> Graph:
     """One forward pass without gradients or cache; options as for `forward`."""
-    return forward(model, "inference", **options)[0]
+    return remember(forward(model, "inference", **options)[0], Origin("built", inference, {"model": model, **options}))
 
 
 def forward(

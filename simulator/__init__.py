@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peakline.calibration.calibrate import calibrate
     from peakline.capturing import capture
     from peakline.estimator import estimate
+    from peakline.explaining.explain import Explanation, explain
     from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
     from peakline.memory.options import AllocatorOptions
     from peakline.models.catalogue import UnknownModel, model_names
@@ -37,6 +38,7 @@ _HOME = {
     "calibration.calibrate": ("calibrate",),
     "capturing": ("capture",),
     "estimator": ("estimate",),
+    "explaining.explain": ("Explanation", "explain"),
     "result": ("Estimate",),
     "sweeping.optimise": ("optimise",),
     "sweeping.run": ("sweep", "sweep_to"),
@@ -56,6 +58,7 @@ __all__ = [
     "AllocatorOptions",
     "Device",
     "Estimate",
+    "Explanation",
     "Graph",
     "GraphError",
     "Lora",
@@ -71,6 +74,7 @@ __all__ = [
     "device",
     "devices",
     "estimate",
+    "explain",
     "inference",
     "largest",
     "model_names",

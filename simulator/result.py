@@ -164,11 +164,19 @@ class Estimate:
         return json.dumps(self.to_dict(), indent=2)
 
     # ---- for people -----------------------------------------------------------------------------------------------
-    def explain(self) -> str:
-        """The answer in words: fits or not, the peak and what dominates it, the time and what bounds it."""
+    def explain(self, *, changes: bool = False) -> str:
+        """The answer in words: fits or not, the peak and what dominates it, the time and what bounds it.
+
+        Args:
+            changes: also the peak by module, and what would lower it most, estimated anew (`peakline.explain`).
+        """
         from peakline.text import explain
 
-        return explain(self)
+        if not changes:
+            return explain(self)
+        from peakline.explaining.explain import explain as explained
+
+        return f"{explain(self)}\n\n{explained(self)}"
 
     def plot_memory(self, ax: Axes | None = None) -> Axes:
         """Live memory over the step, stacked by role, the peak marked and the capacity drawn."""

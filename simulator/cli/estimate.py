@@ -86,6 +86,9 @@ def estimate(
     breakdown: Annotated[
         bool, typer.Option("--breakdown", help="Also every operator.", rich_help_panel=_OUTPUT)
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="The peak by module; what would lower it most.", rich_help_panel=_OUTPUT)
+    ] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Memory over the step.", rich_help_panel=_OUTPUT)
     ] = None,
@@ -130,12 +133,13 @@ def estimate(
         result.write_snapshot(snapshot)
     if trace is not None:
         result.write_trace(trace)
+    why = pk.explain(result) if explain else None
     if json_:
-        print(result.to_json())
+        print(json.dumps({**result.to_dict(), "explanation": why.to_dict()}, indent=2) if why else result.to_json())
     else:
         from peakline.cli.report import show
 
-        show(result, operators=breakdown)
+        show(result, operators=breakdown, why=why)
     return 0 if bool(result.fits) else 1
 
 

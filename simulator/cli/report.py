@@ -9,6 +9,7 @@ from peakline.text import Table, explain, headline, operator_table, tables
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from peakline.explaining.explain import Explanation
     from peakline.result import Estimate
 
 __all__ = ["console", "print_table", "show"]
@@ -21,11 +22,11 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def show(est: Estimate, *, operators: bool = False) -> None:
-    """Print the five lines, the tables and the notes; with `operators` every operator too."""
+def show(est: Estimate, *, operators: bool = False, why: Explanation | None = None) -> None:
+    """Print the five lines, the tables and the notes; with `operators` every operator, with `why` that instead."""
     out = console()
     if not out.is_terminal:
-        print(explain(est))
+        print(explain(est) if why is None else "\n".join([*headline(est), "", str(why)]))
         if operators:
             print("\n" + "\n".join(operator_table(est).lines()))
         return
@@ -36,11 +37,13 @@ def show(est: Estimate, *, operators: bool = False) -> None:
         head, colon, rest = line.partition(":")
         style = ("bold green" if bool(est.memory.fits) else "bold red") if i == 0 else "bold"
         out.print(Text.assemble((head + colon, style), rest), soft_wrap=True)
-    for table in [*tables(est), *([operator_table(est)] if operators else [])]:
+    shown = tables(est) if why is None else why.tables()
+    for table in [*shown, *([operator_table(est)] if operators else [])]:
         print_table(out, table)
-    if est.notes:
+    notes = [*est.notes, *(why.notes if why is not None else ())]
+    if notes:
         out.print("\nNotes", style="bold")
-        for note in est.notes:
+        for note in notes:
             out.print(f"  - {note}", style="yellow")
 
 

@@ -1,0 +1,1 @@
+"""Why a workload needs the memory it needs, and what would lower it most."""
