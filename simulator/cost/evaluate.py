@@ -7,10 +7,11 @@ Each kind of kernel says three things: its products and compute rate (for `bound
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peakline.cost.generic import Products, generic_tiled
-from peakline.cost.gpu import Tiled, constants
+from peakline.cost.gpu import GPU, Tiled, constants
 from peakline.cost.gpu_attention import attention_tiled
 from peakline.cost.gpu_gemm import gemm_tiled
 from peakline.cost.gpu_stream import RowWalk, scan_tiled, stream_tiled
@@ -242,10 +243,14 @@ def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copie
 
         def priced(of: str) -> Tiled:
             const, again = constants(machine, of), copies is not None
+            if backward:  # the kernels before and after it are streams
+                begun = constants(machine, "stream")
+                const = replace(const, launch_fixed=begun.launch_fixed, launch_cycles=begun.launch_cycles)
             return attention_tiled(machine, *shape, backward=backward, repeated=again, const=const)
 
         issue = constants(machine, "decode").issue
-        few = queries <= FEW_QUERIES
+        # every head of a latent fills whole tiles, which kernels for many queries multiply
+        few = (queries <= FEW_QUERIES) & (qk_dim <= GPU.latent_dim)
         if backward or not ops.any(few):
             tiled = priced("prefill")
         elif not isinstance(few, bool) and not few.all():

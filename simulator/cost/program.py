@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from peakline.cost.evaluate import FEW_QUERIES
+from peakline.cost.gpu import GPU
 from peakline.cost.price import KernelCost, price
 from peakline.hardware import Device
 from peakline.models.dims import Dim
@@ -85,7 +86,8 @@ class ProgramCost:
 def kernel_kind(kernel: Kernel) -> str:
     """`gemm` (matrix products, grouped ones and convolutions), `prefill` or `decode` (attention), or `stream`."""
     if isinstance(kernel, Attention):
-        return "decode" if np.all(np.asarray(kernel.queries) <= FEW_QUERIES) else "prefill"
+        few = np.all(np.asarray(kernel.queries) <= FEW_QUERIES) and np.all(np.asarray(kernel.qk_dim) <= GPU.latent_dim)
+        return "decode" if few else "prefill"
     return "stream" if isinstance(kernel, Stream | Scan) else "gemm"
 
 
