@@ -120,7 +120,8 @@ def fit_kind(
 
     def log_model(x: Vector) -> Vector:
         there = calibrated(target, {**(known or {}), **_named(kind, names, x)})
-        return np.log(np.concatenate([sample.predicted(there) for sample in chosen]))
+        found: Vector = np.log(np.concatenate([sample.predicted(there) for sample in chosen]))
+        return found
 
     start = start_of(target, kind, names)
     if not graph:  # a floor below every row would never be felt: begin at the fastest tenth
