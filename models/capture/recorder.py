@@ -61,6 +61,7 @@ class Recorder(TorchDispatchMode):
         self.origin: dict[int, tuple[int, int]] = {}
         self._numbers: dict[int, int] = {}
         self._deaths: dict[int, _Death] = {}
+        self._addresses: dict[int, int] = {}
         self._held = _references_of_a_temporary()
 
     @classmethod
@@ -112,12 +113,13 @@ class Recorder(TorchDispatchMode):
         death.key, death.number = key, number
         self._numbers[key] = number
         self._deaths[key] = death
+        self._addresses[number] = key
         return number
 
     def _forget(self, number: int) -> None:
         """The storage's memory lives on under another address: its death there means nothing."""
-        for key in [key for key, death in self._deaths.items() if death.number == number]:
-            del self._deaths[key], self._numbers[key]
+        key = self._addresses[number]
+        del self._deaths[key], self._numbers[key]
 
     def _died(self, death: _Death) -> None:
         if self._deaths.get(death.key) is death:

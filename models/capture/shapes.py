@@ -39,7 +39,9 @@ class Shapes:
 
     def __call__(self, func: Any, schema: Schema, seen: dict[str, Any], args: Any, kwargs: Any) -> Any:
         """The operator's result; `seen` are its arguments as plain values."""
-        if schema.is_view or torch.Tag.inplace_view in func.tags or not args:
+        if schema.is_view:
+            return self._view(func, args, kwargs)
+        if torch.Tag.inplace_view in func.tags or not args:
             return func(*args, **kwargs)
         key = (func, tuple([_key(value) for value in seen.values()]))
         found = self._known.get(key, self)
@@ -49,6 +51,17 @@ class Shapes:
         if found is self:
             self._known[key] = _described(result, args, kwargs)
         return result
+
+    def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A look at memory: what the operator does to a tensor without memory is the whole of it."""
+        first = args[0] if args else None
+        if type(first) is not FakeTensor or first.constant is not None or kwargs:
+            return func(*args, **kwargs)
+        with in_kernel_invocation_manager(self.mode):
+            plain = func(*args)
+        if isinstance(plain, torch.Tensor):
+            return FakeTensor(self.mode, plain, first.fake_device)
+        return type(plain)([FakeTensor(self.mode, one, first.fake_device) for one in plain])
 
     def _made(self, found: Any, args: Any) -> Any:
         if isinstance(found, _Fresh):
