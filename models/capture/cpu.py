@@ -138,15 +138,16 @@ def _workspace_of_forward(values: dict[str, Any]) -> torch.Tensor:
 
 def _traced(run: Callable[[], Any]) -> list[int]:
     """Signed sizes of what happens to memory while `run` runs, its results kept."""
-    from torch.autograd import ProfilerConfig, ProfilerState, _disable_profiler_legacy, _enable_profiler_legacy
-
-    settings = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False,
-                              torch._C._profiler._ExperimentalConfig())  # fmt: skip
-    _enable_profiler_legacy(settings)
+    profiler: Any = torch.autograd
+    kind: Any = torch._C._profiler
+    settings = profiler.ProfilerConfig(
+        profiler.ProfilerState.CPU, False, True, False, False, False, kind._ExperimentalConfig()
+    )
+    profiler._enable_profiler_legacy(settings)
     try:
         kept = run()
     finally:
-        threads = _disable_profiler_legacy()
+        threads = profiler._disable_profiler_legacy()
     del kept
     return [e.cpu_memory_usage() for events in threads for e in events if e.kind() == "memory_alloc"]
 

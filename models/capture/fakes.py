@@ -106,7 +106,7 @@ class Faker:
         """Let the optimizer update the fake parameters, with fake states."""
         for group in optimizer.param_groups:
             self._put(group, "params", [self(p) for p in group["params"]])
-        states = type(optimizer.state)(dict)  # type: ignore[call-arg]
+        states = type(optimizer.state)(dict)
         for parameter, state in optimizer.state.items():
             states[self(parameter)] = self.tree(dict(state))
         self._put(vars(optimizer), "state", states)

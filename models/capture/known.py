@@ -85,9 +85,9 @@ class Known:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             result = _like(values)
-        for fake, value in zip(tensors_in(result), tensors_in(values)):
-            if isinstance(fake, FakeTensor):
-                self.learn(fake, value)
+        for made, value in zip(tensors_in(result), tensors_in(values)):
+            if isinstance(made, FakeTensor):
+                self.learn(made, value)
         return result
 
     def _without_kernel(self, func: Any, args: Any, kwargs: Any) -> Any:

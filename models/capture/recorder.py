@@ -27,6 +27,7 @@ from peakline.models.graph import Role
 __all__ = ["Recorder"]
 
 _DEVICE_OF = torch.ops.prim.device.default
+storage_id: Any = torch._C._storage_id  # type: ignore[attr-defined]
 _ADD = torch.ops.aten.add.Tensor
 _FRESH = torch.ops.aten.lift_fresh.default
 """Hands on what `torch.tensor` made: its operand is its result."""
@@ -47,12 +48,12 @@ class _Death(weakref.ref):  # type: ignore[type-arg]
     number: int
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records calls and frees into `recording`; enter it above `FakeTensorMode`."""
 
     def __init__(self, places: Places, known: Known, shapes: Shapes) -> None:
         """A recorder that asks `places` where calls come from."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.places = places
         self.known = known
@@ -71,12 +72,12 @@ class Recorder(TorchDispatchMode):
     # ---- storages -------------------------------------------------------------------------------------------------
     def number(self, tensor: torch.Tensor) -> int:
         """Number of the tensor's storage; a new one if it was never seen."""
-        found = self._numbers.get(torch._C._storage_id(tensor))
+        found = self._numbers.get(storage_id(tensor))
         return self._register(tensor) if found is None else found
 
     def knows(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor's storage was seen."""
-        return torch._C._storage_id(tensor) in self._numbers
+        return storage_id(tensor) in self._numbers
 
     def adopt(self, tensor: torch.Tensor, role: Role, name: str, *, trainable: bool = False) -> int:
         """Give the tensor's storage a role and a name; the first name given stays."""
@@ -99,7 +100,7 @@ class Recorder(TorchDispatchMode):
 
     def _register(self, tensor: torch.Tensor, number: int | None = None) -> int:
         memory = tensor.untyped_storage()
-        key = torch._C._storage_id(tensor)
+        key = storage_id(tensor)
         if number is None:
             number = len(self.recording.storages)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -170,7 +171,7 @@ class Recorder(TorchDispatchMode):
     def _note(self, schema: Schema, seen: dict[str, Any], result: Any, place: Place, alias: int | None) -> None:
         numbers, makes, results = self._numbers, [], []
         for tensor in tensors_in(result):
-            number = numbers.get(torch._C._storage_id(tensor))
+            number = numbers.get(storage_id(tensor))
             if number is None:
                 if alias is not None:
                     self._forget(alias)
@@ -193,7 +194,7 @@ class Recorder(TorchDispatchMode):
         memory = tensor.untyped_storage()
         if memory.nbytes() == size:
             return
-        key = torch._C._storage_id(tensor)
+        key = storage_id(tensor)
         if self._numbers.get(key) != number:
             return
         self._deaths.pop(key)
@@ -257,11 +258,11 @@ def _written(schema: Schema, seen: dict[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(v.storage for v in views))
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at the references to the first operand of each sum."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[int, int]] = []
 
     @classmethod
@@ -276,7 +277,8 @@ class _Counter(TorchDispatchMode):
 
 def references(tensor: torch.Tensor) -> tuple[int, int]:
     """How many references there are to the tensor and to its storage."""
-    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    counted: Any = tensor
+    return counted._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 def _references_of_a_temporary() -> tuple[int, int]:
@@ -289,5 +291,5 @@ def _references_of_a_temporary() -> tuple[int, int]:
         y = (x.sin() + x.cos()).sum()
         counter = _Counter()
         with counter:
-            y.backward()
+            y.backward()  # type: ignore[no-untyped-call]
     return counter.seen[0]

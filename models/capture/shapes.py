@@ -17,6 +17,7 @@ from peakline.models.capture.views import Schema, tensors_in
 
 __all__ = ["Shapes"]
 
+_STORAGE: Any = torch._C._storage_id  # type: ignore[attr-defined]
 _SELF = object()
 """In the place of a result: the first operand itself, changed."""
 
@@ -91,8 +92,8 @@ def _described(result: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(result, FakeTensor) or type(result) is not FakeTensor or result.constant is not None:
         return _UNKNOWN
     operands = [*args, *kwargs.values()]
-    memory = torch._C._storage_id(result)
-    if any(torch._C._storage_id(t) == memory for value in operands for t in tensors_in(value)):
+    memory = _STORAGE(result)
+    if any(_STORAGE(t) == memory for value in operands for t in tensors_in(value)):
         return _UNKNOWN
     if result.is_conj() or result.is_neg() or result.layout is not torch.strided or result.storage_offset():
         return _UNKNOWN
@@ -104,7 +105,7 @@ def _described(result: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _shared(results: Any) -> bool:
-    made = [torch._C._storage_id(t) for t in results if isinstance(t, torch.Tensor)]
+    made = [_STORAGE(t) for t in results if isinstance(t, torch.Tensor)]
     return len(set(made)) < len(made)
 
 

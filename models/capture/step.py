@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.calls import Recording
+from peakline.models.capture.changes import Change
 from peakline.models.capture.errors import CaptureError, explained
 from peakline.models.capture.fakes import Faker
 from peakline.models.capture.known import Known
@@ -45,6 +46,7 @@ class Workload:
         dtype: convert the module's floating-point parameters and inputs to this one.
         steps: number of steps.
         real: compute every value with the example inputs.
+        change: something to do differently (`peakline.models.capture.changes`).
     """
 
     program: Any
@@ -56,6 +58,7 @@ class Workload:
     dtype: torch.dtype | None = None
     steps: int = 2
     real: bool = False
+    change: str = ""
 
 
 @dataclass
@@ -67,6 +70,7 @@ class _Session:
     recorder: Recorder
     places: Places
     roles: Roles
+    change: Change
     flags: list[tuple[torch.nn.Module, bool]] = field(default_factory=list)
 
 
@@ -83,7 +87,8 @@ def record(workload: Workload, target: Target) -> Recording:
         stack.enter_context(faker.restoring())
         places = Places()
         recorder = Recorder(places, known, Shapes(mode))
-        session = _Session(faker, known, recorder, places, Roles(recorder))
+        session = _Session(faker, known, recorder, places, Roles(recorder), Change(workload.change))
+        stack.callback(session.change.undo)
         stack.callback(_restore_flags, session.flags)
         stack.enter_context(mode)
         stack.enter_context(_rerouted(target))
@@ -95,6 +100,7 @@ def record(workload: Workload, target: Target) -> Recording:
         stack.enter_context(_quiet())
         with explained("building the program"):
             step = _prepare(workload, session)
+        session.change.check()
         for number in range(workload.steps):
             recorder.step = number
             places.restart()
@@ -153,8 +159,10 @@ def _adopt(step: Any, session: _Session) -> None:
         session.faker.module(module)
         session.roles.module(module, found.prefix(name))
         session.places.name(module, found.prefix(name))
+        session.change.module(module)
     for optimizer in found.optimizers:
         session.faker.optimizer(optimizer)
+        session.change.optimizer(optimizer)
 
 
 def _described(value: Any) -> str:
@@ -180,17 +188,19 @@ def _module_step(
     if workload.dtype is not None:
         session.faker.convert(module, workload.dtype)
         inputs = _cast(inputs, workload.dtype)
-    inputs = session.faker.tree(inputs)
+    session.change.module(module)
+    with _Learning(session.known):
+        passes = [session.faker.tree(part) for part in session.change.inputs(inputs)]
     session.roles.module(module)
-    session.roles.inputs(inputs)
+    session.roles.inputs(passes if len(passes) > 1 else passes[0])
     session.places.name(module)
-    call = _caller(module, inputs)
+    calls = [_caller(module, part) for part in passes]
     if workload.autocast is not None:
-        call = _autocast(call, workload.autocast)
+        calls = [_autocast(call, workload.autocast) for call in calls]
     if not training:
-        return _inference(call)
+        return _inference(calls[0])
     update = _optimizer(optimizer, module, session)
-    return _training(call, workload.loss or default_loss, module, update)
+    return _training(calls, workload.loss or default_loss, module, update)
 
 
 def _inference(call: Callable[[], Any]) -> Callable[[], None]:
@@ -202,7 +212,7 @@ def _inference(call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def _training(
-    call: Callable[[], Any], loss_of: Callable[[Any], torch.Tensor], module: torch.nn.Module, optimizer: Any
+    calls: list[Callable[[], Any]], loss_of: Callable[[Any], torch.Tensor], module: torch.nn.Module, optimizer: Any
 ) -> Callable[[], None]:
     """The loop everybody writes: `loss` is a variable of the loop, which the next step's replaces."""
     held: dict[str, torch.Tensor] = {}
@@ -210,13 +220,24 @@ def _training(
     def run() -> None:
         if optimizer is None:
             module.zero_grad(set_to_none=True)
-        held["loss"] = loss_of(call())
-        held["loss"].backward()
+        for call in calls:
+            held["loss"] = loss_of(call())
+            if not held["loss"].requires_grad:
+                raise CaptureError(_no_gradient(module))
+            mean = held["loss"] if len(calls) == 1 else held["loss"] / len(calls)
+            mean.backward()  # type: ignore[no-untyped-call]
+            del mean
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     return run
+
+
+def _no_gradient(module: torch.nn.Module) -> str:
+    frozen = not any(p.requires_grad for p in module.parameters())
+    why = "has no trainable parameters" if frozen else "computes a loss that depends on none of its parameters"
+    return f"the module {why}, so there is nothing to train; for a forward pass alone pass mode='inference'"
 
 
 def default_loss(output: Any) -> torch.Tensor:
@@ -267,12 +288,16 @@ def _optimizer(given: Any, module: torch.nn.Module, session: _Session) -> Any:
         return None
     if isinstance(given, torch.optim.Optimizer):
         session.faker.optimizer(given)
+        session.change.optimizer(given)
         return given
     if isinstance(given, str):
         given = optimizer_class(given)
     if not callable(given):
         raise CaptureError(f"optimizer: expected a class, an instance or a name, not {type(given).__name__}")
-    made = given([p for p in module.parameters() if p.requires_grad])
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        return None  # the forward pass may have more to say; then its loss has no gradient
+    made = session.change.optimizer_class(given)(parameters)
     if not hasattr(made, "step"):
         raise CaptureError(f"optimizer: {given!r} made a {type(made).__name__}, which has no step()")
     return made
@@ -291,7 +316,7 @@ def optimizer_class(name: str) -> Any:
     }
     if name.lower() not in kinds:
         raise CaptureError(f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}")
-    kind = kinds[name.lower()]
+    kind: Any = kinds[name.lower()]
     return partial(kind, lr=1e-3) if name.lower() == "sgd" else kind
 
 
@@ -316,11 +341,11 @@ def _building(known: Known) -> Iterator[_Learning]:
         yield stack.enter_context(_Learning(known))
 
 
-class _Learning(TorchDispatchMode):
+class _Learning(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps known values known while a model and its inputs are made."""
 
     def __init__(self, known: Known) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = known
         self.calls = 0
 
@@ -356,9 +381,11 @@ def _many_at_once(target: Target) -> Iterator[None]:
     `torch.optim.optimizer._default_to_fused_or_foreach` takes the multi-tensor kernels where every parameter is a
     plain tensor on a device that has them: CUDA, not the CPU.
     """
-    from torch.optim import optimizer as optimizers
-    from torch.utils import _foreach_utils as utils
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
 
+    optimizers: Any = optimizer
+    utils: Any = _foreach_utils
     kinds = [optimizers._foreach_supported_types, utils._foreach_supported_types]
     devices = utils._get_foreach_kernels_supported_devices
 

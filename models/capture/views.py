@@ -52,7 +52,7 @@ def torch_dtype(kind: DType) -> torch.dtype:
 def view_of(tensor: torch.Tensor, storage: int) -> View:
     """What an operator sees of storage number `storage` through `tensor`."""
     kind = _DTYPES.get(tensor.dtype) or plain_dtype(tensor.dtype)
-    return View(storage, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), kind)
+    return View(storage, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), kind)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

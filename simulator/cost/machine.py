@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from peakline.cost.pim import Banks, banks_of
 from peakline.models.dtypes import DType
 
 __all__ = ["POWER_AT_1GHZ", "Level", "Machine", "machine", "sustained_fraction"]
@@ -57,7 +58,7 @@ class Machine:
         dataflow: which operand waits in the arrays, as the device file says; "" if it does not.
         attainable: calibrated constants by kind of kernel (`gemm.main_share`, `peakline.cost.gpu.constants`), empty if
             uncalibrated.
-        in_bank: bytes/s between memory banks and the units beside them (PIM), None elsewhere.
+        banks: what products beside memory banks depend on (PIM), None elsewhere.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Machine:
     array: tuple[int, int, int] | None = None
     dataflow: str = ""
     attainable: Mapping[str, float] = field(default_factory=dict)
-    in_bank: float | None = None
+    banks: Banks | None = None
 
     @property
     def main(self) -> Level:
@@ -91,7 +92,7 @@ class Machine:
     @cached_property
     def supply(self) -> float:
         """Bytes/s at which main memory can feed arithmetic: inside the banks for processing in memory."""
-        return max(self.bandwidth, self.in_bank or 0.0)
+        return max(self.bandwidth, self.banks.inside if self.banks else 0.0)
 
     @cached_property
     def cache(self) -> Level | None:
@@ -246,7 +247,7 @@ def _read(device: Any) -> Machine:
         array=array,
         dataflow=(device.npu.dataflow or "") if device.npu else "",
         attainable=device.calibration.fitted if device.calibration else {},
-        in_bank=device.pim.in_bank_bandwidth if device.pim else None,
+        banks=banks_of(device.pim, levels[-1].bandwidth, units) if device.pim else None,
     )
 
 

@@ -1,23 +1,106 @@
-"""Matrix products beside the memory banks: every row of A streams the matrix out of the banks again.
+"""Matrix products beside the memory banks: what a bank opens, streams and reduces, and what crosses the pins.
 
-Reference: S. Lee et al., "Hardware architecture and software stack for PIM based on commercial DRAM technology", ISCA
-2021: units beside the banks multiply a vector by a matrix at the banks' own bandwidth and keep no matrix.
+Each unit beside a bank holds whole rows of the matrix: an output is the dot product of one of them with the input
+vector. The vector is broadcast over the pins to every channel, piece by piece where a channel's buffer is smaller;
+every piece leaves a partial sum per output to be read back. A bank streams its rows one opened row after the other,
+and opening one costs a precharge and an activation. While units work, the pins carry commands and operands of nothing
+else.
+
+For m input vectors everything happens m times, because units keep no matrix:
+
+    t = m · (⌈n/U⌉·k·e / (B/U) · (1 + switch/t_row)  +  (k·e + n/C·p·s) / (P/C))
+
+with U units, C channels, in-bank bandwidth B, pin bandwidth P, e bytes per element, p = ⌈k·e/buffer⌉ pieces, s bytes of
+a partial sum, and t_row the time in which a unit streams one opened row.
+
+References:
+    [1] S. Lee et al., "Hardware architecture and software stack for PIM based on commercial DRAM technology", ISCA
+        2021.
+    [2] S. Lee et al., "A 1ynm 1.25V 8Gb, 16Gb/s/pin GDDR6-based accelerator-in-memory supporting 1TFLOPS MAC
+        operation", ISSCC 2022; Y. Kwon et al., Hot Chips 2022: broadcast into a global buffer, outputs read from the
+        units' registers.
+    [3] JEDEC JESD235 (HBM2) and JESD250 (GDDR6): row timing.
 """
 
 from __future__ import annotations
 
-from peakline.cost.machine import Machine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 from peakline.cost.numeric import Real, ops_for
 from peakline.models.dtypes import DType
 
-__all__ = ["product_seconds"]
+if TYPE_CHECKING:
+    from peakline.cost.machine import Machine
+
+__all__ = ["PARTIAL_SUM", "ROW_SWITCH", "Banks", "banks_of", "product_seconds"]
+
+ROW_SWITCH = 28e-9
+"""Seconds of a precharge and an activation, tRP + tRCD: 14 ns each ([3])."""
+
+PARTIAL_SUM = 4.0
+"""Bytes of a partial sum that leaves a unit: float32 accumulation [2]."""
+
+
+@dataclass(frozen=True)
+class Banks:
+    """What a product beside the banks depends on; bytes, bytes/s, seconds.
+
+    Attributes:
+        units: processing units of the device.
+        channels: channels, each with its own pins and input buffer.
+        inside: bytes/s between all banks and their units.
+        outside: bytes/s at all pins.
+        row: bytes of one opened row, 0 where unknown (then opening rows costs nothing).
+        buffer: bytes of a channel's input buffer, 0 where unknown (then a vector is one piece).
+    """
+
+    units: float
+    channels: float
+    inside: float
+    outside: float
+    row: float = 0.0
+    buffer: float = 0.0
+
+    @property
+    def opening(self) -> float:
+        """Time of streaming with rows to open, as a multiple of the time without."""
+        if not self.row:
+            return 1.0
+        return 1.0 + ROW_SWITCH / (self.row * self.units / self.inside)
+
+
+def banks_of(pim: Any, pins: float | None, units: int) -> Banks | None:
+    """The figures of a device's `pim` section; None where its in-bank or pin bandwidth is unknown."""
+    outside = pim.external_bandwidth or pins
+    if not pim.in_bank_bandwidth or not outside:
+        return None
+    channels = pim.channels or 1
+    count = channels * pim.units_per_channel if pim.units_per_channel else units
+    return Banks(
+        float(count), float(channels), pim.in_bank_bandwidth, outside, float(pim.row or 0), float(pim.input_buffer or 0)
+    )
 
 
 def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, kind: DType) -> Real:
-    """Seconds of `batch` products: the slower of the units' arithmetic and m passes over k·n elements in the banks.
+    """Seconds of `batch` products [m,k]·[k,n]: the slower of the units' arithmetic and the banks, see the module.
 
-    The bank bandwidth is the main memory's where a device states none of its own.
+    Without bank figures, m passes over the matrix at the main memory's bandwidth. The `batch` products lie beside each
+    other in the banks, so that units are shared out over all of them.
     """
     peak, _, _ = machine.rate(kind)
-    passes = batch * m * n * k * (kind.bits / 8.0) / machine.supply
-    return ops_for(batch, m, n, k).maximum(2.0 * batch * m * n * k / peak, passes)
+    element = kind.bits / 8.0
+    ops = ops_for(batch, m, n, k)
+    arithmetic = 2.0 * batch * m * n * k / peak
+    banks = machine.banks
+    if banks is None:
+        return ops.maximum(arithmetic, batch * m * n * k * element / machine.supply)
+    rows = ops.ceil(batch * n / banks.units)
+    streaming = rows * k * element / (banks.inside / banks.units) * banks.opening
+    pieces = ops.ceil(k * element / banks.buffer) if banks.buffer else 1.0
+    # vectors of independent products go to different channels as long as there are channels for them
+    shared = ops.maximum(batch / banks.channels, 1.0)
+    crossing = (shared * k * element + batch * n / banks.channels * pieces * PARTIAL_SUM) / (
+        banks.outside / banks.channels
+    )
+    return ops.maximum(arithmetic, m * (streaming + crossing))

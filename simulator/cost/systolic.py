@@ -38,9 +38,9 @@ Dataflow: TypeAlias = Literal["weight stationary", "input stationary", "output s
 
 
 class Folds(NamedTuple):
-    """How often the array is filled, and how many cycles the moving operand streams each time."""
+    """How often the array is filled (`number`), and how many cycles the moving operand streams each time."""
 
-    count: Real
+    number: Real
     stream: Real
 
 

@@ -1,0 +1,172 @@
+"""A processor with memory that computes: which operators run beside the banks, and what two half batches gain.
+
+The weights and the KV cache lie in memory whose banks have units of their own (`peakline.cost.pim`). A matrix product
+or an attention step of few rows reads each of its operands once and does little with it: beside the banks it sees their
+whole internal bandwidth, but does everything once per row. On the processor it sees the pins, and reads the operand
+once for all rows. Each operator goes where it takes less; the crossover in rows is where both take the same.
+
+While the processor works on one half of the batch, the banks can work on the other (NeuPIMs, arXiv:2403.00579, §5):
+then a step takes as long as the busier of the two, plus the other's first share, instead of the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peakline.cost.machine import Machine, machine
+from peakline.cost.price import price
+from peakline.hardware import Device
+from peakline.hardware import device as find_device
+from peakline.models.graph import Graph
+from peakline.models.kernels import Attention, Gemm, GroupedGemm
+from peakline.models.operators import Node, operator_type
+
+__all__ = ["Hybrid", "Share", "crossover", "hybrid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """An operator: seconds of all its executions on the processor and beside the banks (None: it cannot run there)."""
+
+    operator: str
+    executions: int
+    host: float
+    banks: float | None
+
+    @property
+    def goes_to_banks(self) -> bool:
+        """Whether it takes less there."""
+        return self.banks is not None and self.banks < self.host
+
+    @property
+    def seconds(self) -> float:
+        """Where it takes less."""
+        return min(self.host, self.banks) if self.banks is not None else self.host
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """A step on a processor with computing memory; seconds.
+
+    Attributes:
+        shares: one per operator.
+        layers: number of layers, the stages of the overlapped pipeline.
+    """
+
+    shares: tuple[Share, ...]
+    layers: int
+
+    @property
+    def host_only(self) -> float:
+        """Everything on the processor."""
+        return sum(s.host for s in self.shares)
+
+    @property
+    def busy(self) -> tuple[float, float]:
+        """Seconds of the processor and of the banks, each operator where it takes less."""
+        return (
+            sum(s.host for s in self.shares if not s.goes_to_banks),
+            sum(s.seconds for s in self.shares if s.goes_to_banks),
+        )
+
+    @property
+    def in_turn(self) -> float:
+        """One after the other, each operator where it takes less."""
+        return sum(self.busy)
+
+    @property
+    def overlapped(self) -> float:
+        """Two half batches side by side, if this is the step of one of them: both of them, seconds.
+
+        The busier side never waits but for the other's part of the first layer.
+        """
+        host, banks = self.busy
+        return 2.0 * max(host, banks) + min(host, banks) / max(self.layers, 1)
+
+
+def hybrid(graph: Graph, host: str | Device, memory: str | Device, *, count: int = 1) -> Hybrid:
+    """Price every operator on both sides.
+
+    Args:
+        graph: a workload that is no sweep.
+        host: the processor; its main memory's bandwidth is that of the pins.
+        memory: a device of kind `pim`.
+        count: stacks or chips of it, all at work together.
+
+    Raises:
+        ValueError: a sweep, a memory that does not compute, or no stack at all.
+    """
+    if graph.is_sweep:
+        raise ValueError("a sweep has no single split; price one configuration")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    processor, banks = find_device(host), _together(machine(find_device(memory)), count)
+    families = graph.families
+    shares = []
+    for block, operator in graph.operators():
+        kind = operator_type(operator.type)
+        node = Node.of(graph, operator, families)
+        kernels = kind.kernels(node)
+        if not kernels:
+            continue
+        times, here, there = block.repeat * block.times, 0.0, 0.0
+        possible = all(isinstance(k, Gemm | GroupedGemm | Attention) for k in kernels)
+        for i, kernel in enumerate(kernels):
+            moved = (kind.reads(node), kind.writes(node)) if i == 0 else (0, 0)
+            here += float(price(kernel, *moved, processor).tiled)
+            if possible:
+                there += float(price(kernel, *moved, banks).tiled)
+        shares.append(Share(operator.name, times, times * here, times * there if possible else None))
+    return Hybrid(tuple(shares), max(families.values(), default=1))
+
+
+def crossover(host: str | Device, memory: str | Device, n: int, k: int, kind: str = "fp16", *, count: int = 1) -> int:
+    """Rows m from which a product [m,k]·[k,n] is faster on the processor than beside the banks."""
+    from peakline.models.dtypes import dtype
+
+    form = dtype(kind)
+    size = form.bits // 8
+    processor, banks = find_device(host), _together(machine(find_device(memory)), count)
+
+    def banks_win(m: int) -> bool:
+        gemm = Gemm(1, m, n, k, form, form, form)
+        moved = (size * (m * k + n * k), size * m * n)
+        return float(price(gemm, *moved, banks).tiled) < float(price(gemm, *moved, processor).tiled)
+
+    low, high = 0, 1
+    while banks_win(high) and high < 1 << 20:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if banks_win(middle) else (low, middle)
+    return high
+
+
+def _together(one: Machine, count: int) -> Machine:
+    """Several stacks as one device."""
+    if count == 1:
+        return one
+    banks = one.banks
+    scaled: dict[str, Any] = {
+        "matrix": {name: rate * count for name, rate in one.matrix.items()},
+        "vector": {name: rate * count for name, rate in one.vector.items()},
+        "units": one.units * count,
+        "levels": tuple(
+            replace(
+                level,
+                capacity=None if level.capacity is None else level.capacity * count,
+                bandwidth=None if level.bandwidth is None else level.bandwidth * count,
+            )
+            for level in one.levels
+        ),
+    }
+    if banks is not None:
+        scaled["banks"] = replace(
+            banks,
+            units=banks.units * count,
+            channels=banks.channels * count,
+            inside=banks.inside * count,
+            outside=banks.outside * count,
+        )
+    return replace(one, **scaled)
