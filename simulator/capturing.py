@@ -10,6 +10,7 @@ from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.capture.target import Target
 from peakline.models.graph import Graph
+from peakline.models.origin import Origin, remember
 
 __all__ = ["capture"]
 
@@ -28,6 +29,7 @@ def capture(
     real: bool = False,
     name: str | None = None,
     fold: bool = True,
+    change: str = "",
 ) -> Graph:
     """The workload of a torch module or training step, as it would run on `device`.
 
@@ -53,6 +55,10 @@ def capture(
             (`.item()`, `nonzero`, a router's choice): needs real weights and inputs, their memory and their time.
         name: of the graph; by default the module's class.
         fold: recognise repeated layers, so that the graph stays small.
+        change: do one thing differently, to see what it would save: `checkpoint` (recompute repeated layers),
+            `fused` or `loop` (the optimizer's implementation), `halved` (two passes over half the batch),
+            `attention` (PyTorch's fused kernels for transformers' written-out ones), `cache` (keep no keys and
+            values), `chunked` (a language model's loss, a chunk of tokens at a time).
 
     Raises:
         ImportError: torch is not installed.
@@ -72,14 +78,19 @@ def capture(
     target = target_of(device)
     workload = Workload(
         program, inputs, optimizer, loss, mode, _torch_dtype("autocast", autocast, torch),
-        _torch_dtype("dtype", dtype, torch), steps, real,
+        _torch_dtype("dtype", dtype, torch), steps, real, change,
     )  # fmt: skip
     recording = record(workload, target)
     from peakline.models.capture.assemble import assemble
     from peakline.models.capture.price import pricing
 
     graph = assemble(recording, pricing(target), name=name or _name_of(program), phase=mode)
-    return _folded(graph) if fold else graph
+    options = {
+        "program": program, "inputs": inputs, "optimizer": optimizer, "loss": loss, "mode": mode, "device": device,
+        "dtype": dtype, "autocast": autocast, "steps": steps, "real": real, "name": name, "fold": fold,
+        "change": change,
+    }  # fmt: skip
+    return remember(_folded(graph) if fold else graph, Origin("captured", capture, options))
 
 
 def _folded(graph: Graph) -> Graph:

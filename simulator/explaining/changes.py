@@ -5,7 +5,7 @@ What is listed here is only what can be asked for; what it saves, and what it co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,15 @@ class Change:
     same_result: bool = True
 
 
-def changes_of(graph: Graph, made: Origin) -> list[Change]:
-    """What could be changed in a workload, in no particular order."""
-    find: Callable[[Graph, Mapping[str, Any]], Iterator[Change]] = _built if made.kind == "built" else _captured
-    return list(find(graph, made.options))
+def changes_of(graph: Graph, made: Origin, *, at_update: bool = True) -> list[Change]:
+    """What could be changed in a workload, in no particular order.
+
+    Args:
+        at_update: whether the peak lies in the optimizer's update.
+    """
+    if made.kind == "built":
+        return list(_built(graph, made.options))
+    return list(_captured(graph, made.options, at_update=at_update))
 
 
 # ---- built-in workloads ----------------------------------------------------------------------------------------------
@@ -112,21 +117,30 @@ def _halved(graph: Graph, options: Mapping[str, Any]) -> Iterator[Change]:
         return
     turns = 2 * int(options.get("accumulation") or 1)
     words = f"accumulate gradients over {turns} smaller batches of {half}"
-    alone = not any("batch_norm" in operator.type for _, operator in graph.operators())
-    yield Change(words, f"batch={half}, accumulation={turns}", {"batch": half, "accumulation": turns}, alone)
+    how = f"batch={half}, accumulation={turns}"
+    yield Change(words, how, {"batch": half, "accumulation": turns}, _independent(graph))
+
+
+def _independent(graph: Graph) -> bool:
+    """Whether the samples of a batch do not see one another."""
+    return not any("batch_norm" in operator.type for _, operator in graph.operators())
 
 
 # ---- captured programs -----------------------------------------------------------------------------------------------
-def _captured(graph: Graph, options: Mapping[str, Any]) -> Iterator[Change]:
+def _captured(graph: Graph, options: Mapping[str, Any], *, at_update: bool) -> Iterator[Change]:
     """What `peakline.models.capture.changes` can do to somebody else's program."""
     if graph.workload.get("phase") != "training":
         return
-    yield Change("recompute the repeated layers in the backward pass", "torch.utils.checkpoint on each layer, or "
-                 "gradient_checkpointing_enable()", {"change": "checkpoint"})  # fmt: skip
-    yield Change("update the parameters with one fused kernel", "optimizer(…, fused=True)", {"change": "fused"})
-    yield Change("update the parameters one by one", "optimizer(…, foreach=False)", {"change": "loop"})
-    yield Change("accumulate gradients over 2 batches of half the size", "half the inputs, two backward passes a step",
-                 {"change": "halved"})  # fmt: skip
+    if not any(operator.phase == "recompute" for _, operator in graph.operators()):
+        yield Change("recompute the repeated layers in the backward pass", "torch.utils.checkpoint around each",
+                     {"change": "checkpoint"})  # fmt: skip
+    if at_update:  # nowhere else do its temporaries count
+        yield Change("update the parameters with one fused kernel", "optimizer(…, fused=True)", {"change": "fused"})
+        yield Change("update the parameters one by one", "optimizer(…, foreach=False)", {"change": "loop"})
+    yield Change("accumulate gradients over 2 batches of half the size", "two backward passes a step",
+                 {"change": "halved"}, _independent(graph))  # fmt: skip
+    yield Change("compute the loss in 8 chunks of tokens", "last projection and loss chunk by chunk, checkpointed",
+                 {"change": "chunked"})  # fmt: skip
     yield Change("compute attention with PyTorch's fused kernels", 'model.set_attn_implementation("sdpa")',
                  {"change": "attention"})  # fmt: skip
     yield Change("keep no keys and values for generation", "model.config.use_cache = False", {"change": "cache"})

@@ -135,7 +135,7 @@ def _effects(est: Estimate) -> tuple[list[Effect], list[str]]:
     if made is None:
         return [], ["changes are tried on a workload that was built or captured in this process, not on one read back"]
     found, notes, seen = [], [], {(int(est.memory.live), int(est.peak), float(est.time))}
-    for change in changes_of(est.graph, made):
+    for change in changes_of(est.graph, made, at_update=est.memory.peak_phase == "optimizer"):
         try:
             graph = made.again(**change.options)
             after = estimate(graph, est.device, allocator=est.memory.options)

@@ -64,7 +64,7 @@ def held_at_peak(program: Program) -> list[Held]:
         born = program.births[key]
         maker = program.steps[born].operator if born >= 0 else None
         line = str(maker.attributes.get("line", "")) if maker is not None else ""
-        held = Held(starred(storage.name), homes.of(key), storage.tensor.role, int(program.sizes[key]), 1,
+        held = Held(homes.title(storage.name), homes.of(key), storage.tensor.role, int(program.sizes[key]), 1,
                     "" if maker is None else maker.type.split(".")[-1], line)  # fmt: skip
         _put(found, held)
     running = program.steps[step]
@@ -72,7 +72,7 @@ def held_at_peak(program: Program) -> list[Held]:
     if inside:
         module = _instance(running.operator.module, running.block.family, running.layer)
         line = str(running.operator.attributes.get("line", ""))
-        _put(found, Held(f"{starred(running.name)} (inside)", starred(module) or OUTSIDE, "workspace", inside, 1,
+        _put(found, Held(f"{homes.title(running.name)} (inside)", starred(module) or OUTSIDE, "workspace", inside, 1,
                          running.operator.type.split(".")[-1], line))  # fmt: skip
     return sorted(found.values(), key=lambda held: (-held.bytes, held.tensor))
 
@@ -126,6 +126,15 @@ class _Homes:
             if step.operator.phase != "optimizer" and step.operator.module:
                 return starred(_instance(step.operator.module, step.block.family, step.layer))
         return self._by_name(storage)
+
+    def title(self, name: str) -> str:
+        """A tensor's name with `*` for the numbers in its module's path."""
+        parts = name.split(".")
+        for at in range(len(parts) - 1, 0, -1):
+            path = starred(".".join(parts[:at]))
+            if path in self.known:
+                return ".".join([path, *parts[at:]])
+        return name
 
     def _by_name(self, storage: Storage) -> str:
         path = starred(storage.name)

@@ -45,14 +45,13 @@ def _modules(found: Explanation) -> Table:
 
 
 def _tensors(found: Explanation) -> Table:
-    rows = [
+    columns = ("<tensor", "<role", "alive", "bytes", "<made by", "<line")
+    shown = len(columns) - (not any(t.line for t in found.tensors))
+    rows: list[tuple[str, ...]] = [
         (t.tensor, t.role.replace("_", " "), str(t.count), format_bytes(t.bytes), t.operator or "-", t.line or "-")
         for t in found.tensors
     ]
-    columns = ("<tensor", "<role", "alive", "bytes", "<made by", "<line")
-    if not any(t.line for t in found.tensors):
-        rows, columns = [row[:-1] for row in rows], columns[:-1]
-    return Table("The largest tensors at the peak", columns, tuple(rows))
+    return Table("The largest tensors at the peak", columns[:shown], tuple(row[:shown] for row in rows))
 
 
 def _effects(found: Explanation) -> Table:
