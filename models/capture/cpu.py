@@ -3,8 +3,8 @@
 A fake tensor's operator allocates nothing, yet the real one's kernel may: oneDNN reorders weights and keeps scratch
 whose size depends on the processor's instruction set, reductions and normalisations keep partial sums per thread,
 a Python number becomes a tensor. An operator with small operands is run once, on zeros of the same shapes and strides,
-and its allocations and frees are read from torch's profiler; everything else of the step stays unrun. For operators too
-large to run there are rules (`peakline.models.capture.cpu_rules`).
+and its allocations and frees are read from torch's profiler; everything else of the step stays unrun. Of operators too
+large to run, what they allocate inside is left out.
 """
 
 from __future__ import annotations
