@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from os import PathLike
+from typing import Any, NamedTuple
 
 from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
+from peakline.planning.coarse import coarse, root
 from peakline.planning.execute import DEVICE, executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, profile
+from peakline.planning.policies import good_enough
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
 from peakline.planning.turns import HostOptimizer
-from peakline.solvers.offload.linear import Infeasible, solve
+from peakline.planning.whole import in_whole, is_captured
+from peakline.solvers.offload.linear import Infeasible, bound, solve
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
@@ -30,6 +34,10 @@ ALLOWED = ("recompute", "swap", "offload-optimizer", "offload-params")
 
 ATTEMPTS = 5
 """Times the budget given to the solver is lowered by what the replay shows it to be passed."""
+
+
+GREEDY = 0.005
+"""A greedy policy within this of the lower bound is the plan: no solver can win more."""
 
 
 class NothingFits(ValueError):
@@ -59,6 +67,15 @@ class Decision:
     moved: dict[str, int]
 
 
+class Made(NamedTuple):
+    """What a plan was made of: the program, the problem in plain numbers, what these stand for, what was decided."""
+
+    profile: Profile
+    problem: Problem
+    keys: Keys
+    decisions: Decisions
+
+
 @dataclass(frozen=True)
 class OffloadPlan:
     """A plan, confirmed by its own simulation.
@@ -77,6 +94,7 @@ class OffloadPlan:
         method: what found it.
         solve_seconds: how long that took.
         notes: assumptions.
+        made: what it was made of, for those who carry it out.
     """
 
     graph: Graph
@@ -94,6 +112,7 @@ class OffloadPlan:
     method: str
     solve_seconds: float
     notes: tuple[str, ...]
+    made: Made = field(repr=False)
 
     @property
     def seconds(self) -> float:
@@ -129,6 +148,12 @@ class OffloadPlan:
         from peakline.planning.pictures import plot_timeline
 
         return plot_timeline(self, axes)
+
+    def apply(self, module: Any, optimizer: Any = None, *, folder: str | PathLike[str] | None = None) -> Any:
+        """Carry the plan out in the torch module that it was captured from; see `peakline.execution.applied.apply`."""
+        from peakline.execution.applied import apply
+
+        return apply(self, module, optimizer, folder=folder)
 
     def explain(self) -> str:
         """The plan in words and tables."""
@@ -229,8 +254,11 @@ def plan(
         host_device=host_device, ssd_device=ssd_device,
     ) if set(words) - {"recompute"} else None  # fmt: skip
     outcomes, floors = [], []
-    for turns, hosted in _modes(words, around):
-        attempt = _Attempt(profile(before, turns=turns, host=hosted), words, around, time_limit)
+    profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in _modes(words, around)]
+    for number, taken in enumerate([*profiles, *_stretches(profiles, words)]):
+        if outcomes and number >= len(profiles):
+            break  # stretches of layers are for budgets that single layers do not reach
+        attempt = _Attempt(taken, words, around, time_limit)
         try:
             outcomes.append((attempt, *attempt.within(room)))
         except Infeasible as error:
@@ -246,6 +274,7 @@ def plan(
         timeline, min(outcome[3].lower_bound for outcome in outcomes), sum(profile(before).seconds),
         int(before.memory.live), decisions.method, time.perf_counter() - started,
         (*(around.notes if around else ()), *_notes(before.fits, attempt), *_wear(timeline, ssd_device)),
+        Made(attempt.profile, problem, keys, decisions),
     )  # fmt: skip
 
 
@@ -292,7 +321,18 @@ def _modes(words: tuple[str, ...], around: Surroundings | None) -> list[tuple[bo
     """Ways to run the optimizer that are worth trying: as it is; in turns; on the host."""
     if "offload-optimizer" not in words or around is None:
         return [(False, None)]
-    return [(True, None), (True, HostOptimizer(around.host_bandwidth, around.common[1]))]
+    on_host = [(True, HostOptimizer(around.host_bandwidth, around.common[1]))] if around.hosted else []
+    return [(True, None), *on_host]
+
+
+def _stretches(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profile]:
+    """The same programs with √n layers to a stretch: fewer layer inputs to keep, for the smallest budgets.
+
+    A captured step is carried out layer by layer, so it has none.
+    """
+    for taken in profiles if "recompute" in words else ():
+        if root(taken) > 1 and not is_captured(taken.estimate.graph):
+            yield coarse(taken, root(taken))
 
 
 class _Attempt:
@@ -300,6 +340,7 @@ class _Attempt:
 
     def __init__(self, taken: Profile, words: tuple[str, ...], around: Surroundings | None, time_limit: float) -> None:
         self.profile, self.words, self.around, self.time_limit = taken, words, around, time_limit
+        self.whole = is_captured(taken.estimate.graph)
         states = {"optimizer_state", "gradient"} if "offload-optimizer" in words else set()
         self.states = frozenset(states | ({"parameter"} if "offload-params" in words else set()))
 
@@ -316,18 +357,36 @@ class _Attempt:
         )  # fmt: skip
         if around:
             problem = replace(problem, common=around.common)
-        budget = room
-        lower: float | None = None
-        short = 0
+        lower = bound(problem, time_limit=self.time_limit)
+        simple = self._simple(problem, keys, lower, lower * (1 + GREEDY))
+        if simple is not None:
+            return problem, keys, *simple
+        budget, short = room, 0
         for _ in range(ATTEMPTS):
             decisions = solve(replace(problem, budget=budget), time_limit=self.time_limit, lower_bound=lower)
-            lower = decisions.lower_bound
+            if self.whole:
+                decisions = in_whole(problem, decisions)
             try:
-                return problem, keys, decisions, self._carried_out(problem, keys, decisions, room)
+                timeline = self._carried_out(problem, keys, decisions, room)
+                simple = None
+                if timeline.makespan > lower * (1 + GREEDY):
+                    simple = self._simple(problem, keys, lower, timeline.makespan)
+                return problem, keys, *(simple or (decisions, timeline))
             except Deadlock as error:
                 short = error.needed - error.free
                 budget -= short + short // 8
         raise Infeasible(room, room + short)
+
+    def _simple(self, problem: Problem, keys: Keys, lower: float, limit: float) -> tuple[Decisions, Timeline] | None:
+        """What a greedy policy does, if it takes at most `limit` seconds."""
+        if self.states or self.profile.host is not None:
+            return None  # policies decide on activations alone
+        found = good_enough(self.profile, problem, keys, self.around, problem.budget, self.words, limit)
+        if found is None:
+            return None
+        name, decisions, timeline = found
+        seconds = timeline.makespan
+        return replace(decisions, seconds=seconds, lower_bound=lower, method=f"greedy: {name}"), timeline
 
     def _carried_out(self, problem: Problem, keys: Keys, decisions: Decisions, room: int) -> Timeline:
         """The step as simulated, in a device of `room` bytes: allocations wait for what is on its way out.

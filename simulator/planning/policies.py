@@ -1,6 +1,8 @@
 """What people do without a solver, as decisions of the same problem, replayed by the same simulation.
 
-* `checkpoint_layers`: every repeated layer is executed again from its input (`gradient_checkpointing_enable`).
+* `checkpoint_layers`: every repeated layer is executed again from its input (`gradient_checkpointing_enable`); where
+  nothing repeats, every block.
+* `checkpoint_stretches`: the same for stretches of √n layers (T. Chen et al., arXiv:1604.06174, algorithm 1).
 * `offload_everything`: every saved activation goes to the host, and comes back one layer ahead (vDNN's `all` policy,
   arXiv:1602.08124; `torch.autograd.graph.save_on_cpu` with overlap).
 * `cheapest_first`: greedy recomputation: whatever frees the most bytes per second of work, one group after the other.
@@ -8,15 +10,19 @@
   checkpointing decides (PyTorch's `activation_memory_budget`, SAC).
 * `longest_idle_first`: greedy swapping: tensors with the most byte·seconds of idleness go to the host until it fits
   (Capuchin, ASPLOS 2020, §4.2).
+
+`good_enough` asks whether one of the greedy ones is proven to be as good as a plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from peakline.planning.coarse import coarse, root
 from peakline.planning.execute import executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, profile
 from peakline.planning.tiers import Surroundings
@@ -24,7 +30,7 @@ from peakline.result import Estimate
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
-__all__ = ["POLICIES", "Outcome", "compare", "decided"]
+__all__ = ["POLICIES", "Outcome", "compare", "decided", "good_enough"]
 
 AHEAD = 2
 """Slots before its use at which a policy asks a tensor back: while the layer before the previous one runs."""
@@ -46,31 +52,82 @@ class Outcome:
         return None if self.timeline is None else self.timeline.makespan
 
 
-def compare(estimate: Estimate, around: Surroundings, rooms: Iterable[int]) -> dict[int, list[Outcome]]:
-    """Every policy at every room (bytes that tensors may take)."""
+def compare(
+    estimate: Estimate, around: Surroundings, rooms: Iterable[int], only: Collection[str] | None = None
+) -> dict[int, list[Outcome]]:
+    """Every policy (or those named in `only`) at every room (bytes that tensors may take)."""
     taken = profile(estimate)
     found: dict[int, list[Outcome]] = {}
     for room in rooms:
-        problem, keys = problem_of(taken, room, around.tiers)
-        found[room] = [
-            Outcome(name, _best(taken, problem, keys, around, policy(taken, problem), room))
-            for name, policy in POLICIES.items()
-        ]
+        found[room] = []
+        for name, (policy, _) in POLICIES.items():
+            if only is None or name in only:
+                seen = coarse(taken, root(taken)) if policy is checkpoint_stretches else taken
+                problem, keys = problem_of(seen, room, around.tiers)
+                carried_out = _Replayed(seen, problem, keys, around, room)
+                found[room].append(Outcome(name, _mildest(carried_out, policy(seen, problem))))
     return found
 
 
-def _best(
-    taken: Profile, problem: Problem, keys: Keys, around: Surroundings, candidates: list[Choice], room: int
-) -> Timeline | None:
-    """The mildest of the decisions that stays within the room, by bisection: each does more than the one before."""
+def good_enough(
+    taken: Profile, problem: Problem, keys: Keys, around: Surroundings | None, room: int, words: Collection[str],
+    limit: float,
+) -> tuple[str, Decisions, Timeline] | None:  # fmt: skip
+    """The best of the greedy policies that fits `room` bytes and takes at most `limit` seconds; None if none does.
 
-    def carried_out(choice: Choice) -> Timeline | None:
-        tasks = executed_program(taken, problem, keys, choice(), around.routes, around.links, room)
+    Most are refused without a simulation: what they execute again, or what their copies take on the link, is too long
+    already.
+
+    Args:
+        words: `recompute` and `swap`, as allowed.
+    """
+    best: tuple[str, Decisions, Timeline] | None = None
+    carried_out = _Replayed(taken, problem, keys, around, room)
+    for name, (policy, word) in POLICIES.items():
+        if word not in words or policy is checkpoint_stretches:
+            continue
+        candidates = policy(taken, problem)
+        affordable = bisect_right(candidates, limit, key=lambda choice: _least_seconds(problem, choice()))
+        found = _mildest(carried_out, candidates[:affordable]) if affordable else None
+        if found is not None and found.makespan <= limit and (best is None or found.makespan < best[2].makespan):
+            best = name, carried_out.decisions, found
+    return best
+
+
+def _least_seconds(problem: Problem, decisions: Decisions) -> float:
+    """Seconds that these decisions take at least: the work, or the bytes on the way out of any link."""
+    work = problem.seconds + sum(g.seconds for g, on in zip(problem.groups, decisions.executed) if on)
+    copies = 0.0
+    for t, tier in enumerate(problem.tiers):
+        out = sum(item.bytes * share[t] for item, share in zip(problem.items, decisions.moved))
+        copies = max(copies, out / tier.out)
+    return max(work, copies)
+
+
+@dataclass
+class _Replayed:
+    """Decisions carried out in a room; `decisions` are the last that stayed within it."""
+
+    taken: Profile
+    problem: Problem
+    keys: Keys
+    around: Surroundings | None
+    room: int
+
+    def __call__(self, choice: Choice) -> Timeline | None:
+        decisions = choice()
+        routes, links = (self.around.routes, self.around.links) if self.around else ((), {})
+        tasks = executed_program(self.taken, self.problem, self.keys, decisions, routes, links, self.room)
         try:
-            return simulate(tasks)
+            found = simulate(tasks)
         except (Deadlock, ValueError):
             return None
+        self.decisions = decisions
+        return found
 
+
+def _mildest(carried_out: _Replayed, candidates: list[Choice]) -> Timeline | None:
+    """The mildest of the decisions that stays within the room, by bisection: each does more than the one before."""
     best = carried_out(candidates[-1])
     low, high = 0, len(candidates) - 1
     while best is not None and low < high:
@@ -89,6 +146,13 @@ def checkpoint_layers(taken: Profile, problem: Problem) -> list[Choice]:
     layers = _layers(taken, problem)
     again = {g for g, group in enumerate(problem.groups) if group.segment in layers}
     return [lambda: decided(problem, again, {})]
+
+
+def checkpoint_stretches(taken: Profile, problem: Problem) -> list[Choice]:
+    """All groups of every slot of a coarse profile are executed again; first without the last stretch, then with it."""
+    soonest = min((segment.slot for segment in problem.segments), default=0)
+    mild = {g for g, group in enumerate(problem.groups) if problem.segments[group.segment].slot > soonest}
+    return [partial(decided, problem, mild, {}), partial(decided, problem, set(range(len(problem.groups))), {})]
 
 
 def offload_everything(taken: Profile, problem: Problem) -> list[Choice]:
@@ -120,13 +184,15 @@ def longest_idle_first(taken: Profile, problem: Problem) -> list[Choice]:
     return [partial(decided, problem, set(), dict.fromkeys(movable[:n], 1.0)) for n in range(len(movable) + 1)]
 
 
-POLICIES: dict[str, Callable[[Profile, Problem], list[Choice]]] = {
-    "checkpoint every layer": checkpoint_layers,
-    "offload everything": offload_everything,
-    "recompute, cheapest first": cheapest_first,
-    "recompute, same in every layer": uniform_selection,
-    "swap, longest idle first": longest_idle_first,
+POLICIES: dict[str, tuple[Callable[[Profile, Problem], list[Choice]], str]] = {
+    "checkpoint every layer": (checkpoint_layers, "recompute"),
+    "checkpoint √n stretches": (checkpoint_stretches, "recompute"),
+    "recompute, cheapest first": (cheapest_first, "recompute"),
+    "recompute, same in every layer": (uniform_selection, "recompute"),
+    "offload everything": (offload_everything, "swap"),
+    "swap, longest idle first": (longest_idle_first, "swap"),
 }
+"""Policies by name, with what must be allowed for them."""
 
 
 def _growing(problem: Problem, kinds: list[list[int]]) -> list[Choice]:
@@ -139,9 +205,10 @@ def _kind(name: str) -> str:
 
 
 def _layers(taken: Profile, problem: Problem) -> set[int]:
-    """Segments that repeat: the layers."""
+    """Segments that repeat: the layers; all segments where nothing repeats."""
     first = {taken.program.steps[start].name: start for start, _ in taken.slots}
-    return {l for l, s in enumerate(problem.segments) if taken.program.steps[first[s.name]].block.repeat > 1}
+    found = {l for l, s in enumerate(problem.segments) if taken.program.steps[first[s.name]].block.repeat > 1}
+    return found or set(range(len(problem.segments)))
 
 
 def _freed(problem: Problem, group: int) -> int:

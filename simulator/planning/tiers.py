@@ -34,6 +34,7 @@ class Surroundings:
         common: bytes/s out and back of the link to the host.
         host_bandwidth: bytes/s of the host's memory.
         notes: what was assumed.
+        hosted: there is a host beside the device that could run the optimizer.
     """
 
     tiers: tuple[Tier, ...]
@@ -42,6 +43,7 @@ class Surroundings:
     common: tuple[float, float]
     host_bandwidth: float
     notes: tuple[str, ...]
+    hosted: bool = True
 
 
 def surroundings(
@@ -55,8 +57,10 @@ def surroundings(
         ssd: bytes of the drive that may be used; None for no drive.
 
     Raises:
-        ValueError: the device has no link to a host.
+        ValueError: the device has no link to a host, or it is a CPU and no drive is named.
     """
+    if found.kind == "cpu":
+        return _of_cpu(found, ssd, ssd_device)
     memory, notes = device(host_device), []
     link = found.links.get("host")
     if link is None or link.bandwidth is None:
@@ -84,10 +88,7 @@ def surroundings(
     routes = [Route(StreamTier("host", capacity), ("host out", "host memory"), ("host in", "host memory"))]
     if ssd is not None:
         drive = device(ssd_device)
-        read = drive.main.read_bandwidth or drive.main.bandwidth
-        write = drive.main.write_bandwidth or drive.main.bandwidth
-        if not read or not write:
-            raise ValueError(f"{drive.name}: memory.{drive.main.name} names no read and write bandwidth")
+        write, read = _rates(drive)
         links["ssd write"], links["ssd read"] = Link("ssd write", write), Link("ssd read", read)
         tiers.append(Tier("ssd", min(rate, write), min(rate, read), ssd))
         through = ("host memory",)  # staged in pinned host memory: written once and read once
@@ -96,6 +97,32 @@ def surroundings(
         )
         notes.append(f"drive: {drive.title or drive.name}")
     return Surroundings(tuple(tiers), tuple(routes), links, (rate, rate), dram, tuple(notes))
+
+
+def _of_cpu(found: Device, ssd: int | None, ssd_device: str | Device) -> Surroundings:
+    """A CPU's memory is the host's: only a drive lies beyond it, attached directly."""
+    if ssd is None:
+        raise ValueError(
+            f"ssd: {found.name} is a CPU, whose memory is the host's: name the bytes of a drive that may be used "
+            "(ssd='1 TB'), or allow recompute alone"
+        )
+    drive, dram = device(ssd_device), found.main.bandwidth or 0.0
+    if not dram:
+        raise ValueError(f"{found.name}: memory.{found.main.name}.bandwidth is unknown")
+    write, read = _rates(drive)
+    links = {"ssd write": Link("ssd write", write), "ssd read": Link("ssd read", read)}
+    route = Route(StreamTier("ssd", ssd), ("ssd write",), ("ssd read",))
+    notes = (f"drive: {drive.title or drive.name}",)
+    return Surroundings((Tier("ssd", write, read, ssd),), (route,), links, (write, read), dram, notes, hosted=False)
+
+
+def _rates(drive: Device) -> tuple[float, float]:
+    """Bytes/s that a drive writes and reads."""
+    read = drive.main.read_bandwidth or drive.main.bandwidth
+    write = drive.main.write_bandwidth or drive.main.bandwidth
+    if not read or not write:
+        raise ValueError(f"{drive.name}: memory.{drive.main.name} names no read and write bandwidth")
+    return write, read
 
 
 def _attained(kind: str | None) -> float | None:
