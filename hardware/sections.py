@@ -359,6 +359,10 @@ class Mcu(Section):
         tcm: bytes of tightly coupled data memory within the SRAM.
         largest_bank: bytes of the largest contiguous SRAM bank: the largest arena that needs no linker tricks.
         data_cache: bytes.
+        bus_ratio: core clocks per clock of the bus to main SRAM.
+        flash_wait, flash_line: core cycles that one fetch from flash waits for, and bytes it brings.
+        runtime: the inference library assumed unless another is named: `tflm`, `cmsis-nn`, `x-cube-ai` or
+            `tinyengine`; `bare` for the tensors alone at the core's peak.
         accelerator: a neural accelerator on the chip.
     """
 
@@ -368,6 +372,10 @@ class Mcu(Section):
     tcm: Bytes = None
     largest_bank: Bytes = None
     data_cache: Bytes = None
+    bus_ratio: Count = None
+    flash_wait: Count = None
+    flash_line: Bytes = None
+    runtime: Literal["bare", "tflm", "cmsis-nn", "x-cube-ai", "tinyengine"] | None = None
     accelerator: str | None = None
 
 

@@ -11,6 +11,7 @@ from peakline.hardware import device as find_device
 from peakline.limits import refuse_impossible
 from peakline.memory.footprint import Memory, footprint
 from peakline.memory.lifetimes import unroll
+from peakline.memory.micro import LIBRARIES
 from peakline.memory.options import AllocatorOptions
 from peakline.models.graph import Graph
 from peakline.models.select import sweep_shape
@@ -25,6 +26,7 @@ def estimate(
     *,
     allocator: AllocatorOptions | str | None = None,
     cuda_graph: bool = False,
+    runtime: str | None = None,
 ) -> Estimate:
     """Memory, time and traffic of `graph` on `device`.
 
@@ -33,11 +35,13 @@ def estimate(
         device: catalogue name, path of a device file, or a `Device`.
         allocator: settings of PyTorch's caching allocator, or a `PYTORCH_CUDA_ALLOC_CONF` string.
         cuda_graph: launches are replayed from a CUDA graph.
+        runtime: inference library of a microcontroller: `tflm`, `cmsis-nn`, `x-cube-ai`, `tinyengine`, or `bare` for
+            the tensors alone; None for the device's own (`mcu.runtime`).
 
     Raises:
         ValueError: an unknown device, an impossible setting, or a format the device does not compute in.
     """
-    found = find_device(device)
+    found = _with_runtime(find_device(device), runtime)
     refuse_impossible(graph, found)
     options = AllocatorOptions.parse(allocator) if isinstance(allocator, str) else allocator
 
@@ -49,3 +53,15 @@ def estimate(
 
     memory, cost = in_chunks(graph, evaluate) if large else evaluate(graph)
     return Estimate(graph, found, memory, cost)
+
+
+def _with_runtime(found: Device, runtime: str | None) -> Device:
+    """The device with another inference library."""
+    if runtime is None:
+        return found
+    if found.mcu is None:
+        raise ValueError(f"runtime: {runtime!r} is an inference library of microcontrollers, and {found.name} is none")
+    accepted = ("bare", *LIBRARIES)
+    if runtime not in accepted:
+        raise ValueError(f"runtime: must be one of {', '.join(accepted)}; got {runtime!r}")
+    return found if found.mcu.runtime == runtime else find_device(found, **{"mcu.runtime": runtime})

@@ -82,6 +82,10 @@ def estimate(
     cuda_graph: Annotated[
         bool, typer.Option("--cuda-graph", help="Launches replayed from a CUDA graph.", rich_help_panel=_DEVICE)
     ] = False,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="tflm, cmsis-nn, x-cube-ai, tinyengine or bare (microcontrollers).", rich_help_panel=_DEVICE),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
     breakdown: Annotated[
         bool, typer.Option("--breakdown", help="Also every operator.", rich_help_panel=_OUTPUT)
@@ -124,7 +128,7 @@ def estimate(
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     graph = workload_of(model, asked, given) if not names_function(model) else _captured(model, found, asked, given)
-    result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph)
+    result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph, runtime=runtime)
     if plot is not None:
         from peakline.plot import save_memory
 

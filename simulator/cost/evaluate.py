@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from peakline.cost.generic import Products, generic_tiled
+from peakline.cost import mcu
+from peakline.cost.generic import Products, generic_tiled, micro_tiled
 from peakline.cost.gpu import GPU, Tiled, constants
 from peakline.cost.gpu_attention import attention_tiled
 from peakline.cost.gpu_gemm import gemm_tiled
@@ -151,6 +152,8 @@ def _products(
         const = constants(machine, "gemm")
         issue = const.issue
         tiled = gemm_tiled(machine, batch, m, n, k, (a, b, c), reads, writes, copies=copies, const=const)
+    elif machine.micro is not None:
+        tiled = micro_tiled(machine, mcu.products(machine.micro, batch, m, n, k, wide, b), reads + writes)
     else:
         widths = (a.bits / 8.0, b.bits / 8.0, c.bits / 8.0)
         tiled = generic_tiled(machine, ((batch, m, n, k),), 0.0, wide, 1.0, reads, writes, widths)
@@ -190,6 +193,9 @@ def _convolution(values: Values, formats: tuple[Any, ...], machine: Machine, cop
             conversions = stream_tiled(machine, 0.0, wide, 3.0, reads + writes, reads + writes, const=passing)
             implicit = _in_turn(implicit, conversions)
         tiled = _faster(ops, implicit, direct)
+    elif machine.micro is not None and not transposed:
+        window = mcu.Window(batch, out_channels, narrow_in, taps, in_space, space)
+        tiled = micro_tiled(machine, mcu.convolution(machine.micro, window, groups, wide, b), reads + writes)
     else:
         shared = (a.bits / 8.0 / unrolled, b.bits / 8.0, c.bits / 8.0)
         tiled = generic_tiled(machine, ((groups, m, n, k),), 0.0, wide, 1.0, reads, writes, shared)
@@ -281,6 +287,8 @@ def _stream(values: Values, formats: tuple[Any, ...], machine: Machine, copies: 
         tiled = stream_tiled(
             machine, work, kind, launches, reads, writes, again=again, walk=walk, repeated=warm, const=passing
         )
+    elif machine.micro is not None:
+        tiled = micro_tiled(machine, mcu.stream(machine.micro, reads, writes, kind), reads + writes)
     else:
         tiled = generic_tiled(machine, (), work, kind, launches, reads, writes)
     return Plan(work / _scalar_peak(machine, kind), None, tiled)

@@ -17,7 +17,7 @@ from peakline.cost.numeric import Real, ops_for
 from peakline.cost.tiling import blocked_traffic
 from peakline.models.dtypes import DType
 
-__all__ = ["Products", "generic_tiled"]
+__all__ = ["Products", "generic_tiled", "micro_tiled"]
 
 Products: TypeAlias = tuple[Real, Real, Real, Real]
 """(batch, m, n, k) of one or several equal matrix products."""
@@ -66,3 +66,15 @@ def generic_tiled(
     both = arithmetic + memory if machine.kind == "mcu" else ops.maximum(arithmetic, memory)
     main = machine.main.name
     return Tiled(launch + both, launch, {main: moved}, {"compute": arithmetic, main: memory})
+
+
+def micro_tiled(machine: Machine, cycles: tuple[Real, Real], moved: Real) -> Tiled:
+    """Seconds of a microcontroller's kernel from its (instruction, stall) cycles; `moved` bytes of main memory.
+
+    The clock is the one behind the stated rate: a device with twice the rate runs every cycle in half the time.
+    """
+    assert machine.micro is not None
+    clock = machine.vector["int8"] / (2.0 * machine.micro.core.macs)
+    arithmetic, stalls = cycles[0] / clock, cycles[1] / clock
+    main = machine.main.name
+    return Tiled(arithmetic + stalls, 0.0, {main: moved}, {"compute": arithmetic, main: stalls})

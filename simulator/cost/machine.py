@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from peakline.cost.pim import Banks, banks_of
+from peakline.cost.mcu import Micro, micro_of
 from peakline.models.dtypes import DType
 
 __all__ = ["POWER_AT_1GHZ", "Level", "Machine", "machine", "sustained_fraction"]
@@ -59,6 +60,7 @@ class Machine:
         attainable: calibrated constants by kind of kernel (`gemm.main_share`, `peakline.cost.gpu.constants`), empty if
             uncalibrated.
         banks: what products beside memory banks depend on (PIM), None elsewhere.
+        micro: core, library and memories of a microcontroller whose kernels are described, None elsewhere.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Machine:
     dataflow: str = ""
     attainable: Mapping[str, float] = field(default_factory=dict)
     banks: Banks | None = None
+    micro: Micro | None = None
 
     @property
     def main(self) -> Level:
@@ -247,6 +250,7 @@ def _read(device: Any) -> Machine:
         array=array,
         dataflow=(device.npu.dataflow or "") if device.npu else "",
         attainable=device.calibration.fitted if device.calibration else {},
+        micro=micro_of(device),
         banks=banks_of(device.pim, levels[-1].bandwidth, units) if device.pim else None,
     )
 

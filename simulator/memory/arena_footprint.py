@@ -2,7 +2,8 @@
 
 Two walls: the arena must fit the SRAM, and what never changes while the program runs must fit the flash. In inference
 that is every parameter and buffer; in training only the frozen parameters, since what an optimizer updates cannot lie
-in flash. The arena is planned as TensorFlow Lite Micro plans it (`peakline.memory.arena`).
+in flash. The arena is planned as TensorFlow Lite Micro plans it (`peakline.memory.arena`); what the device's inference
+library adds and saves follows `peakline.memory.micro`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from peakline.memory.arena import Lifetime, StaticArena, plan_arena
 from peakline.memory.footprint import REPLAY_LIMIT, Memory
 from peakline.memory.lifetimes import Program
 from peakline.memory.live import Occupancy, live_peak, occupancy
+from peakline.memory.micro import LIBRARIES, Library, holds_for, operators, weight_window
+from peakline.memory.micro_spans import Span, library_spans, overwritten
 from peakline.models.dims import is_array
 from peakline.models.graph import Tensor
 
@@ -43,35 +46,86 @@ def arena_footprint(program: Program, device: Device) -> Memory:
     main, flash = device.main, _flash(device)
     if main.capacity is None:
         raise ValueError(f"device {device.name}: {main.name} has no capacity; derive a variant that states it")
+    library = _library(program, device)
     constants = _constants(program) if flash is not None else frozenset[int]()
     last_use = _last_use_of_inputs(program)
     table = _in_main_memory(occupancy(program), program, constants, last_use)
+    if library is not None:
+        table = _overwriting(table, program, library)
     peak = live_peak(table)
+    structures, code = _structures(program, library)
     fits_flash: Any = True
     stores: dict[str, tuple[Any, int]] = {}
     if flash is not None and flash.capacity is not None:
-        held: Any = sum((program.sizes[key] for key in constants), 0)
+        held: Any = sum((program.sizes[key] for key in constants), code)
         stores[flash.name] = (held, flash.capacity)
         fits_flash = held <= flash.capacity
-    plan, arena = _plan(program, constants, last_use, np.shape(peak.bytes), peak.bytes)
-    needed = arena + device.software.context_bytes
-    fits = (needed <= main.capacity) & np.asarray(fits_flash)
+    spans = _spans(program, constants, last_use) if library is None else library_spans(program, constants, library)
+    beside: Any = structures
+    if library is not None and library.shared_windows:
+        windows = [size for name, size, _, _ in spans if name.endswith(".window")]
+        spans = [span for span in spans if not span[0].endswith(".window")]
+        for size in windows:
+            beside = np.maximum(beside, structures + size)
+        beside = beside + weight_window(program, library)
+        beside = int(beside) if np.ndim(beside) == 0 else beside
+    plan, arena = _plan(spans, np.shape(peak.bytes), peak.bytes)
+    context = device.software.context_bytes + beside
+    needed = arena + context
+    wall = _wall(device, main.capacity)
+    fits = (needed <= wall) & np.asarray(fits_flash)
     return Memory(
         program,
         peak.bytes,
         arena,
         arena,
         needed,
-        main.capacity,
+        wall,
         bool(fits) if np.ndim(fits) == 0 else fits,
         peak.by_role,
         peak.step,
         stores=stores,
-        context=device.software.context_bytes,
+        context=context,
         occupied=table,
         arena=plan,
-        notes=_notes(device, arena),
+        notes=_notes(device, arena, library, wall),
     )
+
+
+def _library(program: Program, device: Device) -> Library | None:
+    """The inference library of the device, None for the tensors alone: nothing named, `bare`, or not what it runs."""
+    name = device.mcu.runtime if device.mcu is not None else None
+    return LIBRARIES[name] if name in LIBRARIES and holds_for(program) else None
+
+
+def _structures(program: Program, library: Library | None) -> tuple[Any, Any]:
+    """(SRAM of the library's structures, flash of its program and parameters of quantisation), bytes."""
+    if library is None:
+        return 0, 0
+    count, channels = operators(program, library)
+    return (
+        count * library.per_operator + channels * library.per_channel,
+        library.code + count * library.flash_per_operator + channels * library.flash_per_channel,
+    )
+
+
+def _wall(device: Device, capacity: int) -> int:
+    """Bytes that one static arena may take: the largest contiguous bank, where the memory is cut up."""
+    bank = device.mcu.largest_bank if device.mcu is not None else None
+    return min(capacity, bank) if bank is not None else capacity
+
+
+def _overwriting(table: Occupancy, program: Program, library: Library) -> Occupancy:
+    """The occupancy where outputs take the place of inputs: of the two only the larger counts."""
+    column = {name: index for index, name in enumerate(table.names)}
+    counts = table.counts.copy()
+    for position, step in enumerate(program.steps):
+        pair = overwritten(program, position, step, library)
+        if pair is not None:
+            x, y = pair
+            smaller = x if bool(np.all(np.asarray(program.sizes[y]) > np.asarray(program.sizes[x]))) else y
+            counts[position, column[program.storages[smaller].tensor.name]] -= 1
+    return Occupancy(counts, table.roles, table.names, table.sizes)
 
 
 def _flash(device: Device) -> MemoryLevel | None:
@@ -116,11 +170,8 @@ def _in_main_memory(
     return Occupancy(counts, table.roles, table.names, table.sizes)
 
 
-def _plan(
-    program: Program, constants: frozenset[int], last_use: dict[int, int], shape: tuple[int, ...], live: Any
-) -> tuple[StaticArena | None, Any]:
+def _plan(spans: list[Span], shape: tuple[int, ...], live: Any) -> tuple[StaticArena | None, Any]:
     """The plan and its bytes; for a sweep the bytes of each configuration's plan, or of live bytes for very many."""
-    spans = _spans(program, constants, last_use)
     if not is_array(*(size for _, size, _, _ in spans)):
         plan = plan_arena(Lifetime(name, int(size), first, last) for name, size, first, last in spans)
         return plan, plan.size
@@ -137,11 +188,11 @@ def _plan(
     return None, np.asarray(sizes, dtype=np.int64).reshape(shape)
 
 
-def _spans(program: Program, constants: frozenset[int], last_use: dict[int, int]) -> list[tuple[str, Any, int, int]]:
+def _spans(program: Program, constants: frozenset[int], last_use: dict[int, int]) -> list[Span]:
     """(name, bytes, first step, last step) of everything that needs a place in the arena."""
     end = len(program.steps) - 1
     resident = set(program.resident)
-    spans: list[tuple[str, Any, int, int]] = []
+    spans: list[Span] = []
     for key, (born, dies) in enumerate(zip(program.births, program.deaths)):
         if key in constants:
             continue
@@ -155,11 +206,16 @@ def _spans(program: Program, constants: frozenset[int], last_use: dict[int, int]
     return [span for span in spans if not (np.ndim(span[1]) == 0 and span[1] == 0)]
 
 
-def _notes(device: Device, arena: Any) -> tuple[str, ...]:
-    notes = ["the interpreter's own structures and the program's code are not counted"]
-    bank = device.mcu.largest_bank if device.mcu is not None else None
-    if bank is not None and bool(np.any(np.asarray(arena) > bank)):
-        notes.append(f"the arena is larger than the largest contiguous bank of SRAM ({format_bytes(bank)})")
+def _notes(device: Device, arena: Any, library: Library | None, wall: int) -> tuple[str, ...]:
+    if library is None:
+        notes = ["the interpreter's own structures and the program's code are not counted"]
+    else:
+        notes = [
+            f"runtime {library.name}: its structures, windows and code are counted (name another with "
+            "mcu.runtime: bare, tflm, cmsis-nn, x-cube-ai, tinyengine)"
+        ]
+    if wall < (device.main.capacity or 0):
+        notes.append(f"one arena needs contiguous memory: the largest bank is {format_bytes(wall)}")
     if np.ndim(arena) and np.size(arena) > REPLAY_LIMIT:
         notes.append(f"no arena is planned for more than {REPLAY_LIMIT} configurations: its size is the live bytes")
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""Memory on a microcontroller: an arena in SRAM and constants in flash, two walls."""
+"""Memory on a microcontroller: an arena in SRAM and constants in flash, two walls; tensors alone (`bare`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import peakline as pk
 
 @pytest.fixture(scope="module")
 def est() -> pk.Estimate:
-    return pk.estimate(pk.inference("mobilenet-v2-0.35", dtype="int8", image=96), "stm32h743")
+    return pk.estimate(pk.inference("mobilenet-v2-0.35", dtype="int8", image=96), "stm32h743", runtime="bare")
 
 
 def test_parameters_lie_in_flash_and_not_in_the_arena(est: pk.Estimate) -> None:
