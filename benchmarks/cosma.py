@@ -155,13 +155,19 @@ def summary(results: list[tuple[str, str, str, list[int], int]]) -> list[str]:
         "| all four |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
+    capacities = {
+        "M_R, all": {"M_R", "M_R = M_P"},
+        "M_R < M_P": {"M_R"},
+        "M_H": {"M_H"},
+        "M_P, all": {"M_P", "M_R = M_P"},
+    }
     for group in ("human-designed", "found by search"):
-        for label in ("M_R", "M_H", "M_P", "M_R = M_P"):
-            cases = [r for r in results if r[0] == group and r[1] == label]
+        for name, labels in capacities.items():
+            cases = [r for r in results if r[0] == group and r[1] in labels]
             cuts = [[1 - ours / o[n] for _, _, _, o, ours in cases if o[n]] for n in range(4)]
             cells = [f"{sum(c) / len(c):.0%} ({len(c)})" if c else "–" for c in (*cuts, [x for c in cuts for x in c])]
             if cases:
-                lines.append(f"| {group} | {label} | {len(cases)} | " + " | ".join(cells) + " |")
+                lines.append(f"| {group} | {name} | {len(cases)} | " + " | ".join(cells) + " |")
     return lines
 
 

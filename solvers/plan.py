@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Traffic"]
+__all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Traffic"]
 
 SCHEMA = "peakline.plan/1"
+
+ALLOWED = ("bypass", "in-place", "recompute")
+"""Options that a plan may be allowed to use."""
 
 
 class PlanError(ValueError):
@@ -26,6 +29,8 @@ class Step:
         evict: residents that leave the scratchpad; what was never stored is lost.
         load: tensors brought in, each with its offset in bytes.
         produce: offset in bytes of each output.
+        bypass: inputs that the operator reads from off-chip without their being resident; each counts as a load.
+        in_place: outputs that lie within an input's bytes; that input is gone when the operator has run.
     """
 
     operator: str
@@ -33,6 +38,23 @@ class Step:
     evict: tuple[str, ...]
     load: Mapping[str, int]
     produce: Mapping[str, int]
+    bypass: tuple[str, ...] = ()
+    in_place: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as JSON values; what the options add only where it is used."""
+        entry: dict[str, Any] = {
+            "store": list(self.store),
+            "evict": list(self.evict),
+            "load": dict(self.load),
+            "operator": self.operator,
+            "produce": dict(self.produce),
+        }
+        if self.bypass:
+            entry["bypass"] = list(self.bypass)
+        if self.in_place:
+            entry["in_place"] = dict(self.in_place)
+        return entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +100,10 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps for a scratchpad of `capacity` bytes; `peak`: most bytes resident at once; `final_store` comes last."""
+    """Steps for a scratchpad of `capacity` bytes; `peak`: most bytes resident at once; `final_store` comes last.
+
+    `allow` names the options that its steps may use: bypass, in-place, recompute (an operator may run again).
+    """
 
     capacity: int
     steps: tuple[Step, ...]
@@ -86,23 +111,16 @@ class Plan:
     traffic: Traffic
     peak: int
     certificate: Certificate
+    allow: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema `peakline.plan/1`."""
         proof = self.certificate
         return {
             "schema": SCHEMA,
+            **({"allow": list(self.allow)} if self.allow else {}),
             "capacity": self.capacity,
-            "steps": [
-                {
-                    "store": list(s.store),
-                    "evict": list(s.evict),
-                    "load": dict(s.load),
-                    "operator": s.operator,
-                    "produce": dict(s.produce),
-                }
-                for s in self.steps
-            ],
+            "steps": [step.to_dict() for step in self.steps],
             "final_store": list(self.final_store),
             "traffic": {
                 "load": self.traffic.load,
@@ -146,6 +164,8 @@ class Plan:
                     _names(entry, "evict", where),
                     _offsets(entry, "load", where),
                     _offsets(entry, "produce", where),
+                    _names(entry, "bypass", where) if "bypass" in entry else (),
+                    _pairs(entry, "in_place", where) if "in_place" in entry else {},
                 )
             )
         traffic, proof = _get(data, "traffic", Mapping, "plan"), _get(data, "certificate", Mapping, "plan")
@@ -161,6 +181,7 @@ class Plan:
                 _get(proof, "method", str, "certificate"),
                 float(_get(proof, "seconds", (int, float), "certificate")),
             ),
+            _names(data, "allow", "plan") if "allow" in data else (),
         )
 
 
@@ -181,6 +202,13 @@ def _names(data: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in names):
         raise PlanError(f"{where}: {field} must be a list of tensor names")
     return tuple(names)
+
+
+def _pairs(data: Mapping[str, Any], field: str, where: str) -> dict[str, str]:
+    given = _get(data, field, Mapping, where)
+    if not all(isinstance(name, str) for name in given.values()):
+        raise PlanError(f"{where}: {field} must give names of tensors")
+    return dict(given)
 
 
 def _offsets(data: Mapping[str, Any], field: str, where: str) -> dict[str, int]:

@@ -96,31 +96,61 @@ class _Machine:
         self._place(tensor, offset)
         self.moved_in += tensor.bytes
 
-    def run(self, operator: Operator, produce: dict[str, int]) -> None:
+    def bypass(self, operator: Operator, name: str) -> None:
+        tensor = self.known(name)
+        if name not in operator.inputs:
+            raise self.refuse(name, f"bypassed though {operator.name!r} does not read it")
+        if name in self.resident:
+            raise self.refuse(name, "bypassed while it is resident")
+        if name not in self.off_chip:
+            raise self.refuse(name, "bypassed though it is not off-chip: " + self._why_absent(name))
+        self.moved_in += tensor.bytes
+
+    def run(self, operator: Operator, step: Step) -> int:
+        """Run the operator; returns the bytes resident meanwhile."""
+        produce = dict(step.produce)
         for name in operator.inputs:
-            if name not in self.resident:
+            if name not in self.resident and name not in step.bypass:
                 raise self.refuse(name, f"read by {operator.name!r} while it is not resident: {self._why_absent(name)}")
         if set(produce) != set(operator.outputs):
             odd = sorted(set(produce) ^ set(operator.outputs))[0]
             known = "is an output without an offset" if odd in operator.outputs else "is not an output"
             raise self.refuse(odd, f"{known} of {operator.name!r}")
+        for name in step.in_place:
+            self._check_in_place(operator, name, step.in_place[name], produce)
+        held = self.resident_bytes
         for name in operator.outputs:
-            self._place(self.known(name), produce[name])
+            if name in self.resident:
+                raise self.refuse(name, f"made again by {operator.name!r} while it is resident")
+            self._place(self.known(name), produce[name], within=step.in_place.get(name))
+            held += 0 if name in step.in_place else self.known(name).bytes
             self.made.add(name)
+        for name in set(step.in_place.values()):
+            del self.resident[name]
+        return held
+
+    def _check_in_place(self, operator: Operator, name: str, below: str, produce: dict[str, int]) -> None:
+        if name not in operator.outputs:
+            raise self.refuse(name, f"in place though it is not an output of {operator.name!r}")
+        if below not in operator.inputs or below not in self.resident:
+            raise self.refuse(name, f"in place of {below!r}, which is not a resident input of {operator.name!r}")
+        low = self.resident[below]
+        if not low <= produce[name] <= low + self.tensors[below].bytes - self.tensors[name].bytes:
+            raise self.refuse(name, f"at {produce[name]}, not within the bytes of {below!r} that it is to overwrite")
 
     def _why_absent(self, name: str) -> str:
         if name in self.off_chip:
             return "it was not loaded"
         return "it was evicted without a store" if name in self.made else "nobody has made it yet (order violated)"
 
-    def _place(self, tensor: Tensor, offset: int) -> None:
+    def _place(self, tensor: Tensor, offset: int, within: str | None = None) -> None:
         if offset < 0:
             raise self.refuse(tensor.name, f"offset must be at least 0, got {offset}")
         top = offset + tensor.bytes
         if top > self.capacity:
             raise self.refuse(tensor.name, f"[{offset}, {top}) passes the capacity of {self.capacity}")
         for other, bottom in self.resident.items():
-            if offset < bottom + self.tensors[other].bytes and bottom < top:
+            if other != within and offset < bottom + self.tensors[other].bytes and bottom < top:
                 raise self.refuse(
                     tensor.name,
                     f"[{offset}, {top}) overlaps {other!r} at [{bottom}, {bottom + self.tensors[other].bytes})",
@@ -148,12 +178,16 @@ def replay(problem: Problem, plan: Plan) -> Replay:
         operator = operators.get(step.operator)
         if operator is None:
             raise machine.refuse(None, f"{step.operator!r} is not an operator of the problem")
-        if step.operator in ran:
+        if step.operator in ran and "recompute" not in plan.allow:
             raise machine.refuse(None, f"operator {step.operator!r} runs a second time")
+        for option, used in (("bypass", step.bypass), ("in-place", step.in_place)):
+            if used and option not in plan.allow:
+                raise machine.refuse(next(iter(used)), f"{option} is used, which the plan does not allow itself")
         _move(machine, step)
-        machine.run(operator, dict(step.produce))
+        for name in _each_once(machine, step.bypass, "bypass"):
+            machine.bypass(operator, name)
+        resident.append(machine.run(operator, step))
         ran.add(step.operator)
-        resident.append(machine.resident_bytes)
     machine.step = len(plan.steps)
     for name in operators:
         if name not in ran:
