@@ -174,10 +174,11 @@ class Link(Section):
 
 
 class PowerDraw(Section):
-    """Watts: board limit, and idle where published."""
+    """Watts: board limit, idle, and what a microcontroller draws while it computes, where published or measured."""
 
     tdp: Power = None
     idle: Power = None
+    active: Power = None
 
 
 class Software(Section):

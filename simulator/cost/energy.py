@@ -3,7 +3,8 @@
 E = Σ operations · J/op  +  Σ_levels bytes moved · J/B  +  idle watts · seconds
 
 (Horowitz, "Computing's energy problem", ISSCC 2014, for why the first two are kept apart.) Without published energies
-of both arithmetic and main memory there is no answer; other levels and formats that nobody published count as
+of both arithmetic and main memory there is no answer, unless the power drawn while computing was measured (a
+microcontroller's, `power.active`), E = active watts · seconds; other levels and formats that nobody published count as
 nothing, so the sum is a lower bound on what a meter would read.
 """
 
@@ -46,6 +47,8 @@ def energy(cost: ProgramCost, device: Device, graph: Graph) -> Any:
     Returns:
         Joules: a float, or a float64 array in a sweep.
     """
+    if device.power.active is not None:
+        return cost.tiled * device.power.active
     levels = {name: level.energy_per_byte for name, level in device.memory.items() if level.energy_per_byte is not None}
     arithmetic = _per_operation(device)
     if not arithmetic or device.main.name not in levels:

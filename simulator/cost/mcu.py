@@ -11,7 +11,8 @@ arXiv:1801.06601; J. Lin et al., "MCUNet: tiny deep learning on IoT devices", ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from peakline.cost import mcu_kernels as kernels
@@ -19,7 +20,19 @@ from peakline.cost.mcu_kernels import Kernels, Window
 from peakline.cost.numeric import Real, ops_for
 from peakline.models.dtypes import DType
 
-__all__ = ["CORES", "Core", "Micro", "Window", "convolution", "micro_of", "product_seconds", "products", "stream"]
+__all__ = [
+    "CORES",
+    "FITTED",
+    "Constants",
+    "Core",
+    "Micro",
+    "Window",
+    "convolution",
+    "micro_of",
+    "product_seconds",
+    "products",
+    "stream",
+]
 
 SIMD_PAIR = 2.0
 """Products of one SMLAD instruction (Armv7E-M Architecture Reference Manual)."""
@@ -45,18 +58,34 @@ class Core:
 
 CORES = {
     "Arm Cortex-M0+": Core("scalar", 1.0, 8 / 6),
-    "Arm Cortex-M4": Core("dsp", 2.0, 1.12),
-    "Arm Cortex-M33": Core("dsp", 2.0, 1.0),
-    "Arm Cortex-M7": Core("dsp", 2.0, 0.64),
+    "Arm Cortex-M4": Core("dsp", 2.0, 1.15),
+    "Arm Cortex-M33": Core("dsp", 2.0, 0.97),
+    "Arm Cortex-M7": Core("dsp", 2.0, 0.63),
     "Arm Cortex-M85": Core("helium", 8.0, 2.0),
 }
 """Cycles per instruction. M0+: two loads of two cycles among six instructions (Technical Reference Manual). M85: a
-128-bit instruction takes two beats (Technical Reference Manual). M4, M33 and M7 (dual issue): one constant each, fitted
-on MLPerf Tiny and TinyEngine rows (docs/microcontrollers.md)."""
+128-bit instruction takes two beats (Technical Reference Manual). M4, M33 and M7 (dual issue): fitted."""
 
-LINE_FILL = 10.0
-"""Bus clocks to bring one cache line from on-chip SRAM: four beats of 64 bits and the way there and back. Fitted with
-the M7's cycles per instruction on TinyEngine's rows."""
+LINE_FILL = 12.0
+"""Bus clocks to bring one cache line from on-chip SRAM: four beats of 64 bits and the way there and back. Fitted."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What was fitted (docs/microcontrollers.md), so that it can be fitted again on other rows.
+
+    Attributes:
+        cores: by name.
+        fill: bus clocks of a cache line fill.
+        libraries: kernels of each runtime on a core with the DSP extension.
+    """
+
+    cores: Mapping[str, Core] = field(default_factory=lambda: CORES)
+    fill: float = LINE_FILL
+    libraries: Mapping[str, Kernels] = field(default_factory=lambda: kernels.RUNTIMES)
+
+
+FITTED = Constants()
 
 
 @dataclass(frozen=True)
@@ -66,6 +95,7 @@ class Micro:
     Attributes:
         core: the processor core.
         runtime: the inference library.
+        library: its kernels on a core with the DSP extension.
         cache: bytes of data cache.
         fill: cycles of a line fill from SRAM, 0 without a cache.
         flash_per_byte: cycles that reading weights from flash waits for each byte; 0 with a data cache, whose line
@@ -74,6 +104,7 @@ class Micro:
 
     core: Core
     runtime: str
+    library: Kernels
     cache: float
     fill: float
     flash_per_byte: float
@@ -84,19 +115,21 @@ class Micro:
             return kernels.FLOAT
         if self.core.isa != "dsp" and self.runtime != "tflm":
             return kernels.HELIUM if self.core.isa == "helium" else kernels.SCALAR
-        return kernels.RUNTIMES[self.runtime]
+        return self.library
 
 
-def micro_of(device: Any) -> Micro | None:
+def micro_of(device: Any, constants: Constants = FITTED) -> Micro | None:
     """The time model's figures of a device; None where it is no microcontroller, or core or library are not known."""
     section = device.mcu
-    core = CORES.get(section.core) if section is not None else None
-    if core is None or section.runtime not in kernels.RUNTIMES:
+    core = constants.cores.get(section.core) if section is not None else None
+    library = constants.libraries.get(section.runtime) if section is not None else None
+    if core is None or library is None:
         return None
     cache = float(section.data_cache or 0)
     if cache:
-        return Micro(core, section.runtime, cache, LINE_FILL * (section.bus_ratio or 1), 0.0)
-    return Micro(core, section.runtime, 0.0, 0.0, (section.flash_wait or 0) / (section.flash_line or 1))
+        fill = constants.fill * (section.bus_ratio or 1)
+        return Micro(core, section.runtime, library, cache, fill, 0.0)
+    return Micro(core, section.runtime, library, 0.0, 0.0, (section.flash_wait or 0) / (section.flash_line or 1))
 
 
 def products(micro: Micro, batch: Real, m: Real, n: Real, k: Real, kind: DType, weight: DType) -> tuple[Real, Real]:

@@ -156,8 +156,9 @@ def convolution_of(program: Program, step: Step) -> Conv | None:
         return None
     kernel = tuple(int(k) for k in w.shape[2:])
     stated = operator.attributes.get("padding", (0, 0))
-    explicit = not isinstance(stated, str)
-    padding = (stated,) * 2 if isinstance(stated, int) else tuple(stated) if explicit else (0, 0)
+    sides = (stated,) * 2 if isinstance(stated, int | str) else tuple(stated)
+    explicit = all(isinstance(side, int) for side in sides)
+    padding = sides if explicit else (0, 0)
     groups = operator.attributes.get("groups", 1)
     alone = bool(np.all(np.asarray(groups) > 1)) and w.shape[1] == 1
     return Conv(x.shape[1], x.shape[2], x.shape[3], kernel, padding, explicit, alone)  # type: ignore[arg-type]
