@@ -295,7 +295,8 @@ def _prepared(unit: _Unit, models: Mapping[str, Any]) -> list[tuple[_Prepared | 
     out = [(_prepare(graph, rows, unit), rows) for graph, rows in built(dict(options), unit.sizes, unit.shape, models)]
     if key is not None:
         while len(_remembered) >= _MOST_REMEMBERED:
-            _remembered.pop(next(iter(_remembered)), None)
+            for oldest in list(_remembered)[:1]:  # a copy: other threads may be at it
+                _remembered.pop(oldest, None)
         _remembered[key] = out
     return out
 

@@ -110,7 +110,8 @@ def _skeleton(graph: Graph, workspaces: tuple[int, ...]) -> Skeleton:
     found = _known.get(key)
     if found is None:
         while len(_known) >= _KEPT:
-            _known.pop(next(iter(_known)), None)
+            for oldest in list(_known)[:1]:  # a copy: other threads may be at it
+                _known.pop(oldest, None)
         found = _known[key] = _worked_out(graph, workspaces)
     return found
 
