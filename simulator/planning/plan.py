@@ -14,6 +14,7 @@ from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
+from peakline.planning.addresses import Arena, arena_of, reserved_by
 from peakline.planning.coarse import coarse, root
 from peakline.planning.execute import DEVICE, executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, profile
@@ -38,6 +39,10 @@ ATTEMPTS = 5
 
 GREEDY = 0.005
 """A greedy policy within this of the lower bound is the plan: no solver can win more."""
+
+
+ROUNDING = 4 << 20
+"""Bytes at most that a tight plan leaves to the alignment of addresses."""
 
 
 class NothingFits(ValueError):
@@ -135,6 +140,18 @@ class OffloadPlan:
         return self.seconds / self.baseline_seconds - 1.0
 
     @cached_property
+    def arena(self) -> Arena:
+        """Addresses of the device's buffers, decided beforehand: no fragmentation at run time."""
+        return arena_of(self.timeline, DEVICE)
+
+    @cached_property
+    def reserved(self) -> int:
+        """Bytes that PyTorch's caching allocator would hold for the same allocations and frees."""
+        taken, items = self.made.profile.program, zip(self.made.keys.items, self.made.problem.items)
+        away = {key for key, item in items if item.away}
+        return reserved_by(self.timeline, DEVICE, [int(taken.sizes[key]) for key in taken.resident if key not in away])
+
+    @cached_property
     def moved(self) -> dict[str, int]:
         """Bytes carried over each link."""
         return self.timeline.moved
@@ -194,6 +211,8 @@ class OffloadPlan:
             "seconds": self.seconds,
             "peak_bytes": self.peak,
             "peaks_bytes": self.peaks(),
+            "arena_bytes": self.arena.bytes,
+            "reserved_bytes": self.reserved,
             "baseline": {"seconds": self.baseline_seconds, "peak_bytes": self.baseline_peak},
             "certificate": {
                 "objective": self.seconds, "lower_bound": self.lower_bound, "gap": self.gap, "method": self.method,
@@ -253,6 +272,8 @@ def plan(
         found, host=None if host is None else _bytes("host", host), ssd=None if ssd is None else _bytes("ssd", ssd),
         host_device=host_device, ssd_device=ssd_device,
     ) if set(words) - {"recompute"} else None  # fmt: skip
+    if before.memory.live > room:
+        room -= min(room >> 12, ROUNDING)
     outcomes, floors = [], []
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in _modes(words, around)]
     for number, taken in enumerate([*profiles, *_stretches(profiles, words)]):

@@ -1,0 +1,189 @@
+"""`plan.apply(module)`: the training loop stays as it is, and memory goes as planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from peakline.execution.iteration import Handle, Iteration
+from peakline.execution.script import Script, script_of
+from peakline.execution.stores import Files, HostMemory, Store, checked_folder
+
+if TYPE_CHECKING:
+    from peakline.planning.plan import OffloadPlan
+
+__all__ = ["Applied", "apply"]
+
+
+def apply(
+    plan: OffloadPlan,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    folder: str | PathLike[str] | None = None,
+) -> Applied:
+    """Carry a plan out in the module that it was captured from, from now until `remove()` or the end of a `with`.
+
+        with plan.apply(module, optimizer, folder="/scratch"):
+            for batch in batches:
+                module(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Losses and gradients are what they would be without: operators executed a second time see the same operands and
+    the same random numbers, and leave no trace in the model's buffers.
+
+    Args:
+        plan: of what `pk.capture(module, inputs, ...)` returned.
+        module: the module, with the same parameters; its training loop's shapes must be the captured ones.
+        optimizer: to be carried out in turns where the plan decided so.
+        folder: where a plan with an `ssd` tier puts its files; they are removed at the end.
+
+    Raises:
+        ValueError: a plan of a built-in graph or of another model, a folder that is missing or cannot be written to.
+            In the forward pass: an operator or a shape that is not the plan's, naming both.
+    """
+    script = script_of(plan)
+    _check_parameters(plan, module)
+    tiers = set(script.moved.values())
+    states = _moved_states(plan)
+    if states and optimizer is None:
+        raise ValueError("optimizer: the plan moves optimizer states; pass the optimizer that holds them")
+    if "ssd" in tiers | set(states.values()):
+        if folder is None:
+            raise ValueError("folder: the plan moves tensors to a drive; name a folder on it")
+        checked_folder(folder)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    stores: dict[str, Store] = {}
+    if "host" in tiers:
+        stores["host"] = HostMemory(device)
+    if "ssd" in tiers and folder is not None:
+        stores["ssd"] = Files(folder)
+    undo: list[Callable[[], None]] = [store.close for store in stores.values()]
+    if states and optimizer is not None:
+        from peakline.execution.optimizers import offload_optimizer
+
+        where = "ssd" if "ssd" in states.values() else "host"
+        turns = offload_optimizer(
+            optimizer, module, folder=folder if where == "ssd" else None, update=plan.optimizer, states=set(states),
+        )  # fmt: skip
+        undo.insert(0, turns.remove)
+    return Applied(script, module, stores, undo)
+
+
+class Applied:
+    """A plan at work; a context manager that ends it, as `remove()` does."""
+
+    def __init__(
+        self, script: Script, module: torch.nn.Module, stores: dict[str, Store], undo: list[Callable[[], None]]
+    ) -> None:
+        """Begin."""
+        self.script, self.stores, self._undo = script, stores, undo
+        self.iteration: Iteration | None = None
+        self._mode = _Following(self)
+        self._saving = saved_tensors_hooks(self._pack, _unpack)
+        self._hooks = [
+            module.register_forward_pre_hook(self._enter, prepend=True),
+            module.register_forward_hook(self._leave, always_call=True),
+        ]
+        self._mode.__enter__()
+        self._saving.__enter__()
+        self._active = True
+
+    def remove(self) -> None:
+        """End: the module is as it was before. Backward passes of forward passes that have run must be over."""
+        if not self._active:
+            return
+        self._active = False
+        self._saving.__exit__(None, None, None)
+        self._mode.__exit__(None, None, None)
+        for hook in self._hooks:
+            hook.remove()
+        self.iteration = None
+        for undo in self._undo:
+            undo()
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _enter(self, module: torch.nn.Module, args: Any) -> None:
+        self.iteration = Iteration(self.script, self.stores) if torch.is_grad_enabled() else None
+
+    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if self.iteration is not None:
+            self.iteration.inside = False
+
+    def _pack(self, tensor: torch.Tensor) -> Any:
+        iteration = self.iteration
+        if iteration is None or torch._C._current_graph_task_id() >= 0:
+            return tensor.detach()
+        return iteration.save(tensor)
+
+
+def _unpack(saved: Any) -> torch.Tensor:
+    found: torch.Tensor = saved.get() if isinstance(saved, Handle) else saved
+    return found
+
+
+class _Following(TorchDispatchMode):
+    """Shows the operators of the forward pass to the iteration under way."""
+
+    def __init__(self, applied: Applied) -> None:
+        super().__init__()
+        self.applied = applied
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        iteration = self.applied.iteration
+        if iteration is None or not iteration.recording or torch._C._current_graph_task_id() >= 0:
+            return func(*args, **(kwargs or {}))
+        if func.namespace in ("profiler", "prim"):
+            return func(*args, **(kwargs or {}))
+        return iteration.run(func, args, kwargs or {})
+
+
+def _moved_states(plan: OffloadPlan) -> dict[str, str]:
+    """Tier of each optimizer state that the plan moves; all on the host where the host takes the updates."""
+    found = {
+        decision.tensor: max(decision.moved, key=decision.moved.__getitem__)
+        for decision in plan.decisions
+        if decision.role == "optimizer_state" and decision.moved
+    }
+    if plan.optimizer == "host" and not found:
+        return {"*": "host"}
+    return found
+
+
+def _check_parameters(plan: OffloadPlan, module: torch.nn.Module) -> None:
+    """The module has the parameters of the plan.
+
+    Raises:
+        ValueError: naming the first that is missing, is another, or is too much.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"module: expected a torch.nn.Module, not {type(module).__name__}")
+    program = plan.made.profile.program
+    planned = {
+        program.storages[key].name: tuple(int(n) for n in program.storages[key].tensor.shape)
+        for key in program.resident
+        if program.storages[key].tensor.role == "parameter"
+    }
+    there = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    for name, shape in planned.items():
+        if name not in there:
+            raise ValueError(f"module: the plan is for another model: {name} of shape {shape} is missing")
+        if there[name] != shape:
+            raise ValueError(f"module: {name} has shape {there[name]}, in the plan {shape}; plan it again")
+    for name, shape in there.items():
+        if name not in planned and module.get_parameter(name).requires_grad:
+            raise ValueError(f"module: {name} of shape {shape} is not in the plan; the module changed since")

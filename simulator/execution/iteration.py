@@ -1,0 +1,279 @@
+"""One forward and backward pass under a plan: what autograd saves goes through here, and so does every operator.
+
+In the forward pass each operator is lined up with the plan's. A storage that the plan lets go is saved as a mere
+reference, and gone when nobody else uses it; what must be executed to have it again is written down. In the backward
+pass the first request for a storage says which step has come: what the plan does until then (fetch what was sent away,
+execute a segment again) is done first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from peakline.execution.replay import (
+    Reference,
+    Written,
+    execute,
+    is_random,
+    mutable,
+    random_state,
+    refer,
+    storage_of,
+    tensors,
+    write_down,
+)
+from peakline.execution.script import Action, Expected, Script
+from peakline.execution.stores import Store, Stored, Ticket
+
+__all__ = ["Handle", "Iteration"]
+
+_UNCOUNTED = ("aten.set_", "aten._assert_async")
+"""Operators that capture does not count as work either."""
+
+_FRESH = torch.ops.aten.lift_fresh.default
+"""Hands on what `torch.tensor` made: its operand is its result."""
+
+
+class _Memory:
+    """A storage of the forward pass that somebody will want again: here, in a tier, or to be made."""
+
+    __slots__ = ("__weakref__", "base", "key", "stored", "ticket")
+
+    def __init__(self, key: int, base: torch.Tensor | None) -> None:
+        self.key, self.base = key, base
+        self.stored: Stored | None = None
+        self.ticket: Ticket | None = None
+
+    def __del__(self) -> None:
+        if self.stored is not None:
+            self.stored.free()
+
+
+class Handle:
+    """What autograd keeps in the place of a saved tensor."""
+
+    __slots__ = ("iteration", "memory", "reference", "tensor")
+
+    def __init__(
+        self, iteration: Iteration, tensor: torch.Tensor | None, memory: _Memory | None, reference: Reference
+    ) -> None:
+        self.iteration, self.tensor, self.memory, self.reference = iteration, tensor, memory, reference
+
+    def get(self) -> torch.Tensor:
+        """The saved tensor."""
+        self.iteration.reach(self.reference.key)
+        if self.tensor is not None:
+            return self.tensor
+        assert self.memory is not None
+        return self.reference.view(self.iteration.there(self.memory))
+
+
+class Iteration:
+    """State of one forward pass and its backward pass."""
+
+    def __init__(self, script: Script, stores: dict[str, Store]) -> None:
+        """Nothing has run."""
+        self.script, self.stores = script, stores
+        self.position = 0
+        self.inside = True
+        self.written: dict[int, Written] = {}
+        self.needed: dict[int, _Memory] = {}
+        self.users: dict[int, int] = defaultdict(int)
+        for read in script.operands.values():
+            for key in read:
+                self.users[key] += 1
+        self._keys: dict[int, tuple[weakref.ref[Any], int | None]] = {}
+        self._memories: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
+        self._due = sorted(script.actions)
+        self._done = 0
+
+    @property
+    def recording(self) -> bool:
+        """Whether operators of the forward pass are still to come."""
+        return self.position < len(self.script.expected)
+
+    # ---- storages -------------------------------------------------------------------------------------------------
+    def key_of(self, tensor: torch.Tensor) -> int | None:
+        """The plan's number of the tensor's storage; None if the step did not make it."""
+        found = self._keys.get(storage_of(tensor))
+        return found[1] if found is not None and found[0]() is not None else None
+
+    def _known(self, tensor: torch.Tensor) -> bool:
+        found = self._keys.get(storage_of(tensor))
+        return found is not None and found[0]() is not None
+
+    def _learn(self, tensor: torch.Tensor, key: int | None) -> None:
+        self._keys[storage_of(tensor)] = (weakref.ref(tensor.untyped_storage()), key)
+
+    # ---- the forward pass -----------------------------------------------------------------------------------------
+    def run(self, operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operator of the forward pass and line it up with the plan."""
+        given = [] if operator is _FRESH else list(tensors([*args, *kwargs.values()]))
+        for tensor in given:
+            if not self._known(tensor):
+                self._learn(tensor, None)
+        step = self.script.expected[self.position]
+        again = self.script.segment_of.get(step.step)
+        plain = write_down(operator, args, kwargs, self.key_of) if again is not None else None
+        device = given[0].device if given else kwargs.get("device") or torch.device("cpu")
+        state = random_state(torch.device(device)) if again is not None and is_random(operator) else None
+        result = operator(*args, **kwargs)
+        made: dict[int, torch.Tensor] = {}
+        for tensor in tensors(result):
+            if not self._known(tensor):
+                made.setdefault(storage_of(tensor), tensor)
+        packet = f"{operator.namespace}.{operator._schema.name.partition('::')[2]}"
+        if not (made or mutable(operator)) or packet in _UNCOUNTED:
+            return result
+        difference = _difference(step, packet, list(made.values()))
+        if difference:
+            if not self.inside:
+                return result  # the loss is somebody else's; what the plan says of it is missed when it is needed
+            raise ValueError(f"{difference}; the module changed since the plan was made: capture and plan it again")
+        for key, tensor in zip(step.makes, made.values()):
+            self._learn(tensor, key)
+            if key in self.users:
+                self.needed[key] = self._memory(key, tensor.detach())
+        if again is not None and plain is not None:
+            self.written[step.step] = Written(operator, *plain, step.makes, state)
+        self.position += 1
+        for key in self.script.sends.get(step.step, ()):
+            self._send(key)
+        self._until(step.step + 1)
+        return result
+
+    def _memory(self, key: int, base: torch.Tensor | None) -> _Memory:
+        found = self._memories.get(key)
+        if found is None:
+            found = self._memories[key] = _Memory(key, base)
+        elif found.base is None and base is not None and found.stored is None:
+            found.base = base
+        return found
+
+    def save(self, tensor: torch.Tensor) -> Any:
+        """What autograd keeps of a tensor it saves."""
+        plain = tensor.detach()
+        key = self.key_of(plain)
+        if key is None or plain.layout is not torch.strided or plain.is_conj() or plain.is_neg():
+            return plain
+        reference = refer(plain, key)
+        if key in self.script.again:
+            return Handle(self, None, self._memory(key, None), reference)
+        if key in self.script.moved:
+            return Handle(self, None, self._memory(key, plain), reference)
+        return Handle(self, plain, None, reference)
+
+    # ---- what the plan does, when its time has come ---------------------------------------------------------------
+    def reach(self, key: int) -> None:
+        """Autograd asks for a storage: do all that comes before the step that reads it first.
+
+        Raises:
+            ValueError: the forward pass did not run as planned.
+        """
+        if self.recording:
+            step = self.script.expected[self.position]
+            raise ValueError(
+                f"the backward pass begins, but {step.name} ({step.type}{_at(step.line)}) of the plan has not run: "
+                "the loss is another than the captured one; capture and plan it again"
+            )
+        self._until(self.script.first_use.get(key, -1))
+
+    def _until(self, step: int) -> None:
+        while self._done < len(self._due) and self._due[self._done] <= step:
+            actions = self.script.actions[self._due[self._done]]
+            self._done += 1
+            for action in actions:
+                self._do(action)
+
+    def _do(self, action: Action) -> None:
+        if action.kind == "recompute":
+            self._again(action.number)
+            return
+        memory = self._memories.get(action.number)
+        if memory is None or memory.stored is None:
+            return
+        if action.kind == "drop":
+            memory.stored.ticket.wait()
+            memory.base = None
+        else:
+            self._fetch(memory)
+
+    def _send(self, key: int) -> None:
+        memory = self._memories.get(key)
+        if memory is not None and memory.base is not None:
+            memory.stored = self.stores[self.script.moved[key]].put(memory.base)
+
+    def _fetch(self, memory: _Memory) -> None:
+        if memory.stored is not None and memory.base is None:
+            memory.base, memory.ticket = memory.stored.fetch()
+
+    def there(self, memory: _Memory) -> torch.Tensor:
+        """The memory with its bytes in it."""
+        if memory.base is None:
+            self._fetch(memory)
+        if memory.base is None:
+            raise ValueError(f"{self.script.names[memory.key]} is gone; a plan cannot serve this backward pass")
+        if memory.ticket is not None:
+            memory.ticket.wait()
+            memory.ticket = None
+        return memory.base
+
+    def _again(self, segment: int) -> None:
+        """Execute a segment's chosen operators again, in their order; what nobody saved is freed on the way."""
+        steps = self.script.segments[segment]
+        calls = [self.written.pop(step) for step in steps]
+        last = _last_uses(calls)
+        mine: dict[int, torch.Tensor] = {}
+
+        def memory(key: int) -> torch.Tensor:
+            return mine[key] if key in mine else self.there(self.needed[key])
+
+        for i, call in enumerate(calls):
+            mine.update(execute(call, memory))
+            for key in [key for key in mine if last.get(key, i) <= i]:
+                base, wanted = mine.pop(key), self._memories.get(key)
+                if key in self.script.again and wanted is not None:
+                    wanted.base = base
+        for key in self.script.operands[segment]:
+            self.users[key] -= 1
+            if not self.users[key]:
+                self.needed.pop(key, None)
+
+
+def _last_uses(calls: list[Written]) -> dict[int, int]:
+    """The last of the calls that reads or makes each storage."""
+    last: dict[int, int] = {}
+
+    def look(value: Any, number: int) -> None:
+        if isinstance(value, Reference):
+            last[value.key] = number
+        elif isinstance(value, tuple | list):
+            for inner in value:
+                look(inner, number)
+
+    for number, call in enumerate(calls):
+        look([*call.args, *call.kwargs.values()], number)
+        for key in call.makes:
+            last[key] = number
+    return last
+
+
+def _difference(step: Expected, packet: str, made: list[torch.Tensor]) -> str:
+    """What an operator of the module has that the plan's has not; empty if they are alike."""
+    planned = f"{step.name} ({step.type}{_at(step.line)})"
+    if packet != step.type:
+        return f"the plan's next operator is {planned}, the module runs {packet}"
+    if len(made) != len(step.makes):
+        return f"{planned} makes {len(step.makes)} tensors in the plan, {len(made)} in the module"
+    for tensor, shape in zip(made, step.shapes):
+        if tuple(tensor.shape) != shape:
+            return f"{planned} makes a tensor of shape {shape} in the plan, of {tuple(tensor.shape)} in the module"
+    return ""
+
+
+def _at(line: str) -> str:
+    return f" at {line}" if line else ""

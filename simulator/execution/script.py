@@ -1,0 +1,182 @@
+"""A plan as instructions by step: what to expect, what to let go, what to make again, what to send and to fetch, when.
+
+Plain numbers, without torch. Steps are those of the plan's program; storages are its keys. The forward pass is followed
+operator by operator. The backward pass is followed by what autograd asks for: the first time that a storage made in
+the forward pass is read there tells which step has come.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from peakline.planning.whole import is_captured
+
+if TYPE_CHECKING:
+    from peakline.planning.plan import OffloadPlan
+
+__all__ = ["Action", "Expected", "Script", "script_of"]
+
+Kind: TypeAlias = Literal["drop", "fetch", "recompute"]
+_ORDER: dict[str, int] = {"drop": 0, "fetch": 1, "recompute": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """An operator of the forward pass.
+
+    Attributes:
+        step: its number in the plan's program.
+        type: as in `aten.addmm`.
+        name, line: where the user finds it.
+        makes: storages it makes, in order.
+        shapes: of these.
+    """
+
+    step: int
+    type: str
+    name: str
+    line: str
+    makes: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to do before a step: drop a storage that has been sent, fetch one, make a segment again."""
+
+    kind: Kind
+    number: int
+
+
+@dataclass
+class Script:
+    """Instructions.
+
+    Attributes:
+        expected: operators of the forward pass in order.
+        again: storages that are let go and made again.
+        moved: tier of each storage that leaves.
+        sends: storages to send after each step, their last use of the forward pass.
+        actions: what to do before each step, in order.
+        segments: forward steps that each segment executes again.
+        segment_of: segment of each of these steps.
+        operands: storages that each segment reads and does not make itself.
+        first_use: step of the backward pass that first touches each storage of the forward pass.
+        names: of storages.
+    """
+
+    expected: list[Expected]
+    again: frozenset[int] = frozenset()
+    moved: dict[int, str] = field(default_factory=dict)
+    sends: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    actions: dict[int, list[Action]] = field(default_factory=lambda: defaultdict(list))
+    segments: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    segment_of: dict[int, int] = field(default_factory=dict)
+    operands: dict[int, frozenset[int]] = field(default_factory=dict)
+    first_use: dict[int, int] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+
+
+def script_of(plan: OffloadPlan) -> Script:
+    """The instructions of a plan.
+
+    Raises:
+        ValueError: the plan is of a built-in graph, whose operators are not those that torch dispatches.
+    """
+    if not is_captured(plan.graph):
+        raise ValueError(
+            f"plan of {plan.graph.name}: its graph is a built-in one, whose operators cannot be lined up with those "
+            "that torch dispatches; plan what pk.capture(module, inputs, optimizer=..., device=...) returns"
+        )
+    profile, problem, keys, decisions = plan.made
+    script = Script(_expected(plan))
+    births, turn = profile.program.births, profile.turn
+    forward = {key for key, birth in enumerate(births) if 0 <= birth < turn}
+    script.names = {key: profile.program.storages[key].name for key in forward}
+    script.first_use = {
+        key: steps[i]
+        for key in forward
+        if (steps := profile.touches.get(key, [])) and (i := bisect_left(steps, turn)) < len(steps)
+    }
+    _recomputation(plan, script, forward)
+    _moves(plan, script, forward)
+    for actions in script.actions.values():
+        actions.sort(key=lambda action: _ORDER[action.kind])
+    return script
+
+
+def _expected(plan: OffloadPlan) -> list[Expected]:
+    profile = plan.made.profile
+    found = []
+    for i, step in enumerate(profile.steps[: profile.turn]):
+        if step.operator.phase != "forward" or step.operator.type == "release":
+            continue
+        shapes = tuple(tuple(int(n) for n in profile.program.storages[key].tensor.shape) for key in step.makes)
+        line = str(step.operator.attributes.get("line", ""))
+        found.append(Expected(i, step.operator.type, step.name, line, step.makes, shapes))
+    return found
+
+
+def _recomputation(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
+    """Segments: their steps, when they run, and what they read."""
+    profile, problem, keys, decisions = plan.made
+    script.again = frozenset(
+        key
+        for item, key in zip(problem.items, keys.items)
+        if item.group >= 0 and decisions.executed[item.group] and key in forward
+    )
+    steps: dict[int, set[int]] = defaultdict(set)
+    for number, group in enumerate(problem.groups):
+        if decisions.executed[number]:
+            steps[group.segment].update(keys.groups[number])
+    for segment, chosen in steps.items():
+        script.segments[segment] = tuple(sorted(chosen))
+        script.segment_of.update(dict.fromkeys(chosen, segment))
+        made: set[int] = set()
+        read: set[int] = set()
+        for i in script.segments[segment]:
+            step = profile.steps[i]
+            read.update(key for key in step.touches if key in forward and key not in made and key not in step.makes)
+            made.update(step.makes)
+        script.operands[segment] = frozenset(read)
+        first = min(
+            back
+            for item, key, (_, back) in zip(problem.items, keys.items, keys.gaps)
+            if not item.extra and not item.away and back is not None and key in forward
+            and profile.slot_of[profile.program.births[key]] == keys.segments[segment]
+        )  # fmt: skip
+        script.actions[first].append(Action("recompute", segment))
+
+
+def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
+    """What leaves and comes back, at the steps during which the plan's timeline ends and starts the copies."""
+    _, problem, keys, decisions = plan.made
+    tiers = [tier.name for tier in problem.tiers]
+    by_name: dict[str, int] = {}
+    for item, key, shares, gap in zip(problem.items, keys.items, decisions.moved, keys.gaps):
+        if key in forward and any(shares):
+            script.moved[key] = tiers[max(range(len(shares)), key=shares.__getitem__)]
+            script.sends[gap[0]].append(key)
+            by_name[script.names[key]] = key
+    if not by_name:
+        return
+    # one per step, in order
+    computing = [run for run in plan.timeline.runs if run.task.kind not in ("recompute", "offload", "fetch")]
+    starts = [run.start for run in computing]
+    ended: set[int] = set()
+    for run in sorted(plan.timeline.runs, key=lambda run: run.end if run.task.kind == "offload" else run.start):
+        key = by_name.get(run.task.name.partition(" ")[2])
+        if key is None:
+            continue
+        if run.task.kind == "offload":
+            during = bisect_left(starts, run.end) - 1
+            ended.add(during)
+            script.actions[during + 1].append(Action("drop", key))
+        elif run.task.kind == "fetch":
+            following = bisect_left(starts, run.start)
+            inside = 0 < following and starts[following - 1] < run.start < computing[following - 1].end
+            early = inside and following - 1 not in ended  # what left during that step may be what made room
+            script.actions[following - early].append(Action("fetch", key))
