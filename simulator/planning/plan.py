@@ -272,8 +272,7 @@ def plan(
         found, host=None if host is None else _bytes("host", host), ssd=None if ssd is None else _bytes("ssd", ssd),
         host_device=host_device, ssd_device=ssd_device,
     ) if set(words) - {"recompute"} else None  # fmt: skip
-    if before.memory.live > room:
-        room -= min(room >> 12, ROUNDING)
+    aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
     outcomes, floors = [], []
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in _modes(words, around)]
     for number, taken in enumerate([*profiles, *_stretches(profiles, words)]):
@@ -281,7 +280,7 @@ def plan(
             break  # stretches of layers are for budgets that single layers do not reach
         attempt = _Attempt(taken, words, around, time_limit)
         try:
-            outcomes.append((attempt, *attempt.within(room)))
+            outcomes.append((attempt, *attempt.within(aim)))
         except Infeasible as error:
             floors.append((error.least, attempt))
     if not outcomes:

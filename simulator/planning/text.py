@@ -25,6 +25,11 @@ def lines(plan: OffloadPlan) -> list[str]:
         f"Proof: no plan of its kind takes less than {format_time(plan.lower_bound)} (gap {plan.gap:.2%}); "
         f"{plan.method}, {plan.solve_seconds:.1f} s",
     ]
+    arena, reserved = plan.arena.bytes, plan.reserved
+    words.append(
+        f"Addresses: an arena of {format_bytes(arena)} {_whether(arena, plan.room)}; PyTorch's allocator would reserve "
+        f"{format_bytes(reserved)}, which {_whether(reserved, plan.room)}"
+    )
     stalls = plan.timeline.stalled("compute")
     waits = ", ".join(f"{cause} {format_time(seconds)}" for cause, seconds in stalls.items() if seconds > 1e-9)
     kinds = plan.timeline.by_kind("compute")
@@ -38,6 +43,10 @@ def lines(plan: OffloadPlan) -> list[str]:
             words += ["", *table.lines()]
     words += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
     return words
+
+
+def _whether(needed: int, room: int) -> str:
+    return "fits" if needed <= room else f"is {format_bytes(needed - room)} too much"
 
 
 def _tensors(plan: OffloadPlan) -> Table:

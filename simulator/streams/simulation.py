@@ -69,6 +69,7 @@ class _Simulation:
         self.buffers: dict[str, Hold] = {}
         self.used = {tier.name: tier.held for tier in program.tiers.values()}
         self.levels: dict[str, list[tuple[float, int]]] = {name: [(0.0, held)] for name, held in self.used.items()}
+        self.events: list[tuple[Hold, bool]] = []
         self.moved = dict.fromkeys(program.links, 0)
         self.link_busy = dict.fromkeys(program.links, 0.0)
         self.bandwidth = {link.name: link.bandwidth for link in program.links.values()}
@@ -177,10 +178,12 @@ class _Simulation:
                     "it does not wait for the task that allocates it"
                 )
             hold = self.buffers.pop(buffer)
+            self.events.append((hold, False))
             self._level(hold.tier, -hold.bytes)
 
     def _allocate(self, hold: Hold) -> None:
         self.buffers[hold.buffer] = hold
+        self.events.append((hold, True))
         self._level(hold.tier, hold.bytes)
 
     def _level(self, tier: str, change: int) -> None:
@@ -199,7 +202,7 @@ class _Simulation:
                 free = self.end[number] or 0.0
         return Timeline(
             self.program, runs, tuple(stalls), {name: tuple(level) for name, level in self.levels.items()},
-            dict(self.moved), dict(self.link_busy),
+            dict(self.moved), dict(self.link_busy), tuple(self.events),
         )  # fmt: skip
 
     def _waits(self, stream: str, number: int, free: float) -> list[Stall]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from peakline.streams.program import Program, Task
+from peakline.streams.program import Hold, Program, Task
 
 __all__ = ["Run", "Stall", "Timeline"]
 
@@ -63,6 +63,7 @@ class Timeline:
         levels: (seconds, bytes from then on) of each tier, in order.
         moved: bytes carried by each link.
         link_busy: seconds during which each link carried anything.
+        events: every buffer as it is allocated (True) and freed (False), in the order in which that happens.
     """
 
     program: Program
@@ -71,6 +72,7 @@ class Timeline:
     levels: dict[str, tuple[tuple[float, int], ...]]
     moved: dict[str, int]
     link_busy: dict[str, float]
+    events: tuple[tuple[Hold, bool], ...] = ()
 
     @cached_property
     def makespan(self) -> float:
