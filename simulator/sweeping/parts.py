@@ -196,6 +196,10 @@ class Store:
             return False
         return bool(metadata.get(KEY) == part.key.encode())
 
+    def kept(self, plan: Plan) -> int:
+        """How many parts are there."""
+        return sum(self.has(plan, number) for number in range(plan.parts))
+
     # ---- after ----------------------------------------------------------------------------------------------------
     def complete(self, plan: Plan) -> bool:
         """Whether the single file is there already, of this very sweep."""

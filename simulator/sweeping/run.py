@@ -153,7 +153,6 @@ def write(
     missing = [number for number in range(plan.parts) if not store.has(plan, number)]
     there = plan.parts - len(missing)
     task = evaluate if gather and executor is not None else writer.run
-    done = 0
     try:
         with meter(plan, progress) as advance:
             if there:
@@ -166,15 +165,14 @@ def write(
                         f"{store.folder}: a worker wrote its part where this process does not see it; "
                         "give a folder that all share, or gather the rows"
                     )
-                done += 1
                 advance(plan_rows(plan, number), result.errors)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted: {there + done:,} of {plan.parts:,} parts are kept in {store.folder}; run again to go on"
+            f"interrupted: {store.kept(plan):,} of {plan.parts:,} parts are kept in {store.folder}; run again to go on"
         ) from None
     except OSError as error:
         raise ValueError(
-            f"{store.folder}: {error.strerror or error}; {there + done:,} of {plan.parts:,} parts are kept, "
+            f"{store.folder}: {error.strerror or error}; {store.kept(plan):,} of {plan.parts:,} parts are kept, "
             "make room and run again"
         ) from error
     return store.finish(plan, computed=len(missing), seconds=time.perf_counter() - started)
