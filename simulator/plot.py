@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peakline.files import written_whole
+from peakline.palette import ALARM, BYTES, INK, ROLES, SECONDS, axes_or_new, dressed, unit_of
 from peakline.timeline import Execution, executions
 
 if TYPE_CHECKING:
@@ -22,21 +23,6 @@ __all__ = ["FORMATS", "file_format", "plot_memory", "save_memory"]
 
 FORMATS = ("png", "svg", "pdf")
 
-# Okabe and Ito's palette, told apart by every kind of colour vision (https://jfly.uni-koeln.de/color/), bottom to top.
-_COLOURS = {
-    "parameter": "#0072B2",
-    "optimizer_state": "#009E73",
-    "gradient": "#E69F00",
-    "buffer": "#999999",
-    "input": "#555555",
-    "kv_cache": "#CC79A7",
-    "activation": "#56B4E9",
-    "workspace": "#F0E442",
-}
-_ALARM = "#D55E00"
-_INK = "#222222"
-_BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
-_SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _PART_OF = {"recompute": "backward"}
 
 
@@ -55,13 +41,10 @@ def plot_memory(est: Estimate, ax: Axes | None = None) -> Axes:
     """
     timeline = est.memory.timeline()
     runs = list(executions(est))
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(10, 5.2), layout="constrained").add_subplot()
+    ax = axes_or_new(ax)
     peak = float(est.memory.live)
-    unit, scale = next(((u, s) for u, s in _BYTES if peak >= s), _BYTES[-1])
-    clock, tick = next(((u, s) for u, s in _SECONDS if est.time >= s), _SECONDS[-1])
+    unit, scale = unit_of(peak, BYTES)
+    clock, tick = unit_of(est.time, SECONDS)
     edges = np.asarray([*(run.start for run in runs), est.time]) / tick
     _stack(ax, timeline, np.asarray([run.position for run in runs]), edges, scale)
     shown = _lines(ax, est, unit, scale)
@@ -71,7 +54,7 @@ def plot_memory(est: Estimate, ax: Axes | None = None) -> Axes:
     at = max(i for i, run in enumerate(runs) if run.position == int(est.memory.peak_step))
     _peak(ax, (edges[at] + edges[at + 1]) / 2, peak / scale, shown, f"{peak / scale:.4g} {unit}", est.memory)
     ax.set_title(f"{est.graph.name} on {est.device.name}: {'fits' if est.fits else 'does not fit'}", loc="left")
-    ax.spines[["top", "right"]].set_visible(False)
+    dressed(ax, legend=False)
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return ax
@@ -101,12 +84,12 @@ def _stack(ax: Axes, timeline: dict[str, Any], positions: Any, edges: Any, scale
     """The areas, held from each execution's start to the next one's."""
     floor = np.zeros(len(edges))
     highest = max(int(amounts.max()) for amounts in timeline.values())
-    for role in (role for role in _COLOURS if role in timeline):
+    for role in (role for role in ROLES if role in timeline):
         amounts = timeline[role][positions] / scale
         ceiling = floor + np.append(amounts, amounts[-1:])
         worth_naming = timeline[role].max() > highest / 500
         label = role.replace("_", " ") if worth_naming else "_"
-        ax.fill_between(edges, floor, ceiling, step="post", color=_COLOURS[role], linewidth=0, label=label)
+        ax.fill_between(edges, floor, ceiling, step="post", color=ROLES[role], linewidth=0, label=label)
         floor = ceiling
 
 
@@ -115,9 +98,9 @@ def _lines(ax: Axes, est: Estimate, unit: str, scale: int) -> float:
     memory = est.memory
     shown = float(memory.live) / scale
     lines: list[tuple[str, int, Any, str]] = [
-        ("reserved" if memory.arena is None else "arena", memory.reserved, (0, (1, 1.5)), _INK),
-        ("device", memory.device, (0, (5, 2)), _INK),
-        ("capacity", memory.capacity, "solid", _ALARM),
+        ("reserved" if memory.arena is None else "arena", memory.reserved, (0, (1, 1.5)), INK),
+        ("device", memory.device, (0, (5, 2)), INK),
+        ("capacity", memory.capacity, "solid", ALARM),
     ]
     if memory.reserved == memory.device:
         del lines[1 if memory.arena is not None else 0]
@@ -140,11 +123,11 @@ def _phases(ax: Axes, runs: list[Execution], edges: Any, top: float) -> None:
         if i % 2:
             ax.axvspan(low, high, color="black", alpha=0.05, linewidth=0, zorder=0)
         if start:
-            ax.axvline(low, color=_INK, linewidth=0.6, alpha=0.5)
+            ax.axvline(low, color=INK, linewidth=0.6, alpha=0.5)
         if high - low > 0.09 * edges[-1]:
-            ax.text((low + high) / 2, top * 0.985, phase, ha="center", va="top", color=_INK, fontsize=9)
+            ax.text((low + high) / 2, top * 0.985, phase, ha="center", va="top", color=INK, fontsize=9)
         elif end == len(runs):
-            ax.text(high, top * 0.985, phase, ha="right", va="top", color=_INK, fontsize=9)
+            ax.text(high, top * 0.985, phase, ha="right", va="top", color=INK, fontsize=9)
         start = end
 
 
@@ -163,10 +146,10 @@ def _peak(ax: Axes, at: float, height: float, shown: float, text: str, memory: M
         ha="right" if right else "left",
         va="bottom",
         fontsize=9,
-        color=_INK,
+        color=INK,
         arrowprops={
             "arrowstyle": "-|>",
-            "color": _INK,
+            "color": INK,
             "shrinkA": 0,
             "shrinkB": 0,
             "relpos": (1.0 if right else 0.0, 0.0),

@@ -2,79 +2,136 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from peakline.palette import BINDS, CYCLE, GREY, INK, axes_or_new, dressed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from peakline.hardware import Device
-    from peakline.roofline import Roofline
+    from peakline.roofline import Point, Roof, Roofline
 
 __all__ = ["plot_binding", "plot_roofline"]
 
-# Okabe and Ito's palette, told apart by every kind of colour vision
-_LEVELS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 _MARKERS = {"forward": "o", "backward": "s", "recompute": "D", "optimizer": "^", "communication": "v"}
-_BOUND = {
-    "compute": "#0072B2", "main": "#E69F00", "l2": "#F0E442", "launch": "#999999", "latency": "#CC79A7",
-}  # fmt: skip
-_INK = "#222222"
-_NAMED = 6
+_NAMED = 8  # operators with a number
+_CLOSE = 1.3  # ratio of peaks below which their names would lie over each other
+_AROUND = (
+    (0, 1),
+    (0, -1),
+    (1, 0.4),
+    (-1, 0.4),
+    (1, -0.8),
+    (-1, -0.8),
+    (0, 2.1),
+    (0, -2.1),
+    (1.7, 1.4),
+    (-1.7, 1.4),
+)
 
 
 def plot_roofline(found: Roofline, ax: Axes | None = None) -> Axes:
     """Rate against intensity, both logarithmic: slopes of the memory levels, peaks of the units, operators as points.
 
-    A point's area is its share of the time, its colour the level its intensity is taken at, its shape the phase. The
-    operators that take most of the time are named.
+    A point's area is its share of the time, its colour the level its intensity is taken at, its shape the phase; a
+    line joins an operator's points, and its length says what the level between them saves. The operators that take
+    most of the time are numbered, and named on the right.
     """
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(9.5, 5.6), layout="constrained").add_subplot()
+    ax = axes_or_new(ax, 11.5, 5.8)
     levels = found.levels
-    colour = dict(zip(reversed(levels), _LEVELS))
-    places = [(p, level, p.intensity(level)) for p in found.points for level in levels if level in p.bytes]
-    finite = [x for _, _, x in places if 0 < x < float("inf")] or [1.0]
-    ridge = max(found.ridge(level) for level in levels) if levels else 1.0
-    low, high = min(finite) / 3, max(*finite, ridge) * 3
-    top = max(r.rate for r in found.roofs if not r.slanted)
-    x = np.geomspace(low, high, 200)
-    for roof in found.roofs:
-        if roof.slanted:
-            y = np.minimum(x * roof.rate, top)
-            ax.plot(
-                x, y, color=colour.get(roof.name, _INK), linewidth=1.4, label=f"{roof.name} {_rate(roof.rate, 'B/s')}"
-            )
-        else:
-            ax.axhline(roof.rate, color=_INK, linewidth=1.2, linestyle="-" if "matrix" in roof.name else (0, (4, 2)))
-            label = f"{roof.name} {_rate(roof.rate, 'op/s')}"
-            ax.annotate(label, (high, roof.rate), ha="right", va="bottom", fontsize=8, color=_INK)
+    colour = dict(zip(reversed(levels), CYCLE))
     total = sum(p.seconds for p in found.points) or 1.0
-    for point, level, intensity in places:
-        ax.scatter(
-            intensity, point.rate, s=30 + 900 * point.seconds / total, color=colour[level],
-            marker=_MARKERS.get(point.phase, "o"), alpha=0.75, linewidth=0.5, edgecolor="white", zorder=3,
-        )  # fmt: skip
-    outer = levels[-1] if levels else None
-    for i, point in enumerate(p for p in found.points[:_NAMED] if outer in p.bytes):
-        ax.annotate(
-            f"{point.operator} ({point.phase})", (point.intensity(str(outer)), point.rate),
-            xytext=(8, -12 - 9 * (i % 3)), textcoords="offset points", fontsize=8, color=_INK,
-            arrowprops={"arrowstyle": "-", "color": _INK, "linewidth": 0.4},
-        )  # fmt: skip
-    floor = min(p.rate for p in found.points) if found.points else top / 1e3
+    finite = [x for p in found.points for level in p.bytes if 0 < (x := p.intensity(level)) < float("inf")] or [1.0]
+    low = min(finite) / 3
+    high = max(*finite, *(found.ridge(level) for level in levels)) * 3 if levels else max(finite) * 3
+    peaks = [roof for roof in found.roofs if not roof.slanted]
+    top = max((roof.rate for roof in peaks), default=1.0)
+    floor = min((p.rate for p in found.points), default=top / 1e3)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor / 4, top * 3))
+    _roofs(ax, found, colour, (low, high), top)
+    _peaks(ax, peaks, low)
+    for point in found.points:
+        places = [(point.intensity(level), level) for level in levels if level in point.bytes]
+        ax.plot([x for x, _ in places], [point.rate] * len(places), color=INK, linewidth=0.5, alpha=0.4, zorder=2)
+        for x, level in places:
+            ax.scatter(
+                x, point.rate, s=30 + 900 * point.seconds / total, color=colour[level],
+                marker=_MARKERS.get(point.phase, "o"), alpha=0.75, linewidth=0.5, edgecolor="white", zorder=3,
+            )  # fmt: skip
     ax.set(xlabel="arithmetic intensity in operations per byte", ylabel="operations per second")
     ax.set_title(found.title, loc="left")
     for phase in dict.fromkeys(p.phase for p in found.points):
-        ax.scatter([], [], color=_INK, marker=_MARKERS.get(phase, "o"), s=30, label=phase)
-    ax.legend(loc="lower right", frameon=False, fontsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+        ax.scatter([], [], color=INK, marker=_MARKERS.get(phase, "o"), s=30, label=phase)
+    outer = found.levels[-1] if levels else None
+    slow = [p for p in found.points if outer in p.bytes][:_NAMED]
+    for i, point in enumerate(slow):
+        share = f"{point.seconds / total:.0%}, {point.bound_by}"
+        ax.plot([], [], " ", label=f"{i + 1}  {point.operator}, {point.phase}: {share}")
+    dressed(ax)
+    _numbers(ax, slow, str(outer), total)
     return ax
+
+
+def _roofs(ax: Axes, found: Roofline, colour: dict[str, str], ends: tuple[float, float], top: float) -> None:
+    """The slopes of the levels, each up to the highest peak."""
+    x = np.geomspace(*ends, 200)
+    for roof in found.roofs:
+        if roof.slanted:
+            known = roof.name in colour
+            style: Any = "-" if known else (0, (1, 2))
+            ax.plot(
+                x, np.minimum(x * roof.rate, top), color=colour.get(roof.name, GREY), linewidth=1.5, linestyle=style,
+                label=f"{roof.name}  {_rate(roof.rate, 'B/s')}{'' if known else ' (no traffic modelled)'}",
+            )  # fmt: skip
+
+
+def _peaks(ax: Axes, peaks: list[Roof], low: float) -> None:
+    """The flat roofs, named on the left, where no point comes near; close ones share a line of names."""
+    groups: list[list[Roof]] = []
+    for roof in sorted(peaks, key=lambda roof: -roof.rate):
+        ax.axhline(roof.rate, color=INK, linewidth=1.1, linestyle="-" if "matrix" in roof.name else (0, (4, 2)))
+        if groups and groups[-1][0].rate < _CLOSE * roof.rate:
+            groups[-1].append(roof)
+        else:
+            groups.append([roof])
+    for group in groups:
+        rates = list(dict.fromkeys(_rate(roof.rate, "op/s") for roof in group))
+        names = dict.fromkeys(roof.name for roof in group)
+        label = f"{', '.join(names)}  {' to '.join(rates[:: max(len(rates) - 1, 1)])}"
+        ax.annotate(
+            label, (low, group[0].rate), (4, 2), textcoords="offset points", ha="left", va="bottom", fontsize=8,
+            color=INK,
+        )  # fmt: skip
+
+
+def _numbers(ax: Axes, points: list[Point], level: str, total: float) -> None:
+    """A number beside the point of each operator at a level, clear of the other points and numbers where it can be."""
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # lays the axes out, so that distances on paper are known
+    scale = 72 / figure.dpi
+    reach = [5 + math.sqrt(30 + 900 * point.seconds / total) / 2 for point in points]
+    at = [tuple(ax.transData.transform((point.intensity(level), point.rate)) * scale) for point in points]
+    taken: list[tuple[float, float]] = []
+    for i, point in enumerate(points):
+        x, y = at[i]
+        spots = [(x + far * dx * reach[i], y + far * dy * reach[i]) for far in (1, 1.6, 2.4) for dx, dy in _AROUND]
+
+        def room(spot: tuple[float, float]) -> float:
+            marks = (math.dist(spot, other) - near + 1 for other, near in zip(at, reach))
+            return min([*marks, *(math.dist(spot, other) - 9 for other in taken)])
+
+        spot = next((spot for spot in spots if room(spot) >= 0), max(spots, key=room))
+        taken.append(spot)
+        ax.annotate(
+            str(i + 1), (point.intensity(level), point.rate), (spot[0] - x, spot[1] - y), textcoords="offset points",
+            ha="center", va="center", fontsize=8, fontweight="bold", color=INK, zorder=5,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": INK, "shrinkA": 4, "shrinkB": 0},
+        )  # fmt: skip
 
 
 def plot_binding(
@@ -90,11 +147,7 @@ def plot_binding(
     from peakline.models.dtypes import dtype
     from peakline.models.kernels import Gemm
 
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        extent = (3.4 + 0.62 * len(rows), 1.2 + 0.42 * len(devices))
-        ax = Figure(figsize=extent, layout="constrained").add_subplot()
+    ax = axes_or_new(ax, 3.4 + 0.62 * len(rows), 1.2 + 0.42 * len(devices))
     form = dtype(kind)
     size = form.bits // 8
     seen: dict[str, str] = {}
@@ -104,19 +157,19 @@ def plot_binding(
             gemm = Gemm(1, m, width, width, form, form, form)
             cost = price(gemm, size * (m * width + width * width), size * m * width, device)
             name = str(cost.limited_by)
-            group = name if name in _BOUND else "main"
+            group = name if name in BINDS else "main"
             seen.setdefault(group, "main memory" if group == "main" else group)
-            image[i, j] = to_rgb(_BOUND[group])
+            image[i, j] = to_rgb(BINDS[group])
             share = gemm.flops / float(cost.tiled) / device.peak(kind)
             text = f"{100 * share:.0f}"
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if group == "compute" else _INK)
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if group == "compute" else INK)
     ax.imshow(image, aspect="auto", alpha=0.9)
     ax.set_xticks(range(len(rows)), [str(m) for m in rows])
     ax.set_yticks(range(len(devices)), [device.name for device in devices])
     ax.set(xlabel=f"rows m of a product m × {width} × {width}, {kind}")
     ax.set_title("What binds it, and percent of the peak attained", loc="left", fontsize=10)
     for group, label in seen.items():
-        ax.scatter([], [], color=_BOUND[group], marker="s", s=60, label=label)
+        ax.scatter([], [], color=BINDS[group], marker="s", s=60, label=label)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return ax
 

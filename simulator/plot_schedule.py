@@ -9,6 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from peakline.files import written_whole
+from peakline.palette import ALARM, BYTES, FAINT, INK, KINDS, ROLES, axes_or_new, dressed, unit_of
 from peakline.plot import file_format
 
 if TYPE_CHECKING:
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_addresses", "plot_capacity", "save_axes"]
 
-# Okabe and Ito's palette, told apart by every kind of colour vision (https://jfly.uni-koeln.de/color/)
-_COLOURS = {"input": "#555555", "parameter": "#0072B2", "activation": "#56B4E9", "output": "#009E73"}
-_SPILLED, _LOADED, _INK = "#D55E00", "#E69F00", "#222222"
-_BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+_COLOURS = {"input": "#555555", "parameter": ROLES["parameter"], "activation": ROLES["activation"], "output": "#009E73"}
 _MOST_NAMED = 60  # rectangles; more names would lie over each other
 
 
@@ -41,9 +39,9 @@ def plot_addresses(problem: Problem, plan: Plan, ax: Axes | None = None) -> Axes
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     tensors = {tensor.name: tensor for tensor in problem.tensors}
-    unit, scale = _unit(plan.capacity)
+    unit, scale = unit_of(plan.capacity, BYTES)
     stays, back, spilled = _stays(plan)
     for role, colour in _COLOURS.items():
         boxes = [
@@ -56,26 +54,26 @@ def plot_addresses(problem: Problem, plan: Plan, ax: Axes | None = None) -> Axes
             ax.plot([], [], "s", color=colour, label=role)
     middle = {(name, first): (at + tensors[name].bytes / 2) / scale for name, at, first, _ in stays}
     for points, marker, colour, label, side in (
-        (back, ">", _LOADED, "loaded again", 0.0),
-        (spilled, "<", _SPILLED, "stored", 0.0),
+        (back, ">", KINDS["offload"], "loaded again", 0.0),
+        (spilled, "<", ALARM, "stored", 0.0),
     ):
         if points:
             xs = [x - 0.5 + side for _, _, x in points]
             ys = [middle[name, first] for name, first, _ in points]
-            ax.plot(xs, ys, marker, color=colour, markersize=5, markeredgecolor=_INK, markeredgewidth=0.4, label=label)
+            ax.plot(xs, ys, marker, color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.4, label=label)
     if len(stays) <= _MOST_NAMED:
         for name, at, first, last in stays:
             size = tensors[name].bytes
             if size > 0.03 * plan.capacity:
                 x, y = (first + last - 1) / 2, (at + size / 2) / scale
-                ax.text(x, y, name[-14:], ha="center", va="center", fontsize=6, color=_INK, clip_on=True)
+                ax.text(x, y, name[-14:], ha="center", va="center", fontsize=6, color=INK, clip_on=True)
     top = plan.capacity / scale
-    ax.axhline(top, color=_SPILLED, linewidth=1.3, label=f"capacity {top:.4g} {unit}")
+    ax.axhline(top, color=ALARM, linewidth=1.3, label=f"capacity {top:.4g} {unit}")
     ax.set(xlim=(-0.5, len(plan.steps) - 0.5), ylim=(0, 1.04 * top), xlabel="step", ylabel=f"address in {unit}")
     moved = plan.traffic.non_compulsory
     proof = plan.certificate
     ax.set_title(f"{moved:,} B move twice; no plan moves less than {proof.lower_bound:,} B", loc="left", fontsize=10)
-    return _dressed(ax)
+    return dressed(ax)
 
 
 def plot_capacity(curve: Curve, ax: Axes | None = None) -> Axes:
@@ -85,28 +83,28 @@ def plot_capacity(curve: Curve, ax: Axes | None = None) -> Axes:
         curve: of `capacity_sweep`.
         ax: where to draw; the axes of a new figure where None.
     """
-    ax = _axes(ax)
-    unit, scale = _unit(curve.points[-1].capacity)
-    traffic_unit, traffic_scale = _unit(curve.compulsory + curve.points[0].non_compulsory)
+    ax = axes_or_new(ax)
+    unit, scale = unit_of(curve.points[-1].capacity, BYTES)
+    traffic_unit, traffic_scale = unit_of(curve.compulsory + curve.points[0].non_compulsory, BYTES)
     x = [point.capacity / scale for point in curve.points]
     found = [(curve.compulsory + point.non_compulsory) / traffic_scale for point in curve.points]
     bound = [(curve.compulsory + point.bound) / traffic_scale for point in curve.points]
     ax.fill_between(x, bound, found, color=_COLOURS["activation"], alpha=0.3, linewidth=0, label="gap")
     ax.plot(x, found, "o-", color=_COLOURS["parameter"], label="best plan")
-    ax.plot(x, bound, "v--", color=_SPILLED, label="lower bound")
-    ax.axhline(curve.compulsory / traffic_scale, color=_INK, linestyle=":", label="compulsory")
+    ax.plot(x, bound, "v--", color=ALARM, label="lower bound")
+    ax.axhline(curve.compulsory / traffic_scale, color=INK, linestyle=":", label="compulsory")
     if curve.knee is not None:
         at = curve.knee
         text = f"knee: {x[at]:.4g} {unit}"
         ax.annotate(
             text, (x[at], found[at]), (18, 26), textcoords="offset points", fontsize=9,
-            arrowprops={"arrowstyle": "->", "color": _INK},
+            arrowprops={"arrowstyle": "->", "color": INK},
         )  # fmt: skip
     for name, capacity in (("$M_R$", curve.largest_working_set), ("$M_P$", curve.smallest_peak)):
-        ax.axvline(capacity / scale, color="#BBBBBB", linewidth=0.8, zorder=0)
+        ax.axvline(capacity / scale, color=FAINT, linewidth=0.8, zorder=0)
         ax.annotate(name, (capacity / scale, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
     ax.set(xlabel=f"scratchpad in {unit}", ylabel=f"off-chip traffic in {traffic_unit}", ylim=(0, 1.08 * max(found)))
-    return _dressed(ax)
+    return dressed(ax)
 
 
 def save_axes(ax: Axes, path: str | PathLike[str], *, dpi: int = 130) -> None:
@@ -149,21 +147,3 @@ def _stays(
     spilled += [(name, here[name][1], end) for name in plan.final_store]
     stays += [(name, offset, first, end) for name, (offset, first) in here.items()]
     return stays, back, spilled
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(10, 5.2), layout="constrained").add_subplot()
-
-
-def _unit(amount: int) -> tuple[str, int]:
-    return next(((unit, size) for unit, size in _BYTES if amount >= size), _BYTES[-1])
-
-
-def _dressed(ax: Axes) -> Axes:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return ax

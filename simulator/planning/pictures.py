@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from peakline.palette import ALARM, CYCLE, INK, KINDS, SECONDS, axes_or_new, dressed, unit_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -12,17 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_curve", "plot_timeline"]
 
-# Okabe and Ito's palette
-_KINDS = {
-    "forward": "#56B4E9",
-    "backward": "#0072B2",
-    "recompute": "#D55E00",
-    "optimizer": "#009E73",
-    "offload": "#E69F00",
-    "fetch": "#CC79A7",
-}
-_INK = "#222222"
-_SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _GIB = float(1 << 30)
 
 
@@ -35,10 +26,10 @@ def plot_timeline(plan: OffloadPlan, axes: tuple[Axes, Axes] | None = None) -> t
         axes = (grid[0], grid[1])
     above, below = axes
     timeline = plan.timeline
-    clock, tick = next(((u, s) for u, s in _SECONDS if timeline.makespan >= s), _SECONDS[-1])
+    clock, tick = unit_of(timeline.makespan, SECONDS)
     streams = [stream for stream in timeline.streams if timeline.busy(stream)]
     for row, stream in enumerate(streams):
-        for kind, colour in _KINDS.items():
+        for kind, colour in KINDS.items():
             spans = [
                 (run.start / tick, run.seconds / tick)
                 for run in timeline.runs
@@ -59,39 +50,36 @@ def plot_timeline(plan: OffloadPlan, axes: tuple[Axes, Axes] | None = None) -> t
     )
     level = dict(timeline.levels["device"])
     times, held = [t / tick for t in level], [amount / _GIB for amount in level.values()]
-    below.fill_between(times, held, step="post", color="#56B4E9", alpha=0.6, linewidth=0, label="tensors")
-    below.axhline(plan.room / _GIB, color="#D55E00", linewidth=1.3, label=f"room {plan.room / _GIB:.4g} GiB")
+    below.fill_between(times, held, step="post", color=CYCLE[4], alpha=0.6, linewidth=0, label="tensors")
+    below.axhline(plan.room / _GIB, color=ALARM, linewidth=1.3, label=f"room {plan.room / _GIB:.4g} GiB")
     if plan.baseline_peak < 2.5 * plan.room:
         below.axhline(
-            plan.baseline_peak / _GIB, color=_INK, linewidth=1, linestyle=(0, (4, 2)),
+            plan.baseline_peak / _GIB, color=INK, linewidth=1, linestyle=(0, (4, 2)),
             label=f"peak without a plan {plan.baseline_peak / _GIB:.4g} GiB",
         )  # fmt: skip
     below.set(xlim=(0, timeline.makespan / tick), ylim=(0, None), xlabel=f"time in {clock}", ylabel="memory in GiB")
     below.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
+        dressed(ax, legend=False)
     return axes
 
 
 def plot_curve(curve: Curve, ax: Axes | None = None) -> Axes:
     """Time of a step against budget: the plans, the bound below them, and where nothing fits any more."""
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(7.5, 4.4), layout="constrained").add_subplot()
+    ax = axes_or_new(ax, 7.5, 4.4)
     pairs = [(b / _GIB, p) for b, p in zip(curve.budgets, curve.plans) if p is not None]
     if not pairs:
         raise ValueError("no plan fits any of the budgets, so there is nothing to draw")
     longest = max(p.seconds for _, p in pairs)
-    clock, tick = next(((u, s) for u, s in _SECONDS if longest >= s), _SECONDS[-1])
+    clock, tick = unit_of(longest, SECONDS)
     budgets = [b for b, _ in pairs]
-    ax.plot(budgets, [p.seconds / tick for _, p in pairs], "o-", color="#0072B2", label="plan, as simulated")
-    ax.plot(budgets, [p.lower_bound / tick for _, p in pairs], "--", color=_INK, linewidth=1, label="lower bound")
-    ax.axhline(pairs[0][1].baseline_seconds / tick, color="#009E73", linewidth=1, label="with memory enough")
+    ax.plot(budgets, [p.seconds / tick for _, p in pairs], "o-", color=CYCLE[0], label="plan, as simulated")
+    ax.plot(budgets, [p.lower_bound / tick for _, p in pairs], "--", color=INK, linewidth=1, label="lower bound")
+    ax.axhline(pairs[0][1].baseline_seconds / tick, color=CYCLE[2], linewidth=1, label="with memory enough")
     ax.set(
         xlabel="budget in GiB", ylabel=f"seconds a step in {clock}" if clock == "s" else f"time of a step in {clock}"
     )
     ax.set_title(f"{pairs[0][1].graph.name} on {pairs[0][1].device.name}", loc="left")
-    ax.spines[["top", "right"]].set_visible(False)
+    dressed(ax, legend=False)
     ax.legend(frameon=False)
     return ax
