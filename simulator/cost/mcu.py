@@ -177,5 +177,5 @@ def product_seconds(machine: Any, batch: Real, m: Real, n: Real, k: Real, kind: 
     them.
     """
     ops = ops_for(batch, m, n, k)
-    peak, _, _ = machine.rate(kind)
+    peak = float(machine.rate(kind)[0])
     return 2.0 * batch * m * n * (ops.ceil(k / SIMD_PAIR) * SIMD_PAIR) / peak

@@ -8,6 +8,7 @@ library adds and saves follows `peakline.memory.micro`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def arena_footprint(program: Program, device: Device) -> Memory:
             beside = np.maximum(beside, structures + size)
         beside = beside + weight_window(program, library)
         beside = int(beside) if np.ndim(beside) == 0 else beside
-    plan, arena = _plan(spans, np.shape(peak.bytes), peak.bytes)
+    closed = library is not None and library.planner == "unknown"
+    plan, arena = _plan(spans, np.shape(peak.bytes), peak.bytes, _smallest if closed else plan_arena)
     context = device.software.context_bytes + beside
     needed = arena + context
     wall = _wall(device, main.capacity)
@@ -170,22 +172,30 @@ def _in_main_memory(
     return Occupancy(counts, table.roles, table.names, table.sizes)
 
 
-def _plan(spans: list[Span], shape: tuple[int, ...], live: Any) -> tuple[StaticArena | None, Any]:
+def _plan(
+    spans: list[Span], shape: tuple[int, ...], live: Any, planner: Callable[[list[Lifetime]], StaticArena]
+) -> tuple[StaticArena | None, Any]:
     """The plan and its bytes; for a sweep the bytes of each configuration's plan, or of live bytes for very many."""
     if not is_array(*(size for _, size, _, _ in spans)):
-        plan = plan_arena(Lifetime(name, int(size), first, last) for name, size, first, last in spans)
+        plan = planner([Lifetime(name, int(size), first, last) for name, size, first, last in spans])
         return plan, plan.size
     configurations = int(np.prod(shape))
     if configurations > REPLAY_LIMIT:
         return None, live
     flat = [np.broadcast_to(np.asarray(size), shape).reshape(-1) for _, size, _, _ in spans]
     sizes = [
-        plan_arena(
-            Lifetime(name, int(column[i]), first, last) for (name, _, first, last), column in zip(spans, flat)
+        planner(
+            [Lifetime(name, int(column[i]), first, last) for (name, _, first, last), column in zip(spans, flat)]
         ).size
         for i in range(configurations)
     ]
     return None, np.asarray(sizes, dtype=np.int64).reshape(shape)
+
+
+def _smallest(lifetimes: list[Lifetime]) -> StaticArena:
+    """The smallest of three plans, for a library whose planner is not known."""
+    plans = (plan_arena(lifetimes), plan_arena(lifetimes[::-1]), plan_arena(lifetimes, rule="best_fit"))
+    return min(plans, key=lambda plan: plan.size)
 
 
 def _spans(program: Program, constants: frozenset[int], last_use: dict[int, int]) -> list[Span]:

@@ -69,9 +69,10 @@ class Library:
         name: as `mcu.runtime` of a device names it.
         pads: a padding that is stated explicitly is an operator of its own, with a padded copy of its input. (A
             TensorFlow Lite convolution knows only `SAME` and `VALID`.)
-        overwrites: whether an operator's output may take its input's place: `none`, `depthwise`, or `pointwise` for
-            depthwise and 1×1 convolutions.
+        overwrites: which convolutions' outputs take their input's place: `none`, `depthwise` or `all`.
         window: bytes that a convolution needs while it runs.
+        planner: which of equally large tensors is placed first: the `youngest` (TensorFlow Lite Micro) or the `oldest`
+            (TinyEngine's `base_allocator.py`, `sortSize`); `unknown` for a closed one, taken to plan well.
         shared_windows: the largest window is a buffer for the whole run beside the arena, not a part of it.
         per_operator, per_channel: SRAM that each operator, and each output channel of an operator with weights, holds.
         flash_per_operator, flash_per_channel, code: the same in flash, and the program itself.
@@ -81,6 +82,7 @@ class Library:
     pads: bool
     overwrites: str
     window: Callable[[Conv], Dim]
+    planner: str
     shared_windows: bool
     per_operator: int
     per_channel: int
@@ -112,8 +114,8 @@ def _tinyengine_window(c: Conv) -> Dim:
 
 
 def _cube_window(c: Conv) -> Dim:
-    """As many rows of the input as the kernel is high, which a depthwise convolution must keep as it overwrites."""
-    return c.kernel[0] * c.columns * c.channels if c.depthwise else 0
+    """As many rows of the input as the kernel is high, which a convolution must keep as it overwrites."""
+    return c.kernel[0] * c.columns * c.channels if c.taps > 1 else 0
 
 
 _TFLM_OPERATOR = 213
@@ -124,15 +126,17 @@ about 165."""
 _TFLM_FLASH_OPERATOR = 600
 """Flash of an operator in the model file: its tensors' names and shapes. Fitted."""
 
-_TFLM = Library("tflm", True, "none", _no_window, False, _TFLM_OPERATOR, 8, _TFLM_FLASH_OPERATOR, 24, 98 * KIB)
+_TFLM = Library(
+    "tflm", True, "none", _no_window, "youngest", False, _TFLM_OPERATOR, 8, _TFLM_FLASH_OPERATOR, 24, 98 * KIB
+)
 """Per channel: `per_channel_output_multiplier` and `_shift`, int32 each; in flash a float32 scale and an int64 zero
 point, of the weights and of the bias."""
 
 LIBRARIES = {
     "tflm": _TFLM,
     "cmsis-nn": replace(_TFLM, name="cmsis-nn", window=_cmsis_window, code=116 * KIB),
-    "x-cube-ai": Library("x-cube-ai", False, "pointwise", _cube_window, False, 541, 0, 0, 8, 59 * KIB),
-    "tinyengine": Library("tinyengine", False, "depthwise", _tinyengine_window, True, 0, 0, 0, 4, 65 * KIB),
+    "x-cube-ai": Library("x-cube-ai", False, "all", _cube_window, "unknown", False, 541, 0, 0, 8, 59 * KIB),
+    "tinyengine": Library("tinyengine", False, "depthwise", _tinyengine_window, "oldest", True, 0, 0, 0, 4, 65 * KIB),
 }
 """X-CUBE-AI's 541 bytes: 16.38 KiB of runtime RAM for the 31 operators of MobileNet V1 at any size (STMicroelectronics,
 AI model zoo, mobilenetv1/README). The programs' own sizes are fitted (docs/microcontrollers.md)."""

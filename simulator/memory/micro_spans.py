@@ -29,7 +29,7 @@ def overwritten(program: Program, position: int, step: Step, library: Library) -
     if library.overwrites == "none" or len(step.makes) != 1:
         return None
     conv = convolution_of(program, step)
-    if conv is None or not (conv.depthwise or (library.overwrites == "pointwise" and conv.taps == 1)):
+    if conv is None or not (conv.depthwise or library.overwrites == "all"):
         return None
     x, y = step.touches[0], step.makes[0]
     dies = _last_uses(program).get(x, -1) == position
@@ -37,7 +37,10 @@ def overwritten(program: Program, position: int, step: Step, library: Library) -
 
 
 def library_spans(program: Program, constants: frozenset[int], library: Library) -> list[Span]:
-    """Spans of all tensors, padded copies (`.pad`) and windows (`.window`) under the library's rules."""
+    """Spans of all tensors, padded copies (`.pad`) and windows (`.window`) under the library's rules.
+
+    In the order in which a planner that takes the last of equals first places them as the library does.
+    """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     extra: list[Span] = []
@@ -74,7 +77,8 @@ def library_spans(program: Program, constants: frozenset[int], library: Library)
                 first[pair[1]] = 2 * position + 2
                 last[pair[1]] = max(last[pair[1]], 2 * position + 2)
     spans = [(program.storages[key].name, program.sizes[key], first[key], last[key]) for key in first]
-    return [span for span in (*spans, *extra) if not (np.ndim(span[1]) == 0 and span[1] == 0)]
+    found = [span for span in (*spans, *extra) if not (np.ndim(span[1]) == 0 and span[1] == 0)]
+    return found[::-1] if library.planner == "oldest" else found
 
 
 def _images(program: Program, key: int) -> Dim:
