@@ -149,12 +149,12 @@ class _Assembly:
             self.tensors[title] = Tensor(title, owner.shape, owner.dtype, owner.role, None, owner.name)
             self.latest[number] = title
             outputs.append(title)
-        attributes: dict[str, Any] = {"kernels": [kernel_out(k) for k in cost.kernels], "reads": cost.reads,
+        attributes: dict[str, Any] = {"kernels": tuple(map(tuple, map(kernel_out, cost.kernels))), "reads": cost.reads,
                                       "writes": cost.writes}  # fmt: skip
         if cost.workspace:
-            attributes["workspace"] = list(cost.workspace)
+            attributes["workspace"] = tuple(cost.workspace)
         if cost.passing and cost.passing != cost.workspace:
-            attributes["passing"] = list(cost.passing)
+            attributes["passing"] = tuple(cost.passing)
         if cost.before:
             attributes["before"] = cost.before
         if call.line:

@@ -56,6 +56,17 @@ class Segment:
         edges = [0, *sorted({p for p in places if 0 < p < self.repeat}), self.repeat]
         return [Segment(self.walks, self.low + a, self.low + b) for a, b in pairwise(edges)]
 
+    def grouped(self, size: int) -> Segment:
+        """The same with `size` layers in a row as one; what is left over at the end stays outside."""
+        groups = self.repeat // size
+        walks = []
+        for walk in self.walks:
+            first = self.low if walk.sign > 0 else self.low + groups * size - 1
+            start = walk.run.start + walk.repetition(first) * walk.run.period
+            run = Run(start, walk.run.period * size, groups)
+            walks.append(Walk(run, walk.sign, 0 if walk.sign > 0 else groups - 1))
+        return Segment(tuple(walks), 0, groups)
+
 
 def segments(runs: Sequence[Run], touched: Sequence[tuple[int, ...]], maker: Sequence[int]) -> list[Segment]:
     """Tie the runs together.

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from peakline.models.capture.emit import emit
 from peakline.models.capture.families import Segment, segments
 from peakline.models.capture.homes import Homes, Program
-from peakline.models.capture.periods import find_runs
+from peakline.models.capture.periods import Run, find_runs
 from peakline.models.capture.references import References
 from peakline.models.capture.same import same_program
 from peakline.models.graph import Graph
@@ -28,6 +28,10 @@ from peakline.models.graph import Graph
 __all__ = ["fold"]
 
 _ROUNDS = 12
+"""Times that segments are cut."""
+
+_ATTEMPTS = 3
+"""Sets of runs that are tried."""
 
 
 def fold(graph: Graph) -> Graph:
@@ -51,7 +55,19 @@ def fold(graph: Graph) -> Graph:
 
 def _folded(graph: Graph) -> Graph:
     program = Program(graph)
-    runs = find_runs(program.tokens, [o.module for o in program.operators])
+    modules = [o.module for o in program.operators]
+    without: set[int] = set()
+    for _ in range(_ATTEMPTS):
+        runs = find_runs(program.tokens, modules, without)
+        folded = _described_once(graph, program, runs)
+        if folded is not graph or not runs:
+            return folded
+        without.add(min(run.period for run in runs))  # steps of a loop may stand in the way of layers
+    return graph
+
+
+def _described_once(graph: Graph, program: Program, runs: list[Run]) -> Graph:
+    """The graph with those runs folded; itself if no references have words."""
     candidates = segments(runs, program.touched, program.maker)
     for _ in range(_ROUNDS):
         candidates = [s for s in candidates if s.repeat >= 2]
@@ -62,7 +78,7 @@ def _folded(graph: Graph) -> Graph:
         if not references.cuts:
             folded = emit(references)
             return folded if same_program(graph, folded, references) else graph
-        candidates = _cut(candidates, references.cuts)
+        candidates = _cut(candidates, references.cuts, references.groups)
     return graph
 
 
@@ -78,13 +94,18 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _cut(candidates: list[Segment], cuts: dict[int, set[int]]) -> list[Segment]:
-    """Segments cut where their references ask for it; one that would fall into crumbs is given up."""
+def _cut(candidates: list[Segment], cuts: dict[int, set[int]], groups: dict[int, int]) -> list[Segment]:
+    """Segments cut where their references ask for it; one that would fall into crumbs is given up.
+
+    Layers that alternate are put together, as many as come back (`groups`).
+    """
     result: list[Segment] = []
     for number, segment in enumerate(candidates):
         places = cuts.get(number, set())
         if not places:
             result.append(segment)
+        elif groups.get(number, 0) > 1 and segment.repeat >= 2 * groups[number]:
+            result.append(segment.grouped(groups[number]))
         elif len(places) <= max(3, segment.repeat // 4) and -1 not in places:
             result += segment.cut(places)
     return result

@@ -36,6 +36,9 @@ _FRESH = {
     for overload in overloads
 }  # fmt: skip
 
+_DRAWN = {getattr(_aten.random_, overload) for overload in _aten.random_.overloads()}
+"""Whole numbers drawn at random do not depend on what was there before: a seed (`torch.empty(()).random_().item()`)."""
+
 
 class Known:
     """Runs operators on fake tensors, and beside them on the values that are known.
@@ -69,6 +72,10 @@ class Known:
 
     def run(self, func: Any, args: Any, kwargs: Any, fake: Callable[..., Any] | None = None) -> Any:
         """The operator's result, a fake tensor with a value where it can be known; `fake` runs it on fake tensors."""
+        if func in _DRAWN and isinstance(args[0], FakeTensor) and self.worth(args[0]):
+            with torch._C._DisableTorchDispatch():
+                drawn = torch.zeros(tuple(args[0].shape), dtype=args[0].dtype)
+            self.learn(args[0], drawn)
         if not self._all_known(func, args, kwargs):
             self._forget(func, args, kwargs)
             return func(*args, **kwargs) if fake is None else fake()

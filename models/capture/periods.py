@@ -13,7 +13,7 @@ from __future__ import annotations
 import marshal
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,20 +109,21 @@ def _plain(value: Any) -> Any:
 
 
 # ---- repetitions -----------------------------------------------------------------------------------------------------
-def find_runs(tokens: NDArray[np.int64], modules: Sequence[str]) -> list[Run]:
+def find_runs(tokens: NDArray[np.int64], modules: Sequence[str], without: Collection[int] = ()) -> list[Run]:
     """Disjoint runs in order, chosen to fold most operators away.
 
     Args:
         tokens: `numbers` of the operators.
         modules: path of each operator's module. Runs start where the layer's number in the path changes, if it does;
             otherwise where the repetition does.
+        without: periods not to use.
     """
     spans: list[tuple[int, int, int]] = []
     for period in _periods(tokens):
         spans.extend(_repetitions(tokens, period))
     spans.sort(key=lambda s: (-((s[1] - s[0]) // s[2] - 1) * s[2], s[2]))
     labels = _Labels(modules)
-    runs = {labels.align(*span) for span in sorted(_not_multiples(spans[:_MOST_CANDIDATES]))}
+    runs = {labels.align(*span) for span in sorted(_not_multiples(spans[:_MOST_CANDIDATES])) if span[2] not in without}
     return _schedule([run for run in runs if run.count >= 2 and run.saved >= LEAST_SAVED])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class References:
         inputs, outputs: references of each operator; of operators in segments, those of layer 0 stand for all.
         storages: name of the tensor whose memory a tensor shares: by number outside, by (segment, tensor) inside.
         counts: attributes of list operators, where `[*]` stands for several tensors.
+        groups: for segments whose layers alternate (every second one reads another mask), after how many they return.
         cuts: for each segment, layers at which a new segment must begin (`GIVE_UP`: none helps). Empty if all is said.
     """
 
@@ -59,6 +61,7 @@ class References:
         self.families = _family_names(homes)
         self.ports: list[list[Port]] = [[] for _ in homes.segments]
         self.cuts: dict[int, set[int]] = defaultdict(set)
+        self.groups: dict[int, int] = {}
         self.inputs: dict[int, tuple[str, ...]] = {}
         self.outputs: dict[int, tuple[str, ...]] = {}
         self.storages: dict[int | tuple[int, int], str] = {}
@@ -160,6 +163,9 @@ class References:
         for layer, t in enumerate(sequence):
             at = home.get(t)
             kinds.append((at.tensor, at.layer - layer) if at is not None and at.segment == segment else (t,))
+        period = next((p for p in range(2, len(kinds) // 2 + 1) if kinds[p:] == kinds[:-p]), 0)
+        if period:
+            self.groups[segment] = math.lcm(period, self.groups.get(segment, 1))
         changes = [i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]]
         entry = 1 if self.homes.segments[segment].walks[walk].sign > 0 else len(sequence) - 1
         if len(changes) > 1 and entry in changes:  # a carry may begin with anything

@@ -45,6 +45,23 @@ def _rms_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _fused_rms_norm(*args, **kwargs)
 
 
+def _grouped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A product of any floating-point format, rows padded to 16 bytes; fake tensors know bfloat16 alone.
+
+    cuda/GroupedBlas.cpp `_grouped_mm_cuda`: without the bfloat16 kernel of Hopper and Blackwell it multiplies group by
+    group; either way the result is `create_grouped_gemm_output_tensor`'s.
+    """
+    a, b = args[0], args[1]
+    groups = kwargs.get("offs", args[2] if len(args) > 2 else None)
+    flat = [a.shape[-2], b.shape[-1]]
+    leading = [groups.shape[0]] if a.dim() == 2 and b.dim() == 2 else [a.shape[0]] if a.dim() == b.dim() == 3 else []
+    kind = kwargs.get("out_dtype") or a.dtype
+    aligned = 16 // kind.itemsize
+    width = -(-flat[1] // aligned) * aligned
+    strides = [flat[0] * width, width, 1] if leading else [width, 1]
+    return a.new_empty_strided([*leading, *flat], strides, dtype=kind)
+
+
 def _scalar_in_full_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A mean or sum that lies in memory of the input's size: the elementwise result's, resized to a scalar.
 
@@ -84,6 +101,7 @@ def results(target: Target) -> Mapping[Any, Result]:
         aten._fused_rms_norm.default: _rms_norm,
         aten._cudnn_rnn.default: rnn_results,
         aten._cudnn_rnn_backward.default: rnn_backward_results,
+        aten._grouped_mm.default: _grouped,
         aten.mse_loss.default: _scalar_in_full_size,
         aten.smooth_l1_loss.default: _scalar_in_full_size,
         aten.binary_cross_entropy.default: _scalar_in_full_size,
