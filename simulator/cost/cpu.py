@@ -11,7 +11,7 @@ from peakline.cost.machine import Machine
 from peakline.cost.numeric import Real, ops_for
 from peakline.models.dtypes import DType
 
-__all__ = ["product_seconds"]
+__all__ = ["packing_seconds", "product_seconds"]
 
 BLOCK_ROWS, BLOCK_COLS = 8.0, 32.0
 """Rows and columns of C held in vector registers: 6×16 to 14×32 in BLIS's kernels for AVX2, AVX-512 and Neon [2]."""
@@ -34,3 +34,13 @@ def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, ki
     # fewer blocks than cores: libraries cut k as well
     rounds = ops.where(blocks < machine.units, blocks, rounds)
     return rounds * block * 2.0 * k / peak
+
+
+def packing_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, a: Real, b: Real, c: Real) -> Real:
+    """Seconds of laying both operands out in panels before they are multiplied: read and written once each ([1], §4).
+
+    A product with a vector reads its matrix where it is. `a`, `b`, `c`: bytes of one element.
+    """
+    ops = ops_for(batch, m, n, k)
+    packed = ops.where(ops.minimum(m, n) > 1.0, batch * (a * m * k + b * k * n), 0.0)
+    return packed / machine.supply

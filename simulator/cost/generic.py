@@ -46,14 +46,18 @@ def generic_tiled(
 ) -> Tiled:
     """Seconds and traffic of `products` followed by `scalar_work` operations, over `reads` + `writes` bytes.
 
-    T = launches·launch + max(arithmetic, memory), or their sum where nothing overlaps them (`mcu`). With `widths`, what
+    T = launches·launch + max(arithmetic, memory), or their sum where nothing overlaps them (`mcu`); on a CPU, operands
+    are packed before (`cpu.packing_seconds`). With `widths`, what
     does not fit in on-chip memory is blocked (`tiling`), and moves more than once; half of the memory holds the tiles
     at work, the other half those on their way.
     """
     arithmetic = scalar_work / machine.vector_rate(kind)
     seconds_of = _ARITHMETIC.get(machine.kind, cpu.product_seconds)
+    packed: Real = 0.0
     for batch, m, n, k in products:
         arithmetic = arithmetic + seconds_of(machine, batch, m, n, k, kind)
+        if machine.kind == "cpu" and widths is not None:
+            packed = packed + cpu.packing_seconds(machine, batch, m, n, k, *widths)
     moved = reads + writes
     ops = ops_for(arithmetic, moved)
     if widths is not None and machine.onchip_bytes:
@@ -64,6 +68,7 @@ def generic_tiled(
     memory = moved / machine.supply
     launch = launches * (machine.launch or 0.0)
     both = arithmetic + memory if machine.kind == "mcu" else ops.maximum(arithmetic, memory)
+    both = both + packed
     main = machine.main.name
     return Tiled(launch + both, launch, {main: moved}, {"compute": arithmetic, main: memory})
 
