@@ -71,7 +71,8 @@ def apply(
 
         where = "ssd" if "ssd" in states.values() else "host"
         turns = offload_optimizer(
-            optimizer, module, folder=folder if where == "ssd" else None, update=plan.optimizer, states=set(states),
+            optimizer, module, folder=folder if where == "ssd" else None, update=plan.optimizer, turns=_turns(plan),
+            states=None if "*" in states else states, gradients=_moved_gradients(plan), release=True,
         )  # fmt: skip
         undo.insert(0, turns.remove)
     return Applied(script, module, stores, undo)
@@ -162,6 +163,22 @@ def _moved_states(plan: OffloadPlan) -> dict[str, str]:
     if plan.optimizer == "host" and not found:
         return {"*": "host"}
     return found
+
+
+def _moved_gradients(plan: OffloadPlan) -> list[str]:
+    """Names of the parameters whose gradients the plan moves."""
+    return [d.tensor.removesuffix(".grad") for d in plan.decisions if d.role == "gradient" and d.moved]
+
+
+def _turns(plan: OffloadPlan) -> list[list[str]]:
+    """Names of the parameters of each of the plan's turns."""
+    program = plan.made.profile.program
+    storages = [
+        [program.storages[key] for key in dict.fromkeys(step.touches)]
+        for step in program.steps
+        if step.operator.type == "update_pass"
+    ]
+    return [[s.name for s in turn if s.tensor.role == "parameter"] for turn in storages]
 
 
 def _check_parameters(plan: OffloadPlan, module: torch.nn.Module) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from peakline.execution.replay import (
+    FRESH,
     Reference,
     Written,
     execute,
@@ -33,9 +34,6 @@ __all__ = ["Handle", "Iteration"]
 
 _UNCOUNTED = ("aten.set_", "aten._assert_async")
 """Operators that capture does not count as work either."""
-
-_FRESH = torch.ops.aten.lift_fresh.default
-"""Hands on what `torch.tensor` made: its operand is its result."""
 
 
 class _Memory:
@@ -112,7 +110,7 @@ class Iteration:
     # ---- the forward pass -----------------------------------------------------------------------------------------
     def run(self, operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operator of the forward pass and line it up with the plan."""
-        given = [] if operator is _FRESH else list(tensors([*args, *kwargs.values()]))
+        given = [] if operator is FRESH else list(tensors([*args, *kwargs.values()]))
         for tensor in given:
             if not self._known(tensor):
                 self._learn(tensor, None)

@@ -15,7 +15,22 @@ from typing import Any
 
 import torch
 
-__all__ = ["Outside", "Reference", "Written", "execute", "is_random", "mutable", "storage_of", "tensors", "write_down"]
+__all__ = [
+    "FRESH",
+    "Outside",
+    "Reference",
+    "Written",
+    "execute",
+    "is_random",
+    "mutable",
+    "storage_of",
+    "tensors",
+    "write_down",
+]
+
+
+FRESH = torch.ops.aten.lift_fresh.default
+"""Hands on what `torch.tensor` made: its operand is its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +152,7 @@ def execute(written: Written, memory: Callable[[int], torch.Tensor]) -> dict[int
         _set_state(written.state)
     try:
         with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
-            result = written.operator(*args, **kwargs)
+            result = args[0].clone() if written.operator is FRESH else written.operator(*args, **kwargs)
     finally:
         if before:
             _set_state(before)

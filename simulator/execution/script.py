@@ -91,7 +91,7 @@ def script_of(plan: OffloadPlan) -> Script:
             f"plan of {plan.graph.name}: its graph is a built-in one, whose operators cannot be lined up with those "
             "that torch dispatches; plan what pk.capture(module, inputs, optimizer=..., device=...) returns"
         )
-    profile, problem, keys, decisions = plan.made
+    profile = plan.made.profile
     script = Script(_expected(plan))
     births, turn = profile.program.births, profile.turn
     forward = {key for key, birth in enumerate(births) if 0 <= birth < turn}
@@ -156,7 +156,7 @@ def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
     _, problem, keys, decisions = plan.made
     tiers = [tier.name for tier in problem.tiers]
     by_name: dict[str, int] = {}
-    for item, key, shares, gap in zip(problem.items, keys.items, decisions.moved, keys.gaps):
+    for key, shares, gap in zip(keys.items, decisions.moved, keys.gaps):
         if key in forward and any(shares):
             script.moved[key] = tiers[max(range(len(shares)), key=shares.__getitem__)]
             script.sends[gap[0]].append(key)
@@ -177,6 +177,6 @@ def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
             script.actions[during + 1].append(Action("drop", key))
         elif run.task.kind == "fetch":
             following = bisect_left(starts, run.start)
-            inside = 0 < following and starts[following - 1] < run.start < computing[following - 1].end
+            inside = following > 0 and starts[following - 1] < run.start < computing[following - 1].end
             early = inside and following - 1 not in ended  # what left during that step may be what made room
             script.actions[following - early].append(Action("fetch", key))

@@ -43,11 +43,11 @@ def in_turns(program: Program, seconds: list[float], host: HostOptimizer | None 
     optimizer = [i for i, step in enumerate(steps) if step.operator.phase == "optimizer"]
     if not optimizer:
         return program, seconds
-    working = [i for i in optimizer if steps[i].operator.type != "release"]
+    working = [i for i in optimizer if _updates(program, steps[i])]
     if len(working) != 1:
         raise ValueError(
             f"the optimizer is {len(working)} operators over all parameters; one pass is needed to cut it into turns: "
-            "name a fused implementation, as in optimizer='adamw-fused'"
+            "name a fused implementation, as in optimizer='adamw-fused' (in torch, fused=True)"
         )
     whole = working[0]
     groups = _groups(program, steps[whole])
@@ -73,9 +73,9 @@ def in_turns(program: Program, seconds: list[float], host: HostOptimizer | None 
     ends = [
         (steps[i]._replace(touches=tuple(k for k in steps[i].touches if k not in gradients)), seconds[i])
         for i in optimizer
-        if i != whole
+        if i > whole
     ]
-    before = [i for i in range(len(steps)) if i not in set(optimizer)]
+    before = [i for i in range(len(steps)) if i not in set(optimizer) or i < whole]
     resident = [
         key for key in program.resident if host is None or program.storages[key].tensor.role != "optimizer_state"
     ]
@@ -85,13 +85,19 @@ def in_turns(program: Program, seconds: list[float], host: HostOptimizer | None 
     return cut, [*(seconds[i] for i in before), *times, *(took for _, took in ends)]
 
 
+def _updates(program: Program, step: Step) -> bool:
+    """Whether the step changes parameters: neither a release, nor the counting of steps."""
+    roles = {program.storages[key].tensor.role for key in step.touches}
+    return step.operator.type != "release" and "parameter" in roles
+
+
 def _parameters(program: Program, keys: Iterable[int]) -> list[int]:
     return [int(program.sizes[key]) for key in keys if program.storages[key].tensor.role == "parameter"]
 
 
 def _groups(program: Program, step: Step) -> dict[str, list[int]]:
     """Storages of each turn: the i-th parameter, the i-th of each state and the i-th gradient belong together."""
-    keys = list(step.touches)
+    keys = list(dict.fromkeys(step.touches))
     count = 0
     while count < len(keys) and program.storages[keys[count]].tensor.role == program.storages[keys[0]].tensor.role:
         count += 1

@@ -24,7 +24,7 @@ def in_whole(problem: Problem, decisions: Decisions) -> Decisions:
     moved, kept, owed = [], [], 0.0
     for item, shares, stays in zip(problem.items, decisions.moved, decisions.kept):
         share = sum(shares)
-        if not 0.0 < share or (item.group >= 0 and decisions.executed[item.group]):
+        if share <= 0.0 or (item.group >= 0 and decisions.executed[item.group]):
             moved.append(tuple(0.0 for _ in shares))
             kept.append(stays)
             continue
