@@ -42,6 +42,12 @@ def schedule(
     time_limit: Annotated[
         float, typer.Option(metavar="SECONDS", help="Best plan and bound by then.", rich_help_panel=_SOLVER)
     ] = 60.0,
+    allow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OPTIONS", help="Of bypass, in-place, recompute: what plans may do.", rich_help_panel=_SOLVER
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same plan.", rich_help_panel=_SOLVER)] = 0,
     train: Annotated[bool, typer.Option("--train", help="A training step.", rich_help_panel=_GRAPH)] = False,
     prefill: Annotated[bool, typer.Option("--prefill", help="Fill the KV cache.", rich_help_panel=_GRAPH)] = False,
@@ -92,17 +98,24 @@ def schedule(
     from peakline.solvers.schedule import Infeasible, NotFound
     from peakline.solvers.schedule import schedule as solve
 
-    options = {"batch": batch, "seq": seq, "image": image, "dtype": dtype, "optimizer": optimizer}
+    sizes = {"batch": batch, "seq": seq, "image": image, "dtype": dtype, "optimizer": optimizer}
     asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
-    problem = _problem(graph, asked, {k: v for k, v in options.items() if v is not None}, scope, only)
+    problem = _problem(graph, asked, {k: v for k, v in sizes.items() if v is not None}, scope, only)
     if plot is not None:
         from peakline.files import check_target
         from peakline.plot import file_format
 
         file_format(plot)
         check_target(plot)
+    if allow is not None and objective != "traffic":
+        raise ValueError(f"--allow: options change what traffic is least; with --objective {objective} there are none")
     if capacity_sweep:
-        given = {"--capacity": capacity, "--out": out, "--objective": None if objective == "traffic" else objective}
+        given = {
+            "--allow": allow,
+            "--capacity": capacity,
+            "--out": out,
+            "--objective": None if objective == "traffic" else objective,
+        }
         for option, value in given.items():
             if value is not None:
                 raise ValueError(
@@ -113,14 +126,21 @@ def schedule(
     if size is None and objective == "traffic":
         raise ValueError("--capacity: the least traffic needs one; --objective peak does not")
     try:
-        plan = solve(
-            problem,
-            size,
-            objective=objective,  # type: ignore[arg-type]
-            time_limit=time_limit,
-            seed=seed,
-            progress=_meter() if sys.stderr.isatty() else None,
-        )
+        meter = _meter() if sys.stderr.isatty() else None
+        if allow is not None and size is not None:
+            from peakline.solvers.schedule.allowing import schedule_allowing
+
+            options = tuple(name.strip() for name in allow.split(","))
+            plan = schedule_allowing(problem, size, options, time_limit=time_limit, seed=seed, progress=meter)
+        else:
+            plan = solve(
+                problem,
+                size,
+                objective=objective,  # type: ignore[arg-type]
+                time_limit=time_limit,
+                seed=seed,
+                progress=meter,
+            )
     except (Infeasible, NotFound) as error:
         _refuse(error, size, json_)
         return _NO

@@ -154,6 +154,9 @@ class _Turn:
         edges += [bottom - size[a] for bottom in self.at.values()] + [self.capacity - size[a]]
         advised = self.advice.get((a, step))
         if advised is not None:
+            if all(low >= advised + size[a] or advised >= low + size[b] for b, low in self.at.items()):
+                self.at[a] = self.offsets[a, step] = advised
+                return True
             edges.append(advised)
         best: tuple[int, bool, int, int, list[int]] | None = None
         for bottom in edges:

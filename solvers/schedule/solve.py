@@ -255,7 +255,7 @@ class _Work:
         best, method = self.best, self.found_by
         placed = self._pack(best, self.capacity)
         if placed is None:
-            limit = time.perf_counter() + 0.2 * self.time_limit
+            limit = time.perf_counter() + 0.25 * self.time_limit
             best, offsets = place_in_turn(self.dag, best, self.capacity, deadline=limit, seed=self.seed)
             more = traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)
             method += f", {more} bytes more so that addresses exist" if more else ""

@@ -26,7 +26,7 @@ def problems(draw: st.DrawFn, most: int = 7) -> Problem:
     for i in range(count):
         inputs = draw(st.lists(st.sampled_from(sorted(tensors)), min_size=1, max_size=3, unique=True))
         outputs = [f"t{i}{letter}" for letter in "ab"[: draw(st.sampled_from((1, 1, 1, 2)))]]
-        if draw(st.sampled_from((False, False, True))):  # a weight of its own
+        if draw(st.sampled_from((False, False, False, False, False, True))):  # a weight of its own
             tensors[f"w{i}"] = (draw(st.integers(1, 6)), "parameter")
             inputs.append(f"w{i}")
         for name in outputs:

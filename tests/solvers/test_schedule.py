@@ -19,7 +19,7 @@ from peakline.solvers.schedule.fixed_order import best_replacement, furthest_use
 from peakline.solvers.schedule.rolling import place_in_turn
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(problems(), st.integers(0, 6))
 def test_the_exact_solver_agrees_with_exhaustive_search(problem: Problem, spare: int) -> None:
     capacity = working_set(problem) + spare

@@ -1,0 +1,248 @@
+"""Schedules with options: bypass, outputs in place of inputs, operators that run again. Exact where the search ends.
+
+* *bypass*: an operator reads an operand from off-chip without its being resident; a load each time.
+* *in-place*: an output no larger than one of the inputs lies within that one, which is then gone.
+* *recompute*: an operator may run again to make anew what was dropped without a store.
+
+Dijkstra's algorithm over (operators that have run, residents, tensors that lie off-chip). Every option only adds plans,
+so the plan without any is the first incumbent, and what the search has proven when it stops is the bound.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+
+from peakline.solvers.allocation import Instance, allocate
+from peakline.solvers.dag import Dag, bits
+from peakline.solvers.plan import Certificate, Plan, Step, Traffic
+
+__all__ = ["Found", "Taken", "placed", "search"]
+
+_CHECK_CLOCK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A step: masks of what is stored, evicted, loaded and bypassed, then operator `i` runs; (output, input) pairs."""
+
+    i: int
+    store: int
+    evict: int
+    load: int
+    bypass: int
+    in_place: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`steps` with the least traffic `cost` (None: nothing below the known one), and a bound on every plan's."""
+
+    steps: tuple[Taken, ...] | None
+    cost: int
+    bound: int
+    ended: bool
+
+
+State = tuple[int, int, int]  # executed operators, resident tensors, tensors off-chip
+
+
+class _Moves:
+    """Steps that may follow a state."""
+
+    def __init__(self, dag: Dag, capacity: int, allow: tuple[str, ...]) -> None:
+        self.dag, self.capacity = dag, capacity
+        self.bypass, self.in_place, self.again = (name in allow for name in ("bypass", "in-place", "recompute"))
+        self.outputs = sum(1 << a for a, t in enumerate(dag.problem.tensors) if t.role == "output")
+        self.makes = [sum(1 << a for a in made) for made in dag.outputs]
+        self.reads = [sum(1 << a for a in read) for read in dag.inputs]
+
+    def wanted(self, executed: int) -> int:
+        """Tensors that an operator yet to run reads; with recompute any may be wanted again."""
+        left = self.dag.everything & ~executed
+        return sum(1 << a for a, readers in enumerate(self.dag.readers) if readers & left)
+
+    def of(self, state: State) -> Iterator[tuple[int, State, Taken]]:
+        """(traffic, next state, step), in any order."""
+        executed, resident, off = state
+        wanted = self.wanted(executed)
+        for i in range(len(self.dag)):
+            ran = executed >> i & 1
+            if ran and not (self.again and self.makes[i] & ~resident):
+                continue
+            if self.reads[i] & ~(resident | off):
+                continue
+            absent = self.reads[i] & ~resident
+            for passed in _subsets(self.reads[i]) if self.bypass else (0,):
+                load = absent & ~passed
+                for pairs in self._overlays(i, passed):
+                    yield from self._step(state, i, load, passed, pairs, wanted)
+
+    def _overlays(self, i: int, passed: int) -> Iterator[tuple[tuple[int, int], ...]]:
+        """Ways to put outputs in place of inputs, each input under one output at most."""
+        if not self.in_place:
+            yield ()
+            return
+        size = self.dag.size
+        choices = [
+            [None, *(a for a in self.dag.inputs[i] if size[a] >= size[b] and not passed >> a & 1)]
+            for b in self.dag.outputs[i]
+        ]
+        for chosen in product(*choices):
+            under = [a for a in chosen if a is not None]
+            if len(set(under)) == len(under):
+                yield tuple((b, a) for b, a in zip(self.dag.outputs[i], chosen) if a is not None)
+
+    def _step(
+        self, state: State, i: int, load: int, passed: int, pairs: tuple[tuple[int, int], ...], wanted: int
+    ) -> Iterator[tuple[int, State, Taken]]:
+        executed, resident, off = state
+        dag = self.dag
+        needed = (self.reads[i] & ~passed) | self.makes[i]
+        leaving = resident & passed  # stored if need be, then read from off-chip
+        idle = resident & ~needed & ~leaving
+        room = self.capacity - dag.weigh(needed) + sum(dag.size[b] for b, _ in pairs)
+        anew = resident & self.makes[i]  # made again, so the old copy may go
+        for evict in _minimal(dag, idle, dag.weigh(idle) - room):
+            under = sum(1 << a for _, a in pairs)
+            losing = (evict | under) & ~off
+            must = losing & (self.wanted(executed | 1 << i) if not self.again else -1)
+            for lost in _subsets(must) if self.again else (0,):
+                store = must & ~lost | leaving & ~off
+                if store & load:
+                    continue
+                first = sum(1 << a for a in bits(load | passed) if dag.maker[a] < 0 and not dag.readers[a] & executed)
+                paid = dag.weigh(store) + dag.weigh((load | passed) & ~first)
+                stays = (resident & ~evict & ~leaving | needed) & ~under
+                off_now = off | store | self.makes[i] & self.outputs
+                new = (executed | 1 << i, stays, off_now)
+                yield paid, new, Taken(i, store, evict | anew | leaving, load, passed, pairs)
+
+
+def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *, deadline: float) -> Found:
+    """The least traffic with the options in `allow`, if below `known`; outputs are stored when they are made.
+
+    `deadline`: of `time.perf_counter`. The bound is the smallest traffic still waiting then.
+    """
+    moves = _Moves(dag, capacity, allow)
+    start: State = (0, 0, dag.off_chip)
+    cost = {start: 0}
+    came: dict[State, tuple[State, Taken]] = {}
+    heap: list[tuple[int, int, int, State]] = [(0, 0, 0, start)]
+    serial = pops = 0
+    while heap:
+        paid, _, _, state = heapq.heappop(heap)
+        if known is not None and paid >= known:
+            return Found(None, known, known, True)
+        if paid > cost[state]:
+            continue
+        if state[0] == dag.everything:
+            steps: list[Taken] = []
+            while state in came:
+                state, step = came[state]
+                steps.append(step)
+            return Found(tuple(reversed(steps)), paid, paid, True)
+        pops += 1
+        if pops % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
+            return Found(None, known or 0, paid, False)
+        for price, new, taken in moves.of(state):
+            if paid + price < cost.get(new, 1 << 62):
+                cost[new] = paid + price
+                came[new] = (state, taken)
+                serial += 1
+                heapq.heappush(heap, (paid + price, -new[0].bit_count(), serial, new))
+    return Found(None, known or 0, known or 0, True)
+
+
+def placed(
+    dag: Dag, steps: tuple[Taken, ...], capacity: int, allow: tuple[str, ...], proof: Certificate, seconds: float
+) -> Plan | None:
+    """The plan with addresses, or None if none were found; an output in place shares its input's address."""
+    stays = _Stays(dag, steps)
+    found = allocate(Instance.of(stays.boxes), capacity, time_limit=max(seconds, 0.1))
+    if found.offsets is None:
+        return None
+    at = found.offsets
+    names = [tensor.name for tensor in dag.problem.tensors]
+    outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
+    listed: list[Step] = []
+    held, peak, moved_in, moved_out = 0, 0, 0, 0
+    final: list[str] = []
+    off = dag.off_chip
+    resident: set[int] = set()
+    for t, taken in enumerate(steps):
+        store = taken.store & sum(1 << a for a in resident)
+        store |= sum(1 << a for a in bits(taken.evict) if a in outputs and not off >> a & 1)
+        store |= sum(1 << a for _, a in taken.in_place if a in outputs and not off >> a & 1)
+        off |= store
+        resident -= set(bits(taken.evict))
+        resident |= set(bits(taken.load))
+        moved_out += dag.weigh(store)
+        moved_in += dag.weigh(taken.load | taken.bypass)
+        made = dag.outputs[taken.i]
+        over = dict(taken.in_place)
+        held = sum(dag.size[a] for a in resident) + sum(dag.size[b] for b in made if b not in over)
+        peak = max(peak, held)
+        resident |= set(made)
+        resident -= set(over.values())
+        listed.append(
+            Step(
+                dag.problem.operators[taken.i].name,
+                tuple(names[a] for a in bits(store)),
+                tuple(names[a] for a in bits(taken.evict)),
+                {names[a]: at[stays.box[a, t]] for a in bits(taken.load)},
+                {names[b]: at[stays.box[b, t]] for b in made},
+                tuple(names[a] for a in bits(taken.bypass)),
+                {names[b]: names[a] for b, a in taken.in_place},
+            )
+        )
+    for a in sorted(resident & outputs):
+        if not off >> a & 1:
+            final.append(names[a])
+            moved_out += dag.size[a]
+    traffic = Traffic(moved_in, moved_out, dag.problem.compulsory)
+    return Plan(capacity, tuple(listed), tuple(final), traffic, peak, proof, allow)
+
+
+class _Stays:
+    """Rectangles of the steps: an output in place continues its input's."""
+
+    def __init__(self, dag: Dag, steps: tuple[Taken, ...]) -> None:
+        self.box: dict[tuple[int, int], int] = {}  # rectangle of a tensor that arrives at a step
+        spans: list[list[int]] = []
+        here: dict[int, int] = {}
+        for t, taken in enumerate(steps):
+            for a in bits(taken.evict):
+                spans[here.pop(a)][1] = t
+            over = dict(taken.in_place)
+            for a in (*bits(taken.load), *(b for b in dag.outputs[taken.i] if b not in over)):
+                here[a] = self.box[a, t] = len(spans)
+                spans.append([t, len(steps), dag.size[a]])
+            for b, a in over.items():
+                here[b] = self.box[b, t] = here.pop(a)
+        self.boxes = [(first, last, size) for first, last, size in spans]
+
+
+def _subsets(mask: int) -> Iterator[int]:
+    part = mask
+    while True:
+        yield part
+        if not part:
+            return
+        part = (part - 1) & mask
+
+
+def _minimal(dag: Dag, idle: int, excess: int) -> Iterator[int]:
+    """Sets of idle tensors of at least `excess` bytes, none of which is superfluous."""
+    if excess <= 0:
+        yield 0
+        return
+    members = list(bits(idle))
+    for count in range(1, len(members) + 1):
+        for chosen in combinations(members, count):
+            total = sum(dag.size[a] for a in chosen)
+            if total >= excess and total - min(dag.size[a] for a in chosen) < excess:
+                yield sum(1 << a for a in chosen)

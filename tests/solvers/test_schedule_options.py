@@ -1,0 +1,158 @@
+"""Bypass, outputs in place of inputs, operators that run again: against exhaustive search, always replayed."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schedule_cases import least_traffic_by_enumeration, problems, working_set
+
+from peakline.cli import main
+from peakline.solvers.plan import ALLOWED, Plan
+from peakline.solvers.problem import Operator, Problem, Tensor
+from peakline.solvers.replay import ReplayError, replay
+from peakline.solvers.schedule import Infeasible
+from peakline.solvers.schedule.allowing import schedule_allowing
+
+Moment = tuple[frozenset[str], frozenset[str], frozenset[str]]
+
+
+def least_by_enumeration(problem: Problem, capacity: int, allow: tuple[str, ...]) -> int | None:
+    """Non-compulsory bytes of the best plan: everything that a scratchpad may hold at every moment, one small action
+    (store, evict, load, run) at a time, by Dijkstra's algorithm; None if there is no plan."""
+    size = {t.name: t.bytes for t in problem.tensors}
+    at_rest = frozenset(t.name for t in problem.tensors if t.role in ("input", "parameter"))
+    outputs = frozenset(t.name for t in problem.tensors if t.role == "output")
+    best: dict[Moment, int] = {(frozenset(), frozenset(), at_rest): 0}
+    heap = [(0, n, moment) for n, moment in enumerate(best)]
+    while heap:
+        paid, _, moment = heapq.heappop(heap)
+        if len(moment[0]) == len(problem.operators) and outputs <= moment[2]:
+            return paid - problem.compulsory
+        if paid > best[moment]:
+            continue
+        for price, after in _actions(problem, moment, capacity, allow, size, outputs):
+            if paid + price < best.get(after, 1 << 60):
+                best[after] = paid + price
+                heapq.heappush(heap, (paid + price, len(best), after))
+    return None
+
+
+def _actions(problem, moment, capacity, allow, size, outputs):  # type: ignore[no-untyped-def]
+    done, resident, off = moment
+    held = sum(size[n] for n in resident)
+    for name in resident:
+        yield 0, (done, resident - {name}, off)
+        if name not in off:
+            yield size[name], (done, resident, off | {name})
+    for name in off - resident:
+        if held + size[name] <= capacity:
+            yield size[name], (done, resident | {name}, off)
+    for operator in problem.operators:
+        if operator.name in done and "recompute" not in allow:
+            continue
+        if resident & set(operator.outputs):
+            continue
+        absent = [n for n in operator.inputs if n not in resident]
+        if absent and ("bypass" not in allow or not off.issuperset(absent)):
+            continue
+        here = [n for n in operator.inputs if n in resident]
+        options = [[None, *here] if "in-place" in allow else [None] for _ in operator.outputs]
+        for chosen in product(*options):
+            over = [(b, a) for b, a in zip(operator.outputs, chosen) if a is not None]
+            under = [a for _, a in over]
+            if len(set(under)) < len(under) or any(size[b] > size[a] for b, a in over):
+                continue
+            fresh = sum(size[b] for b, a in zip(operator.outputs, chosen) if a is None)
+            if held + fresh <= capacity:
+                after = (resident | set(operator.outputs)) - set(under)
+                yield sum(size[n] for n in absent), (done | {operator.name}, after, off)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(3), st.integers(-2, 3), st.sets(st.sampled_from(ALLOWED), min_size=1, max_size=2))
+def test_each_option_agrees_with_exhaustive_search(problem: Problem, spare: int, chosen: set[str]) -> None:
+    if len(problem.tensors) > 7:
+        return
+    capacity, allow = max(1, working_set(problem) + spare), tuple(sorted(chosen))
+    least = least_by_enumeration(problem, capacity, allow)
+    if least is None:
+        with pytest.raises(Infeasible):
+            schedule_allowing(problem, capacity, allow, time_limit=30)
+        return
+    plan = schedule_allowing(problem, capacity, allow, time_limit=30)
+    assert plan.certificate.lower_bound == least
+    done = replay(problem, plan)
+    assert done.non_compulsory == plan.certificate.objective >= least
+    assert replay(problem, Plan.from_json(plan.to_json())) == done
+    if spare >= 0:
+        assert least <= least_traffic_by_enumeration(problem, capacity)
+
+
+CHEAP = Problem(
+    (Tensor("x", 2, "input"), Tensor("a", 6), Tensor("b", 5), Tensor("c", 5), Tensor("y", 1, "output")),
+    (
+        Operator("grow", ("x",), ("a",)),
+        Operator("use", ("a",), ("b",)),
+        Operator("turn", ("b",), ("c",)),
+        Operator("join", ("a", "c"), ("y",)),
+    ),
+)
+
+
+def test_running_an_operator_again_saves_a_store_and_a_reload() -> None:
+    stored = schedule_allowing(CHEAP, 13, ("bypass",)).traffic.non_compulsory
+    again = schedule_allowing(CHEAP, 13, ("recompute",))
+    assert (again.traffic.non_compulsory, stored) == (0, 10)
+    assert [step.operator for step in again.steps].count("grow") == 2
+    assert replay(CHEAP, again).non_compulsory == 0
+    with pytest.raises(ReplayError, match="runs a second time"):
+        replay(CHEAP, replace(again, allow=()))
+
+
+def test_an_output_in_place_of_its_input_needs_no_room() -> None:
+    chain = Problem(
+        (Tensor("x", 4, "input"), Tensor("a", 4), Tensor("y", 3, "output")),
+        (Operator("f", ("x",), ("a",)), Operator("g", ("a",), ("y",))),
+    )
+    plan = schedule_allowing(chain, 4, ("in-place",))
+    assert (plan.peak, plan.traffic.non_compulsory) == (4, 0)
+    assert [dict(step.in_place) for step in plan.steps] == [{"a": "x"}, {"y": "a"}]
+    with pytest.raises(ReplayError, match="in-place is used"):
+        replay(chain, replace(plan, allow=("bypass",)))
+    moved = replace(plan.steps[1], produce={"y": 2})
+    with pytest.raises(ReplayError, match="not within the bytes"):
+        replay(chain, replace(plan, steps=(plan.steps[0], moved)))
+
+
+def test_what_is_read_once_streams_past_the_scratchpad() -> None:
+    problem = Problem(
+        (Tensor("x", 2, "input"), Tensor("w", 50, "parameter"), Tensor("y", 3, "output")),
+        (Operator("f", ("x", "w"), ("y",)),),
+    )
+    plan = schedule_allowing(problem, 5, ("bypass",))
+    assert plan.steps[0].bypass[-1] == "w"
+    assert replay(problem, plan).load == 52
+    with pytest.raises(Infeasible, match="even with bypass"):
+        schedule_allowing(problem, 2, ("bypass",))
+    with pytest.raises(ReplayError, match="while it is not resident"):
+        replay(problem, replace(plan, steps=(replace(plan.steps[0], bypass=()),)))
+
+
+def test_the_command_takes_options_and_writes_them_into_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph, out = tmp_path / "graph.json", tmp_path / "plan.json"
+    graph.write_text(CHEAP.to_json())
+    command = ["schedule", str(graph), "--capacity", "13", "--allow", "recompute,in-place", "--out", str(out), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "optimal"
+    assert json.loads(out.read_text())["allow"] == ["in-place", "recompute"]
+    assert main(["schedule", str(graph), "--capacity", "13", "--allow", "magic"]) == 2
+    assert "must be of bypass, in-place, recompute" in capsys.readouterr().err
