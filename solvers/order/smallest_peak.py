@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from peakline.solvers.bounds import live_floors
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.floors import peak_floor
 from peakline.solvers.order.search import Found, beam, search
 from peakline.solvers.problem import Problem
 from peakline.solvers.segments import Segment, in_order, segments, signature
@@ -15,6 +16,7 @@ from peakline.solvers.segments import Segment, in_order, segments, signature
 __all__ = ["Order", "smallest_peak"]
 
 _BEAM_WIDTHS = (1, 8, 64, 512)
+_MOST_FLOWS = 1_200  # operators for each of which a flow is drawn
 _MOST_OPERATORS = 8_000  # masks of more are too long: the given order and the largest working set
 
 
@@ -89,6 +91,10 @@ def smallest_peak(
             needed = max(needed, _piece_peak(dag, piece, orders[k]))
         method = "best-first search" if not unsolved else "beam search"
         proof = "best-first search over sets of executed operators" if floor > max(live_floors(dag)) else proof
+        if unsolved and len(dag) <= _MOST_FLOWS:
+            flows = peak_floor(dag)
+            if flows > floor:
+                floor, proof = flows, "order-free floor by flows"
     except KeyboardInterrupt:
         method += ", interrupted"
     joined = [i for order in orders for i in order]

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from peakline.solvers.dag import Dag, bits
-from peakline.solvers.schedule.floors import NEVER, Floors, Vector
+from peakline.solvers.floors import NEVER, Floors, Vector
 from peakline.solvers.segments import Segment
 
 __all__ = ["Moves", "State"]

@@ -126,3 +126,22 @@ def cell(name: str) -> Problem:
         for op in data["ops"]
     )
     return Problem(tensors, operators)
+
+
+def profiled(name: str) -> Problem:
+    """A profiled graph of `instances/profiled` in the units of its README: KiB, rounded up, at least 1.
+
+    A tensor is as large as its largest outgoing edge; nodes without a predecessor (parameters) are left out.
+    """
+    data = json.loads((INSTANCES / "profiled" / f"{name}.json").read_text(encoding="utf-8"))
+    size: dict[int, float] = {}
+    inputs: dict[int, list[int]] = {}
+    for edge in data["edges"]:
+        size[edge["sourceId"]] = max(size.get(edge["sourceId"], 0.0), edge["size"])
+        inputs.setdefault(edge["destId"], []).append(edge["sourceId"])
+    kept = [node["id"] for node in data["nodes"] if node["id"] in inputs]
+    tensors = tuple(Tensor(str(i), max(1, -int(-size.get(i, 0.0) // 1024))) for i in kept)
+    operators = tuple(
+        Operator(str(i), tuple(dict.fromkeys(str(j) for j in inputs[i] if j in inputs)), (str(i),)) for i in kept
+    )
+    return Problem(tensors, operators)

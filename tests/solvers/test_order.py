@@ -6,10 +6,11 @@ import time
 
 import pytest
 from hypothesis import given, settings
-from schedule_cases import INSTANCES, cell, problems, smallest_peak_by_enumeration
+from schedule_cases import INSTANCES, cell, problems, profiled, smallest_peak_by_enumeration
 
-from peakline.solvers.bounds import live_floors
+from peakline.solvers.bounds import largest_working_set, live_floors
 from peakline.solvers.dag import Dag
+from peakline.solvers.floors import peak_floor
 from peakline.solvers.order import smallest_peak
 from peakline.solvers.problem import Operator, Problem, Tensor
 
@@ -26,7 +27,8 @@ def test_the_exact_search_agrees_with_trying_every_order(problem: Problem) -> No
 @settings(max_examples=100, deadline=None)
 @given(problems())
 def test_no_order_is_below_the_order_free_floor(problem: Problem) -> None:
-    assert max(live_floors(Dag.of(problem))) <= smallest_peak_by_enumeration(problem)
+    dag = Dag.of(problem)
+    assert max(live_floors(dag)) <= peak_floor(dag) <= smallest_peak_by_enumeration(problem)
 
 
 PROVEN_KIB = {
@@ -60,3 +62,21 @@ def test_a_search_cut_short_still_proves_a_bound_below_its_order() -> None:
     hurried, calm = smallest_peak(problem, time_limit=1e-6), smallest_peak(problem)
     assert hurried.bound <= calm.peak <= hurried.peak
     assert calm.proven
+
+
+@pytest.mark.parametrize(
+    ("name", "working_set", "least", "most"),
+    [
+        ("resnet50_inference", 301_056, 301_056, 301_056),
+        ("bert_l-12_inference", 467_136, 467_136, 467_136),
+        ("bert_l-3_training", 732_672, 1_000_000, 1_030_050),
+    ],
+)
+def test_profiled_graphs_are_as_published(name: str, working_set: int, least: int, most: int) -> None:
+    """KiB; of BERT's training graph the floor by names alone is 949,272."""
+    if not INSTANCES.exists():
+        pytest.skip(f"{INSTANCES} is not here")
+    problem = profiled(name)
+    order = smallest_peak(problem, time_limit=5)
+    assert largest_working_set(Dag.of(problem))[0] == working_set
+    assert least <= order.bound <= order.peak <= most

@@ -25,7 +25,7 @@ from peakline.solvers.bounds import forced_alive, grain, read_by_descendants
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.segments import Segment
 
-__all__ = ["NEVER", "Floors", "Vector"]
+__all__ = ["NEVER", "Floors", "Vector", "peak_floor"]
 
 Vector = npt.NDArray[np.int64]
 
@@ -34,6 +34,12 @@ NEVER = -(1 << 40)
 
 _MOST_SUMS = 1 << 17  # grains of the capacity; tables of subset sums have four times as many bits
 _MOST_CHAINED = 700  # operators of a segment: the pairs of a larger one take too long
+
+
+def peak_floor(dag: Dag) -> int:
+    """Bytes that are alive at once in every order, by flows: at least the largest of `live_floors`."""
+    floors = Floors(dag, Segment(0, dag.everything, 0), 0, chains=False)
+    return int(floors.excess.max()) * floors.unit
 
 
 class Floors:
@@ -49,7 +55,7 @@ class Floors:
         after: traffic that must follow j.
     """
 
-    def __init__(self, dag: Dag, segment: Segment, capacity: int) -> None:
+    def __init__(self, dag: Dag, segment: Segment, capacity: int, *, chains: bool = True) -> None:
         self.dag, self.segment, self.unit = dag, segment, grain(dag)
         self.operators = list(bits(segment.stop & ~segment.start))
         self.column = {j: n for n, j in enumerate(self.operators)}
@@ -71,7 +77,7 @@ class Floors:
         self._sums: dict[int, tuple[int, int]] = {}
         self._rounded: dict[tuple[int, int, int], int] = {}
         self.after = self.zero()
-        if len(self.operators) <= _MOST_CHAINED:
+        if chains and len(self.operators) <= _MOST_CHAINED:
             self._chain()
         self.chained = bool(self.after.any())
 
