@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from peakline.memory.snapshot import Label
     from peakline.result import Estimate
 
-__all__ = ["trace", "write_snapshot", "write_trace"]
+__all__ = ["joined", "labels", "trace", "write_snapshot", "write_trace"]
 
 _MICROSECONDS = 1e6
 _PROCESS = 1
@@ -49,13 +49,13 @@ def write_snapshot(est: Estimate, path: str | PathLike[str]) -> None:
             f"{est.device.name} ({est.device.kind}) has no PyTorch caching allocator to take a snapshot of"
         )
     streams = request_history(memory.program, est.device)
-    events = _joined(streams)
+    events = joined(streams)
     room = max(memory.capacity - memory.context, 0)
     history = replay(events, room, memory.options, record=True, device_total=memory.capacity)
-    write(path, history, events, _labels(est, streams))
+    write(path, history, events, labels(est, streams))
 
 
-def _joined(streams: list[RequestStream]) -> EventStream:
+def joined(streams: list[RequestStream]) -> EventStream:
     """Consecutive steps as one stream: what the first leaves alive, the second knows by its key."""
     first = streams[0].events
     ops, sizes, keys = list(first.ops), list(first.sizes), list(first.keys)
@@ -75,20 +75,20 @@ def _joined(streams: list[RequestStream]) -> EventStream:
     return EventStream(ops=ops, sizes=sizes, streams=[0] * len(sizes), keys=keys)
 
 
-def _labels(est: Estimate, streams: list[RequestStream]) -> dict[Hashable, Label]:
+def labels(est: Estimate, streams: list[RequestStream]) -> dict[Hashable, Label]:
     """What the visualiser shows of each block: its tensor, operator and module."""
     from peakline.memory.snapshot import Label
 
     storages = est.memory.program.storages
-    labels: dict[Hashable, Label] = {}
+    found: dict[Hashable, Label] = {}
     for stream in streams:
         for block, key in enumerate(stream.events.keys):
             operator, storage = stream.operator_of_block[block], stream.storage_of_block[block]
             name = storages[storage].name if storage >= 0 else " ".join(map(str, key)) if isinstance(key, tuple) else ""
-            if key not in labels or operator is not None:
+            if key not in found or operator is not None:
                 module = operator.module if operator is not None else ""
-                labels[key] = Label(name, operator.name if operator is not None else "before the step", module)
-    return labels
+                found[key] = Label(name, operator.name if operator is not None else "before the step", module)
+    return found
 
 
 # ---- the time line --------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ Nothing here loads matplotlib before a picture is drawn, and its global state is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +27,6 @@ __all__ = [
     "dressed",
     "unit_of",
 ]
-
-_Scale = TypeVar("_Scale", int, float)
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, YELLOW, ALARM, GREY = "#56B4E9", "#F0E442", "#D55E00", "#999999"
@@ -67,7 +66,7 @@ BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
 SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
-def unit_of(amount: float, units: tuple[tuple[str, _Scale], ...]) -> tuple[str, _Scale]:
+def unit_of(amount: float, units: Sequence[tuple[str, float]]) -> tuple[str, float]:
     """The largest unit of `BYTES` or `SECONDS` that `amount` reaches, else the smallest: (name, bytes or seconds)."""
     return next((pair for pair in units if amount >= pair[1]), units[-1])
 

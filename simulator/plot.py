@@ -80,7 +80,7 @@ def file_format(path: str | PathLike[str]) -> str:
     return kind
 
 
-def _stack(ax: Axes, timeline: dict[str, Any], positions: Any, edges: Any, scale: int) -> None:
+def _stack(ax: Axes, timeline: dict[str, Any], positions: Any, edges: Any, scale: float) -> None:
     """The areas, held from each execution's start to the next one's."""
     floor = np.zeros(len(edges))
     highest = max(int(amounts.max()) for amounts in timeline.values())
@@ -93,7 +93,7 @@ def _stack(ax: Axes, timeline: dict[str, Any], positions: Any, edges: Any, scale
         floor = ceiling
 
 
-def _lines(ax: Axes, est: Estimate, unit: str, scale: int) -> float:
+def _lines(ax: Axes, est: Estimate, unit: str, scale: float) -> float:
     """Capacity, device and reserved bytes; returns the highest level to show."""
     memory = est.memory
     shown = float(memory.live) / scale
