@@ -15,18 +15,19 @@ from peakline.solvers.allocation import Instance, InstanceError, allocate
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, traffic, uses
 
-__all__ = ["place_in_turn"]
+__all__ = ["place_at_least_cost", "place_in_turn"]
 
 _WINDOW = 96  # episodes looked at
 _SECONDS = 1.0  # for one window
 _PAUSE = 8  # steps without a new window after one that admits no placement
-_LARGE = 50  # an episode is large from this part of the capacity on
+_LARGE = (50, 20, 8)  # an episode is large from the first of these parts of the capacity at which few enough are
 _MOST_LARGE = 400
 _CRUMBS = 1000
+_ATTEMPTS = 6
 
 
 def place_in_turn(
-    dag: Dag, schedule: Schedule, capacity: int, *, deadline: float = 0.0, seed: int = 0
+    dag: Dag, schedule: Schedule, capacity: int, *, deadline: float = 0.0, seed: int = 0, large_first: bool = True
 ) -> tuple[Schedule, tuple[int, ...]]:
     """The schedule with further drops such that addresses exist, and the offsets of its episodes.
 
@@ -34,7 +35,7 @@ def place_in_turn(
     """
     if deadline > time.perf_counter():
         schedule = _without_crumbs(dag, schedule)
-    turn = _Turn(dag, schedule, capacity, deadline, seed)
+    turn = _Turn(dag, schedule, capacity, deadline, seed, large_first)
     for step, i in enumerate(schedule.order):
         turn.run(step, i)
     placed = Schedule(schedule.order, frozenset(turn.dropped))
@@ -55,10 +56,29 @@ def _without_crumbs(dag: Dag, schedule: Schedule) -> Schedule:
     return Schedule(schedule.order, frozenset(dropped))
 
 
+def place_at_least_cost(
+    dag: Dag, schedule: Schedule, capacity: int, *, deadline: float, seed: int
+) -> tuple[Schedule, tuple[int, ...]]:
+    """The best of a few `place_in_turn`, with and without placing the large episodes first, until the deadline."""
+    found: list[tuple[Schedule, tuple[int, ...]]] = []
+    least = traffic(dag, schedule.dropped)
+    for attempt in range(_ATTEMPTS):
+        first = attempt % 2 == 1
+        found.append(
+            place_in_turn(dag, schedule, capacity, deadline=deadline, seed=seed + attempt // 2, large_first=first)
+        )
+        more = traffic(dag, found[-1][0].dropped) - least
+        if time.perf_counter() > deadline or more * _CRUMBS <= least:
+            break
+    return min(found, key=lambda placed: traffic(dag, placed[0].dropped))
+
+
 class _Turn:
     """The scratchpad while the steps are taken one after the other."""
 
-    def __init__(self, dag: Dag, schedule: Schedule, capacity: int, deadline: float, seed: int) -> None:
+    def __init__(
+        self, dag: Dag, schedule: Schedule, capacity: int, deadline: float, seed: int, large_first: bool
+    ) -> None:
         self.dag, self.capacity, self.deadline, self.seed = dag, capacity, deadline, seed
         self.dropped = set(schedule.dropped)
         self.steps = uses(dag, schedule.order)
@@ -67,7 +87,7 @@ class _Turn:
         self.offsets: dict[tuple[int, int], int] = {}  # by tensor and first step of the episode
         self.starts = sorted((s, a) for a, steps in enumerate(self.steps) for s in steps)
         self.next = 0  # position in `starts`
-        self.large = self._large()
+        self.large = self._large() if large_first else {}
         self.advice = dict(self.large)
         self.known = 0  # steps up to this one have been looked at
         self.pause = 0
@@ -97,17 +117,24 @@ class _Turn:
         left = self.deadline - time.perf_counter()
         if left <= 0:
             return {}
-        keys, boxes = [], []
-        for a, steps in enumerate(self.steps):
-            if self.dag.size[a] * _LARGE >= self.capacity:
-                for use, first in enumerate(steps):
-                    if use == 0 or (a, use - 1) in self.dropped:
-                        keys.append((a, first))
-                        boxes.append((first, self._stay(a, use) + 1, self.dag.size[a]))
-        if not boxes or len(boxes) > _MOST_LARGE:
+        keys: list[tuple[int, int]] = []
+        for part in _LARGE:
+            keys = [
+                (a, use)
+                for a, steps in enumerate(self.steps)
+                if self.dag.size[a] * part >= self.capacity
+                for use in range(len(steps))
+                if use == 0 or (a, use - 1) in self.dropped
+            ]
+            if len(keys) <= _MOST_LARGE:
+                break
+        if not 0 < len(keys) <= _MOST_LARGE:
             return {}
+        boxes = [(self.steps[a][use], self._stay(a, use) + 1, self.dag.size[a]) for a, use in keys]
         found = allocate(Instance.of(boxes), self.capacity, time_limit=min(left / 4, 5 * _SECONDS), seed=self.seed)
-        return {} if found.offsets is None else dict(zip(keys, found.offsets))
+        if found.offsets is None:
+            return {}
+        return {(a, self.steps[a][use]): offset for (a, use), offset in zip(keys, found.offsets)}
 
     def _look_ahead(self, step: int) -> None:
         """Advice for the next episodes: with the large ones where they should lie if that is possible, else without."""

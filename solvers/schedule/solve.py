@@ -22,7 +22,7 @@ from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
 from peakline.solvers.schedule.pack import pack
-from peakline.solvers.schedule.rolling import place_in_turn
+from peakline.solvers.schedule.rolling import place_at_least_cost
 from peakline.solvers.schedule.search import Found, beam, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
@@ -256,7 +256,7 @@ class _Work:
         placed = self._pack(best, self.capacity)
         if placed is None:
             limit = time.perf_counter() + 0.25 * self.time_limit
-            best, offsets = place_in_turn(self.dag, best, self.capacity, deadline=limit, seed=self.seed)
+            best, offsets = place_at_least_cost(self.dag, best, self.capacity, deadline=limit, seed=self.seed)
             more = traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)
             method += f", {more} bytes more so that addresses exist" if more else ""
         else:
