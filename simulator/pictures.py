@@ -55,13 +55,13 @@ def plot_allocations(est: Estimate, ax: Axes | None = None, *, most: int = 20_00
     clock, tick = unit_of(shown.seconds, SECONDS)
     handles: list[Any] = []
     for role, colour in ROLES.items():
+        blocks = [a for a in shown.allocations if a.role == role and a.end > a.start]
         boxes = [
-            Rectangle((a.start / tick, a.address / scale), (a.end - a.start) / tick, a.bytes / scale)
-            for a in shown.allocations
-            if a.role == role and a.end > a.start
+            Rectangle((a.start / tick, a.address / scale), (a.end - a.start) / tick, a.bytes / scale) for a in blocks
         ]
         if boxes:
-            ax.add_collection(PatchCollection(boxes, facecolor=colour, edgecolor="white", linewidth=0.15))
+            edges = [0.4 if 80 * a.bytes > shown.top else 0.0 for a in blocks]  # small ones would be all edge
+            ax.add_collection(PatchCollection(boxes, facecolor=colour, edgecolor="white", linewidth=edges))
             handles.append(Patch(color=colour, label=role.replace("_", " ")))
     top = shown.top / scale
     capacity = est.memory.capacity / scale
@@ -105,15 +105,17 @@ def plot_pareto(
         rows = rows[rows["fits"].fillna(False).astype(bool)]
     scale_x, title_x = _axis(x, rows[x])
     scale_y, title_y = _axis(y, rows[y])
-    groups = [("configurations", rows)] if by is None else list(rows.groupby(by, sort=False, observed=True))
-    for i, (name, part) in enumerate(groups):
+    groups: list[tuple[Any, pd.DataFrame]] = [("configurations", rows)]
+    if by is not None:
+        groups = list(rows.groupby(by, sort=False, observed=True))
+    for i, (group, part) in enumerate(groups):
         ax.scatter(
             part[x] / scale_x, part[y] / scale_y, s=22, color=CYCLE[i % len(CYCLE)] if by else GREY,
-            marker=_MARKERS[i % len(_MARKERS)] if by else "o", alpha=0.55, linewidth=0, label=str(name),
+            marker=_MARKERS[i % len(_MARKERS)] if by else "o", alpha=0.7, linewidth=0, label=str(group),
         )  # fmt: skip
     fx, fy = front[x].to_numpy(float) / scale_x, front[y].to_numpy(float) / scale_y
     ax.step(fx, fy, where="post", color=ALARM, linewidth=1.4, label="Pareto front", zorder=3)
-    ax.plot(fx, fy, "o", markersize=5, color=ALARM, zorder=4)
+    ax.plot(fx, fy, "o", markersize=9, markerfacecolor="none", markeredgecolor=ALARM, markeredgewidth=1.4, zorder=4)
     columns = [label] if isinstance(label, str) else list(label)
     if columns:
         _name_points(ax, fx, fy, [" · ".join(str(row[c]) for c in columns) for _, row in front.iterrows()])
@@ -131,7 +133,7 @@ def _name_points(ax: Axes, x: Any, y: Any, names: Sequence[str]) -> None:
     picked = np.unique(np.linspace(0, len(names) - 1, min(_NAMED, len(names))).round().astype(int))
     for i in picked:
         ax.annotate(
-            names[i], (x[i], y[i]), (6, 5), textcoords="offset points", fontsize=7.5, color=INK, rotation=20,
+            names[i], (x[i], y[i]), (6, 6), textcoords="offset points", fontsize=8, color=INK, rotation=20,
             rotation_mode="anchor",
         )  # fmt: skip
 
@@ -198,6 +200,8 @@ def plot_waterfall(
     ax: Axes | None = None,
 ) -> Axes:
     """From a baseline to the optimised run, one technique at a time: what each one saved, or cost.
+
+    Percentages are of the step before.
 
     Args:
         steps: (name, estimate) in the order in which the techniques are added, the baseline first; graphs in place of
@@ -269,13 +273,15 @@ def plot_measured(df: pd.DataFrame, *, by: str = "gpu", quantity: str = "seconds
         raise ValueError("plot_measured: no row has both figures, so there is nothing to draw")
     ax = axes_or_new(ax, 8.2, 5.6)
     unit, scale = unit_of(float(rows["measured"].median()), BYTES if quantity == "bytes" else SECONDS)
-    groups = list(rows.groupby(by, sort=False, observed=True)) if by in rows.columns else [("rows", rows)]
-    for i, (name, part) in enumerate(groups):
+    groups: list[tuple[Any, pd.DataFrame]] = [("measurements", rows)]
+    if by in rows.columns:
+        groups = list(rows.groupby(by, sort=False, observed=True))
+    for i, (group, part) in enumerate(groups):
         thin = part.iloc[:: max(len(part) // 3000, 1)]
         ax.scatter(
             thin["measured"] / scale, thin["predicted"] / scale, s=14 if len(rows) < 2000 else 4, alpha=0.5,
             linewidth=0, color=CYCLE[i % len(CYCLE)], marker=_MARKERS[i // len(CYCLE) % len(_MARKERS)],
-            label=f"{name} ({len(part):,})",
+            label=f"{group} ({len(part):,})",
         )  # fmt: skip
     ends = (
         np.asarray([rows[["measured", "predicted"]].min().min(), rows[["measured", "predicted"]].max().max()]) / scale

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peakline.cost.machine import machine
 
 if TYPE_CHECKING:
     from peakline.result import Estimate
+    from peakline.text import Table
 
 __all__ = ["Point", "Roof", "Roofline", "roofline"]
 
@@ -77,6 +78,63 @@ class Roofline:
         """Intensity at which the level's slope meets the highest peak: operations per byte."""
         slope = next(r.rate for r in self.roofs if r.slanted and r.name == level)
         return max(r.rate for r in self.roofs if not r.slanted) / slope
+
+    def to_dict(self) -> dict[str, Any]:
+        """Roofs (bytes/s, operations/s), ridges (operations per byte) and points, in plain values."""
+        return {
+            "title": self.title,
+            "levels": [
+                {"level": r.name, "bytes_per_s": r.rate, "ridge": self.ridge(r.name)} for r in self.roofs if r.slanted
+            ],
+            "peaks": [{"unit": r.name, "operations_per_s": r.rate} for r in self.roofs if not r.slanted],
+            "points": [
+                {
+                    "operator": p.operator,
+                    "phase": p.phase,
+                    "seconds": p.seconds,
+                    "operations": p.operations,
+                    "operations_per_s": p.rate,
+                    "bytes": {level: p.bytes[level] for level in self.levels if level in p.bytes},
+                    "intensity": {level: p.intensity(level) for level in self.levels if level in p.bytes},
+                    "bound_by": p.bound_by,
+                }
+                for p in self.points
+            ],
+        }
+
+    def tables(self) -> list[Table]:
+        """The roofs with their ridges, and the operators, slowest first."""
+        from peakline.hardware.units import format_bandwidth, format_rate, format_time
+        from peakline.text import Table
+
+        peak = max((r.rate for r in self.roofs if not r.slanted), default=0.0)
+        slopes = tuple(
+            (r.name, format_bandwidth(r.rate), f"{peak / r.rate:.4g}", "yes" if r.name in self.levels else "no")
+            for r in self.roofs
+            if r.slanted
+        )
+        flats = tuple((r.name, format_rate(r.rate, 4, "OP")) for r in self.roofs if not r.slanted)
+        total = sum(p.seconds for p in self.points) or 1.0
+        rows = tuple(
+            (
+                p.operator,
+                p.phase,
+                format_time(p.seconds, 3),
+                f"{p.seconds / total:.1%}",
+                *(f"{p.intensity(level):.3g}" if level in p.bytes else "-" for level in self.levels),
+                format_rate(p.rate, 3, "OP"),
+                p.bound_by,
+            )
+            for p in self.points
+        )
+        intensities = tuple(f"op/B {level}" for level in self.levels)
+        return [
+            Table("Slopes: operations per byte where they meet the highest peak", ("<level", "bandwidth", "ridge",
+                  "<traffic modelled"), slopes),
+            Table("Peaks", ("<unit", "rate"), flats),
+            Table("Operators, layers together", ("<operator", "<phase", "time", "share", *intensities, "rate",
+                  "<bound by"), rows),
+        ]  # fmt: skip
 
 
 def roofline(est: Estimate) -> Roofline:

@@ -16,6 +16,7 @@ from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
 from peakline.cli.plan import plan
 from peakline.cli.record import record
+from peakline.cli.roofline import roofline
 from peakline.cli.schedule import schedule
 from peakline.cli.sweep import sweep
 from peakline.cli.validate import validate
@@ -45,6 +46,7 @@ app.command()(validate)
 app.command()(calibrate)
 app.command()(allocate)
 app.command()(sweep)
+app.command()(roofline)
 app.command()(record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,12 @@ from peakline.program import load_function, names_function
 if TYPE_CHECKING:
     from peakline.hardware import Device
     from peakline.models.graph import Graph
+    from peakline.result import Estimate
 
-__all__ = ["estimate", "workload_of"]
+__all__ = ["device_of", "estimate", "estimated", "with_workload", "workload_of"]
 
 _WORK, _PRECISION, _TRAINING, _DEVICE, _OUTPUT = "Workload", "Precision", "Training", "Device", "Output"
+_SHARED = (_WORK, _PRECISION, _TRAINING, _DEVICE)
 _TRAINING_ONLY = ("optimizer", "recompute", "accumulation", "loss", "loss_chunks", "lora", "master_weights")
 
 
@@ -114,21 +117,16 @@ def estimate(
         from peakline.plot import file_format
 
         file_format(plot)
-    found = pk.device(device, **_assignments("--set", set_))
+    found = device_of(device, set_)
     if snapshot is not None and found.kind != "gpu":
         raise ValueError(f"--snapshot: PyTorch's caching allocator runs on GPUs, and {found.name} is a {found.kind}")
-    asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
-    options = {
-        "optimizer": optimizer, "recompute": recompute, "accumulation": accumulation, "loss": loss,
-        "loss_chunks": loss_chunks, "lora": lora, "master_weights": master_weights or None,
-        "batch": batch, "seq": seq, "context": context, "image": image, "dtype": dtype, "autocast": autocast,
-        "kv_dtype": kv_dtype, "weight_dtype": weight_dtype, "attention": attention, "kernels": kernels,
-        "channels_last": channels_last or None,
-        "dropout": False if no_dropout else None, "overrides": _assignments("--override", override) or None,
-    }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
-    graph = workload_of(model, asked, given) if not names_function(model) else _captured(model, found, asked, given)
-    result = pk.estimate(graph, found, allocator=allocator, cuda_graph=cuda_graph, runtime=runtime)
+    result = estimated(
+        model, found, train=train, prefill=prefill, decode=decode, infer=infer, batch=batch, seq=seq, context=context,
+        image=image, attention=attention, kernels=kernels, channels_last=channels_last, override=override, dtype=dtype,
+        autocast=autocast, kv_dtype=kv_dtype, weight_dtype=weight_dtype, optimizer=optimizer, recompute=recompute,
+        accumulation=accumulation, loss=loss, loss_chunks=loss_chunks, lora=lora, master_weights=master_weights,
+        no_dropout=no_dropout, allocator=allocator, cuda_graph=cuda_graph, runtime=runtime,
+    )  # fmt: skip
     if plot is not None:
         from peakline.plot import save_memory
 
@@ -145,6 +143,56 @@ def estimate(
 
         show(result, operators=breakdown, why=why)
     return 0 if bool(result.fits) else 1
+
+
+_WAYS = {"train": "training", "prefill": "prefill", "decode": "decode", "infer": "inference"}
+_HOW = ("allocator", "cuda_graph", "runtime")
+
+
+def device_of(name: str, set_: list[str] | None) -> Device:
+    """The device that `--device` and `--set` name."""
+    import peakline as pk
+
+    return pk.device(name, **_assignments("--set", set_))
+
+
+def estimated(model: str, device: Device, **flags: Any) -> Estimate:
+    """The estimate that the flags of `peakline estimate` ask for, by the names of its parameters."""
+    import peakline as pk
+
+    asked = {phase: bool(flags.pop(flag)) for flag, phase in _WAYS.items()}
+    how = {name: flags.pop(name) for name in _HOW}
+    switches = {"dropout": False if flags.pop("no_dropout") else None}
+    switches["overrides"] = _assignments("--override", flags.pop("override")) or None  # type: ignore[assignment]
+    for name in ("channels_last", "master_weights"):
+        switches[name] = flags.pop(name) or None
+    given = {name: value for name, value in {**flags, **switches}.items() if value is not None}
+    graph = workload_of(model, asked, given) if not names_function(model) else _captured(model, device, asked, given)
+    return pk.estimate(graph, device, **how)
+
+
+def with_workload(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of `peakline estimate` that say what runs on what; its `flags` receives them."""
+    from inspect import Parameter, signature
+
+    own = list(signature(command, eval_str=True).parameters.values())
+    shared = [
+        parameter
+        for parameter in signature(estimate, eval_str=True).parameters.values()
+        if (options := parameter.annotation.__metadata__[0]) and getattr(options, "rich_help_panel", None) in _SHARED
+    ]
+    taken = {parameter.name for parameter in own}
+    first = [p for p in own if p.default is Parameter.empty and p.kind is not Parameter.VAR_KEYWORD]
+    rest = [p for p in own if p.default is not Parameter.empty]
+    found = [*first, *(p for p in shared if p.name not in taken), *rest]
+
+    def run(**given: Any) -> int:
+        return command(**given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = signature(command).replace(parameters=found)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in found}
+    return run
 
 
 def workload_of(model: str, asked: dict[str, bool], options: dict[str, Any]) -> Graph:

@@ -10,13 +10,27 @@ from peakline.text import Table
 if TYPE_CHECKING:
     from peakline.planning.plan import OffloadPlan
 
-__all__ = ["lines"]
+__all__ = ["headline", "lines", "tables"]
 
 _TOP = 14
 
 
 def lines(plan: OffloadPlan) -> list[str]:
     """The plan for people: the answer first, then what is done, what waits and what moves."""
+    words = headline(plan)
+    for table in tables(plan):
+        words += ["", *table.lines()]
+    words += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    return words
+
+
+def tables(plan: OffloadPlan) -> list[Table]:
+    """What becomes of the tensors, and what the streams and links do."""
+    return [table for table in (_tensors(plan), _streams(plan)) if table.rows]
+
+
+def headline(plan: OffloadPlan) -> list[str]:
+    """Five lines: does it fit, how long does it take, how good is that, where does it lie, what does it wait for."""
     words = [
         f"Fits: {format_bytes(plan.peak)} of the {format_bytes(plan.room)} that {format_bytes(plan.budget)} of "
         f"{plan.device.name} leave to tensors; {format_bytes(plan.baseline_peak)} as it is",
@@ -37,11 +51,6 @@ def lines(plan: OffloadPlan) -> list[str]:
         f"Compute: recomputation {format_time(kinds.get('recompute', 0.0))}"
         + (f"; waits for {waits}" if waits else "; it never waits")
     )
-    tables = [_tensors(plan), _streams(plan)]
-    for table in tables:
-        if table.rows:
-            words += ["", *table.lines()]
-    words += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
     return words
 
 
