@@ -11,6 +11,7 @@ from peakline.files import written_whole
 from peakline.validation.analytic import activations, kv_cache, parameters
 from peakline.validation.markdown import markdown, percent
 from peakline.validation.memory_points import TABLES, memory_points
+from peakline.validation.microcontrollers import section as microcontrollers
 
 __all__ = ["report", "write_report"]
 
@@ -44,6 +45,7 @@ def report(reference: Path | None, progress: Callable[[str], None] = lambda _: N
         ("Peak memory of published runs", _memory),
         ("Kernel times", _kernels),
         ("Whole training steps", _steps),
+        ("Microcontrollers", microcontrollers),
     ):
         progress(title)
         sections.append(f"## {title}\n\n{section(reference)}\n")
