@@ -98,7 +98,7 @@ class _Assembly:
         born = {n for n, call in self.makers.items() if call.step >= last}
         for storage in self.recording.storages:
             number = storage.number
-            if number not in born and number not in gone:
+            if number not in born and number not in gone and not storage.host:
                 self._as_made(number)
                 role = "buffer" if storage.role == "activation" else storage.role
                 self._declare(storage, storage.name or self._unnamed(storage), role)
@@ -127,8 +127,11 @@ class _Assembly:
     # ---- events ----------------------------------------------------------------------------------------------------
     def _operator(self, call: Call) -> None:
         storages = self.recording.storages
-        inputs = dict.fromkeys(v.storage for v in call.views() if v.storage not in call.makes)
-        inputs.update(dict.fromkeys(v.storage for v in call.results if v.storage not in call.makes))
+        makes = [n for n in call.makes if not storages[n].host]
+        seen = [v.storage for v in (*call.views(), *call.results)]
+        inputs = dict.fromkeys(n for n in seen if n not in call.makes and not storages[n].host)
+        if not inputs and not makes:
+            return  # all of it happens on the host
         for number in inputs:
             if number not in self.latest:
                 self._declare(storages[number], storages[number].name or "held", storages[number].role)
@@ -137,12 +140,12 @@ class _Assembly:
         cost = self.price(call)
         self._resize(call, cost.results)
         outputs = []
-        for place, number in enumerate(call.makes):
+        for place, number in enumerate(makes):
             storage = storages[number]
-            title = storage.name or (name if len(call.makes) == 1 else f"{name}.{place}")
+            title = storage.name or (name if len(makes) == 1 else f"{name}.{place}")
             outputs.append(self._declare(storage, title if storage.name else f"{title}.out", storage.role))
         for number in call.writes:
-            if number in call.makes:
+            if number in call.makes or storages[number].host:
                 continue
             owner = self.tensors[self.owner[number]]
             title = self.names.fresh(f"{owner.name}'")
@@ -160,7 +163,7 @@ class _Assembly:
         if call.line:
             attributes["line"] = call.line
         self.operators.append(Operator(name, call.packet, read, tuple(outputs), attributes, call.phase, call.module))
-        for number in (*inputs, *call.makes):
+        for number in (*inputs, *makes):
             self.touched[number] = len(self.operators) - 1
 
     def _resize(self, call: Call, results: tuple[int, ...]) -> None:

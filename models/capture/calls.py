@@ -57,6 +57,7 @@ class Storage:
         name: a name a user recognises (`model.layers.0.mlp.up_proj.weight`), or "" for what has none.
         dtype: format of the tensor that was first seen on it; `shape`: its shape.
         trainable: a leaf for which autograd computes a gradient.
+        host: lies in the host's memory, not the device's.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Storage:
     dtype: DType
     shape: tuple[int, ...]
     trainable: bool = False
+    host: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,10 @@ _FRESH = {
     getattr(getattr(_aten, name), overload)
     for name, overloads in {
         "arange": ("default", "start", "start_step"), "zeros": ("default",), "ones": ("default",),
-        "full": ("default",), "scalar_tensor": ("default",), "lift_fresh": ("default",), "rand": ("default",),
-        "randint": ("default", "low"), "eye": ("default", "m"), "linspace": ("default",), "randperm": ("default",),
-        "_to_copy": ("default",),
+        "full": ("default",), "scalar_tensor": ("default",), "lift_fresh": ("default",),
+        "rand": ("default", "generator"),
+        "randint": ("default", "low", "generator", "low_generator"), "eye": ("default", "m"), "linspace": ("default",),
+        "randperm": ("default", "generator"), "_to_copy": ("default",),
     }.items()
     for overload in overloads
 }  # fmt: skip
@@ -78,7 +79,13 @@ class Known:
             self.learn(args[0], drawn)
         if not self._all_known(func, args, kwargs):
             self._forget(func, args, kwargs)
-            return func(*args, **kwargs) if fake is None else fake()
+            result = func(*args, **kwargs) if fake is None else fake()
+            finite = _taken_for_finite(func, args)
+            if finite is not None and isinstance(result, FakeTensor) and self.worth(result):
+                with torch._C._DisableTorchDispatch():
+                    value = torch.full(tuple(result.shape), finite)
+                self.learn(result, value)
+            return result
         try:
             with torch._C._DisableTorchDispatch():
                 values = func(*self._values(args), **self._values(kwargs))
@@ -154,6 +161,20 @@ class Known:
                 value = self.value(tensor) if isinstance(tensor, FakeTensor) else None
                 if value is not None:
                     self._stale[value.untyped_storage()._cdata] = value
+
+
+def _taken_for_finite(func: Any, args: Any) -> bool | None:
+    """The answer to a question after infinities and NaNs, as composite operators ask it: there are none.
+
+    aten/src/ATen/native/TensorCompare.cpp: `isinf` is |x| = ∞, `isfinite` x = x and |x| ≠ ∞, `isnan` x ≠ x.
+    """
+    if func in (_aten.isnan.default, _aten.isinf.default):
+        return False
+    same = len(args) == 2 and (args[1] is args[0] or (isinstance(args[1], float) and args[1] == float("inf")))
+    if func in (_aten.eq.Tensor, _aten.eq.Scalar, _aten.ne.Tensor, _aten.ne.Scalar) and same:
+        equal = args[1] is args[0]
+        return equal if func in (_aten.eq.Tensor, _aten.eq.Scalar) else not equal
+    return None
 
 
 def is_small(value: torch.Tensor) -> bool:

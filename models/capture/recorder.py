@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.models.capture.calls import Call, Free, Recording, Storage, View
+from peakline.models.capture.host import HOST
 from peakline.models.capture.known import Known
 from peakline.models.capture.place import Place, Places
 from peakline.models.capture.shapes import Shapes
@@ -108,6 +109,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 Storage(
                     number, memory.nbytes(), "parameter" if is_parameter else "activation", "",
                     plain_dtype(tensor.dtype), tuple(tensor.shape), is_parameter and tensor.requires_grad,
+                    HOST.asked,
                 )
             )  # fmt: skip
         death = _Death(memory, self._died)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from peakline.models.capture.host import HOST
+
 __all__ = ["Devices", "devices_replaced"]
 
 
@@ -31,23 +33,51 @@ class Devices(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[Any], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.cuda or func is Tensor.pin_memory:
-            return args[0]
-        if func is Tensor.to:
-            args = (args[0], *map(_here, args[1:]))
+        if func in _MOVES:
+            return _moved(func, args, kwargs)
         if kwargs:
             if "device" in kwargs and _is_cuda(kwargs["device"]):
                 kwargs = {**kwargs, "device": "cpu"}
             if kwargs.get("pin_memory"):
-                kwargs = {**kwargs, "pin_memory": False}
+                with HOST.memory():
+                    return HOST.mark(func(*args, **{**kwargs, "pin_memory": False}))
         return func(*args, **kwargs)
+
+
+_MOVES = {Tensor.to, Tensor.cuda, Tensor.cpu, Tensor.pin_memory}
+
+
+def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A tensor taken to the host or back; one that is there already stays the same."""
+    tensor, *rest = args
+    named = [*rest, kwargs.get("device")]
+    to_host = func in (Tensor.cpu, Tensor.pin_memory) or (
+        func is Tensor.to and "cpu" in [n for n in named if isinstance(n, str)]
+    )
+    to_device = func is Tensor.cuda or any(isinstance(n, torch.device) or _is_cuda(n) for n in named)
+    if func is Tensor.pin_memory and not HOST.holds(tensor):
+        return tensor  # of the loader's batches, which stand for what is on the device
+    kwargs = {name: _here(value) if name == "device" else value for name, value in kwargs.items()}
+
+    def run() -> Any:
+        return func(tensor, *map(_here, rest), **kwargs) if func is Tensor.to else tensor
+
+    if to_host and not HOST.holds(tensor):
+        with HOST.memory():
+            made = run()
+            return HOST.mark(tensor.clone() if made is tensor else made)
+    if to_device and HOST.holds(tensor):
+        made = run()
+        return tensor.clone() if made is tensor else made
+    return run()
 
 
 @contextmanager
 def devices_replaced() -> Iterator[None]:
     """The mode, which also holds while the autograd engine runs and forward passes are recomputed there.
 
-    `Tensor.backward` leaves every mode that sees it, and the engine keeps the modes it was started with.
+    `Tensor.backward` leaves every mode that sees it, and the engine keeps the modes it was started with. Hooks of
+    saved tensors run inside a call that has left them already.
     """
     mode = Devices()
     engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
@@ -56,5 +86,22 @@ def devices_replaced() -> Iterator[None]:
         with mode:
             return engine(*args, **kwargs)
 
-    with patch.object(torch.autograd, "_engine_run_backward", run), mode:
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    original = hooks.__init__
+
+    def within(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def called(value: Any) -> Any:
+            with mode:
+                return hook(value)
+
+        return called
+
+    def initialised(self: Any, pack_hook: Callable[[Any], Any], unpack_hook: Callable[[Any], Any]) -> None:
+        original(self, within(pack_hook), within(unpack_hook))
+
+    with (
+        patch.object(torch.autograd, "_engine_run_backward", run),
+        patch.object(hooks, "__init__", initialised),
+        mode,
+    ):
         yield

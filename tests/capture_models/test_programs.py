@@ -1,0 +1,303 @@
+"""Programs that people write: several optimizers, accumulation, recomputation, offloading, adapters, trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from modules import Blocks, Critic, DiT, Generator, Square, UNet  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import peakline as pk  # noqa: E402
+from peakline.memory.saved import saved_bytes  # noqa: E402
+from peakline.models.graph import Graph  # noqa: E402
+
+DEVICE = "a100-80gb"
+capture = partial(pk.capture, device=DEVICE)
+
+
+def sound(graph: Graph) -> Graph:
+    """The graph, once it is well formed, reads back unchanged and has an estimate."""
+    graph.check()
+    assert Graph.from_json(graph.to_json()) == graph
+    found = pk.estimate(graph, DEVICE)
+    assert graph.total_bytes("parameter") < found.memory.live <= found.memory.reserved
+    assert found.time > 0
+    return graph
+
+
+def live(graph: Graph) -> int:
+    """Bytes of the live peak."""
+    return int(pk.estimate(graph, DEVICE).memory.live)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+def test_a_unet_keeps_what_it_concatenates() -> None:
+    pictures = (torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 64, 64))
+    graph = sound(capture(UNet, pictures, optimizer="adamw"))
+    assert saved_bytes(graph) > sum(2 * 16 * 2**i * (64 // 2**i) ** 2 * 4 for i in range(3))  # the skips alone
+    assert any(o.type == "aten.cat" for _, o in graph.operators())
+
+
+def test_a_diffusion_transformer_folds_into_one_layer() -> None:
+    inputs = (torch.zeros(4, 4, 16, 16), torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long),
+              torch.zeros(4, 4, 16, 16))  # fmt: skip
+    graph = sound(capture(DiT, inputs, optimizer="adamw"))
+    assert {block.family: block.repeat for block in graph.blocks if block.family} == {"blocks": 3}
+
+
+def test_a_gan_trains_two_networks_with_an_optimizer_each() -> None:
+    def make_step() -> Callable[[], None]:
+        generator, critic = Generator(), Critic()
+        g = torch.optim.Adam(generator.parameters(), lr=2e-4)
+        c = torch.optim.Adam(critic.parameters(), lr=2e-4)
+        real = torch.zeros(8, 3, 32, 32)
+
+        def step() -> None:
+            fake = generator(torch.randn(8, 32, 1, 1))
+            c.zero_grad()
+            loss = F.softplus(-critic(real)).mean() + F.softplus(critic(fake.detach())).mean()
+            loss.backward()
+            c.step()
+            g.zero_grad()
+            F.softplus(-critic(fake)).mean().backward()
+            g.step()
+
+        return step
+
+    graph = sound(capture(make_step))
+    parameters = sum(p.numel() for p in (*Generator().parameters(), *Critic().parameters()))
+    assert graph.parameters == parameters
+    assert 0 < int(graph.total_bytes("optimizer_state")) - 8 * parameters < 4 * 64
+    assert {t.name.split(".")[0] for t in graph.of_role("parameter")} == {"generator", "critic"}
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+def test_a_custom_function_keeps_what_it_saves_and_no_more() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(64, 64, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Square.apply(self.a(x)).sum()
+
+    graph = sound(capture(Model, torch.zeros(32, 64), optimizer="sgd"))
+    assert saved_bytes(graph) == 32 * 64 * 2 + 8  # x in half the format, the loss, and the one it is seeded with
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_keeps_the_layers_inputs_alone(reentrant: bool) -> None:
+    x = torch.zeros(128, 64)
+    kept = capture(Blocks, x, optimizer="adamw")
+    again = sound(capture(lambda: Blocks(reentrant=reentrant), x, optimizer="adamw"))
+    assert {o.phase for _, o in again.operators()} >= {"recompute"}
+    assert live(again) < live(kept)
+    assert saved_bytes(again) <= 8 * x.numel() * 4  # six inputs, the last sum, and the loss
+
+
+def test_saved_tensors_may_be_kept_on_the_host() -> None:
+    class Offloaded(Blocks):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autograd.graph.save_on_cpu(pin_memory=True):
+                return super().forward(x)
+
+    x = torch.zeros(512, 64)
+    plain, moved = capture(Blocks, x, optimizer="adamw"), capture(Offloaded, x, optimizer="adamw")
+    assert saved_bytes(moved) < saved_bytes(plain) / 4
+    assert live(moved) < live(plain)
+
+
+def test_activations_moved_by_hand_leave_the_device() -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 1024), nn.Linear(1024, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            def pack(t: Tensor) -> Tensor:
+                return t.to("cpu", non_blocking=True)
+
+            def unpack(t: Tensor) -> Tensor:
+                return t.to("cuda", non_blocking=True)
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                return self.b(self.a(x).relu()).sum()
+
+    x = torch.zeros(512, 64)
+    assert saved_bytes(capture(Moved, x)) < 512 * 1024 * 4 / 2
+
+
+def test_no_gradient_keeps_nothing() -> None:
+    x = torch.zeros(128, 64)
+    needed = [live(capture(Blocks, x, mode="inference"))]
+    for context in (torch.no_grad, torch.inference_mode):
+        module = Blocks()
+
+        def step(context: Any = context, module: nn.Module = module) -> None:
+            with context():
+                module(x)
+
+        needed.append(live(capture(step)))
+    assert needed[0] == needed[1] == needed[2]
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+def loop(*, passes: int = 1, first: bool = True, to_none: bool = True, **options: Any) -> Callable[[], Any]:
+    """A function that makes a training step."""
+
+    def make_step() -> Callable[[], None]:
+        module = Blocks()
+        optimizer = torch.optim.AdamW(module.parameters(), **options)
+        x = torch.zeros(32, 64)
+
+        def step() -> None:
+            if first:
+                optimizer.zero_grad(set_to_none=to_none)
+            for _ in range(passes):
+                (module(x) / passes).backward()
+            optimizer.step()
+            if not first:
+                optimizer.zero_grad(set_to_none=to_none)
+
+        return step
+
+    return make_step
+
+
+def test_accumulation_costs_a_temporary_gradient_not_a_second_set() -> None:
+    once, twice = sound(capture(loop())), sound(capture(loop(passes=2)))
+    gradients = once.parameters * 4
+    assert live(once) <= live(twice) < live(once) + gradients / 2
+    assert pk.estimate(twice, DEVICE).time > pk.estimate(once, DEVICE).time
+
+
+def test_gradients_freed_at_the_end_do_not_stand_beside_the_next_forward_pass() -> None:
+    kept = capture(loop(first=True))
+    freed = capture(loop(first=False))
+    zeroed = capture(loop(first=False, to_none=False))
+    gradients = kept.parameters * 4
+    assert int(freed.total_bytes("gradient")) == gradients
+    assert live(zeroed) >= live(freed)
+
+
+def test_implementations_of_the_optimizer_differ_by_their_temporaries() -> None:
+    needed = {
+        "foreach": live(capture(loop())),
+        "fused": live(capture(loop(fused=True))),
+        "loop": live(capture(loop(foreach=False))),
+    }
+    parameters = capture(loop()).parameters * 4
+    assert needed["fused"] < needed["loop"] < needed["foreach"]
+    assert 0.9 * parameters < needed["foreach"] - needed["fused"] <= parameters
+
+
+def test_autocast_with_a_scaler_keeps_half_precision_copies() -> None:
+    def make_step() -> Callable[[], None]:
+        module = Blocks().cuda()
+        optimizer = torch.optim.AdamW(module.parameters())
+        scaler = torch.amp.GradScaler("cuda")
+        x = torch.zeros(32, 64, device="cuda")
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype=torch.float16):
+                loss = module(x)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+
+        return step
+
+    graph = sound(capture(make_step))
+    kinds = {t.dtype.name for t in graph.tensors.values() if t.role == "activation"}
+    assert "fp16" in kinds
+
+
+# ---- what wraps a module ---------------------------------------------------------------------------------------------
+def test_tied_weights_are_one_parameter() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(100, 32), nn.Linear(32, 100, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.embedding(ids)).logsumexp(-1).sum()
+
+    graph = sound(capture(Tied, torch.zeros(4, 16, dtype=torch.long), optimizer="sgd"))
+    assert graph.parameters == 3200
+    assert int(graph.total_bytes("gradient")) >= 3200 * 4
+
+
+def test_functional_call_trains_other_weights_than_the_modules() -> None:
+    module = nn.Linear(64, 32)
+    weights = {name: torch.zeros_like(p, requires_grad=True) for name, p in module.named_parameters()}
+    x = torch.zeros(8, 64)
+
+    def step() -> None:
+        torch.func.functional_call(module, weights, (x,)).sum().backward()
+        for weight in weights.values():
+            weight.grad = None
+
+    graph = sound(capture(step))
+    assert any(t.shape == (32, 64) and t.role != "parameter" for t in graph.tensors.values())
+
+
+def test_a_compiled_module_is_captured_as_eager_and_says_so() -> None:
+    x = torch.zeros(32, 64)
+    plain = capture(Blocks(), x, optimizer="adamw")
+    compiled = capture(torch.compile(Blocks()), x, optimizer="adamw")
+    assert live(compiled) == live(plain)
+    assert any("torch.compile" in note for note in compiled.notes)
+    assert {t.name for t in compiled.of_role("parameter")} == {t.name for t in plain.of_role("parameter")}
+
+
+def test_adapters_train_and_the_base_is_frozen() -> None:
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+
+    def make() -> Any:
+        config = transformers.LlamaConfig(
+            num_hidden_layers=4, hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512, use_cache=False,
+        )  # fmt: skip
+        adapters = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        return peft.get_peft_model(transformers.LlamaForCausalLM(config), adapters)
+
+    ids = torch.zeros(2, 32, dtype=torch.long)
+    graph = sound(capture(make, {"input_ids": ids, "labels": ids}, optimizer="adamw"))
+    assert graph.trainable_parameters == 4 * (8 * (128 + 128) + 8 * (128 + 64))
+    assert int(graph.total_bytes("gradient")) == 4 * graph.trainable_parameters
+    assert 0 <= int(graph.total_bytes("optimizer_state")) - 8 * graph.trainable_parameters <= 4 * 16
+
+
+def test_a_step_of_a_hugging_face_trainer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    config = transformers.GPT2Config(
+        n_layer=2, n_embd=64, n_head=2, vocab_size=128, use_cache=False, bos_token_id=0, eos_token_id=1
+    )
+
+    def run() -> None:
+        model = transformers.GPT2LMHeadModel(config)
+        row = {"input_ids": torch.zeros(16, dtype=torch.long), "labels": torch.zeros(16, dtype=torch.long)}
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        transformers.Trainer(model=model, args=arguments, train_dataset=[row] * 16).train()
+
+    graph = capture(run, steps=1)
+    graph.check()
+    assert graph.parameters == sum(p.numel() for p in transformers.GPT2LMHeadModel(config).parameters())
+    assert int(graph.total_bytes("optimizer_state")) >= 8 * graph.parameters
