@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peakline.models.workload import Lora
     from peakline.models.workloads import decode, inference, prefill, training_step
     from peakline.planning.plan import NothingFits, OffloadPlan, plan
+    from peakline.reporting.page import report
     from peakline.result import Estimate
     from peakline.sweeping.optimise import optimise
     from peakline.sweeping.run import sweep, sweep_to
@@ -39,6 +40,7 @@ _HOME = {
     "capturing": ("capture",),
     "estimator": ("estimate",),
     "explaining.explain": ("Explanation", "explain"),
+    "reporting.page": ("report",),
     "result": ("Estimate",),
     "sweeping.optimise": ("optimise",),
     "sweeping.run": ("sweep", "sweep_to"),
@@ -82,6 +84,7 @@ __all__ = [
     "pareto",
     "plan",
     "prefill",
+    "report",
     "sample",
     "sweep",
     "sweep_to",

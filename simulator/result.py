@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from peakline.planning.plan import OffloadPlan
+
 __all__ = ["SCHEMA", "Estimate"]
 
 SCHEMA = "peakline.estimate/1"
@@ -195,6 +197,12 @@ class Estimate:
         from peakline.export import write_trace
 
         write_trace(self, path)
+
+    def report(self, path: str | PathLike[str], *, plan: OffloadPlan | None = None) -> None:
+        """One self-contained HTML file with figures that zoom and answer to the pointer; see `peakline.report`."""
+        from peakline.reporting.page import report
+
+        report(self, path, plan=plan)
 
     def _repr_html_(self) -> str:
         from peakline.text import html

@@ -18,6 +18,7 @@ from peakline.cli.plan import plan
 from peakline.cli.record import record
 from peakline.cli.roofline import roofline
 from peakline.cli.schedule import schedule
+from peakline.cli.send import report
 from peakline.cli.sweep import sweep
 from peakline.cli.validate import validate
 
@@ -47,6 +48,7 @@ app.command()(calibrate)
 app.command()(allocate)
 app.command()(sweep)
 app.command()(roofline)
+app.command()(report)
 app.command()(record)
 
 
