@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from peakline.models.capture.compiled import without_compilation
 from peakline.models.capture.recorder import Recorder
 from peakline.models.capture.target import Target
+from peakline.models.capture.unseen import reported
 
 __all__ = ["surroundings"]
 
@@ -29,6 +30,7 @@ def surroundings(recorder: Recorder, target: Target) -> Iterator[None]:
         stack.enter_context(_states_seen(recorder, target))
         stack.enter_context(_no_collection())
         stack.enter_context(_quiet())
+        stack.enter_context(reported(recorder.known))
         yield
 
 

@@ -45,6 +45,8 @@ def explained(doing: str) -> Iterator[None]:
             f"{_where(error.__traceback__)}operator {error.func} has no fake implementation; register one with "
             "torch.library.register_fake"
         ) from error
+    except SystemExit as error:
+        raise CaptureError(f"{_where(error.__traceback__)}{doing} called sys.exit({error.code!r})") from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(f"{_where(error.__traceback__)}{doing} raised {type(error).__name__}: {first}") from error

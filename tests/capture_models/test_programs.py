@@ -199,6 +199,36 @@ def test_implementations_of_the_optimizer_differ_by_their_temporaries() -> None:
     assert 0.9 * parameters < needed["foreach"] - needed["fused"] <= parameters
 
 
+def logging_loop(*, decides: bool) -> Callable[[], None]:
+    """A step that reports its loss, and may stop by it."""
+    module = Blocks()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    total = 0.0
+
+    def step() -> None:
+        nonlocal total
+        optimizer.zero_grad()
+        loss = module(torch.zeros(32, 64))
+        loss.backward()
+        optimizer.step()
+        total += 0.9 * loss.item()
+        print(f"loss {loss:.3f}, mean {total / 2:.3f}")
+        if decides and loss.item() > 1e9:
+            raise SystemExit
+
+    return step
+
+
+def test_a_loss_may_be_reported() -> None:
+    sound(capture(logging_loop(decides=False)))
+
+
+def test_a_loss_may_not_decide() -> None:
+    with pytest.raises(ValueError, match=r"test_programs\.py:\d+: .*real=True"):
+        capture(logging_loop(decides=True))
+    sound(capture(lambda: logging_loop(decides=True), real=True))
+
+
 def test_autocast_with_a_scaler_keeps_half_precision_copies() -> None:
     def make_step() -> Callable[[], None]:
         module = Blocks().cuda()
@@ -288,16 +318,16 @@ def test_a_step_of_a_hugging_face_trainer(tmp_path: Path) -> None:
         n_layer=2, n_embd=64, n_head=2, vocab_size=128, use_cache=False, bos_token_id=0, eos_token_id=1
     )
 
-    def run() -> None:
+    def make_step() -> Callable[[], Any]:
         model = transformers.GPT2LMHeadModel(config)
         row = {"input_ids": torch.zeros(16, dtype=torch.long), "labels": torch.zeros(16, dtype=torch.long)}
         arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to=[], save_strategy="no",
+            output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, report_to=[], save_strategy="no",
             logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
-        transformers.Trainer(model=model, args=arguments, train_dataset=[row] * 16).train()
+        trainer = transformers.Trainer(model=model, args=arguments, train_dataset=[row] * 16)
+        return trainer.train
 
-    graph = capture(run, steps=1)
-    graph.check()
+    graph = sound(capture(make_step, steps=1))
     assert graph.parameters == sum(p.numel() for p in transformers.GPT2LMHeadModel(config).parameters())
     assert int(graph.total_bytes("optimizer_state")) >= 8 * graph.parameters
