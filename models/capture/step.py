@@ -100,7 +100,7 @@ def record(workload: Workload, target: Target) -> Recording:
         for number in range(workload.steps):
             recorder.step = number
             places.restart()
-            with explained(f"step {number + 1} of {workload.steps}"), recorder:
+            with explained(f"step {number + 1} of {workload.steps}", places.paths), recorder:
                 step()
             session.roles.step_ended()
         recorder.step = workload.steps
@@ -321,7 +321,7 @@ def optimizer_class(name: str) -> Any:
 def _building(known: Known) -> Iterator[_Learning]:
     """A model is made: known values stay known, and initialisers, whose values nobody will see, do nothing."""
     if known.everything:
-        with _Learning(known) as learning:
+        with _conversions(), _Learning(known) as learning:
             yield learning
         return
 
@@ -335,7 +335,26 @@ def _building(known: Known) -> Iterator[_Learning]:
                 if key.endswith("_") and not key.startswith("_") and callable(function):
                     stack.callback(setattr, module, key, function)
                     setattr(module, key, unchanged)
+        stack.enter_context(_conversions())
         yield stack.enter_context(_Learning(known))
+
+
+@contextmanager
+def _conversions() -> Iterator[None]:
+    """`module.to(dtype)` of a model of fakes: torch swaps its parameters for converted ones, and refuses to where
+    anything refers weakly to them, as the making of every fake parameter does. Those references outlive a swap."""
+    kept = torch.utils.swap_tensors
+
+    def swap(one: torch.Tensor, other: torch.Tensor) -> None:
+        one.__class__, other.__class__ = other.__class__, one.__class__
+        one.__dict__, other.__dict__ = other.__dict__, one.__dict__
+        torch._C._swap_tensor_impl(one, other)
+
+    torch.utils.swap_tensors = swap
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = kept
 
 
 class _Learning(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -65,6 +65,14 @@ def test_a_factory_allocates_nothing() -> None:
     assert roles(graph)["parameter"] == 4 * ((1 << 34) + (1 << 17))
 
 
+def test_a_factory_may_convert_what_it_makes() -> None:
+    def make() -> Any:
+        return small().to(torch.bfloat16), torch.zeros(3, 8, dtype=torch.bfloat16)
+
+    made, whole = pk.capture(make), pk.capture(small(), torch.zeros(3, 8), dtype=torch.bfloat16)
+    assert roles(made)["parameter"] == roles(whole)["parameter"] == WEIGHTS // 2
+
+
 def test_a_module_on_the_meta_device_is_as_good_as_a_real_one() -> None:
     with torch.device("meta"):
         meta = small()
