@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peakline.models.workload import Lora
     from peakline.models.workloads import decode, inference, prefill, training_step
     from peakline.planning.plan import NothingFits, OffloadPlan, plan
+    from peakline.planning.serving import Placement, place
     from peakline.reporting.page import report
     from peakline.result import Estimate
     from peakline.sweeping.optimise import optimise
@@ -51,6 +52,7 @@ _HOME = {
     "models.graph": ("Graph", "GraphError"),
     "models.workload": ("Lora",),
     "planning.plan": ("NothingFits", "OffloadPlan", "plan"),
+    "planning.serving": ("Placement", "place"),
     "validation.validate": ("validate",),
     "models.workloads": ("decode", "inference", "prefill", "training_step"),
 }
@@ -66,6 +68,7 @@ __all__ = [
     "Lora",
     "NothingFits",
     "OffloadPlan",
+    "Placement",
     "UnknownDevice",
     "UnknownModel",
     "UnsupportedDtype",
@@ -82,6 +85,7 @@ __all__ = [
     "model_names",
     "optimise",
     "pareto",
+    "place",
     "plan",
     "prefill",
     "report",

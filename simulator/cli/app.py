@@ -14,6 +14,7 @@ from peakline.cli.allocate import allocate
 from peakline.cli.calibrate import calibrate
 from peakline.cli.estimate import estimate
 from peakline.cli.listings import devices, models
+from peakline.cli.place import place
 from peakline.cli.plan import plan
 from peakline.cli.record import record
 from peakline.cli.roofline import roofline
@@ -42,6 +43,7 @@ app.command()(estimate)
 app.command()(devices)
 app.command()(models)
 app.command()(plan)
+app.command()(place)
 app.command()(schedule)
 app.command()(validate)
 app.command()(calibrate)

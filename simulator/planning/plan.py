@@ -266,10 +266,10 @@ def plan(
     started, found = time.perf_counter(), find_device(device)
     before = estimate(workload, found)
     capacity = before.memory.capacity
-    asked = capacity if budget is None else _bytes("budget", budget)
+    asked = capacity if budget is None else bytes_of("budget", budget)
     room = asked - before.memory.context - 2 * found.software.cublas_workspace_bytes
     around = surroundings(
-        found, host=None if host is None else _bytes("host", host), ssd=None if ssd is None else _bytes("ssd", ssd),
+        found, host=None if host is None else bytes_of("host", host), ssd=None if ssd is None else bytes_of("ssd", ssd),
         host_device=host_device, ssd_device=ssd_device,
     ) if set(words) - {"recompute"} else None  # fmt: skip
     aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
@@ -327,7 +327,12 @@ def _words(allow: Collection[str]) -> tuple[str, ...]:
     return tuple(word for word in ALLOWED if word in given)
 
 
-def _bytes(name: str, given: int | str) -> int:
+def bytes_of(name: str, given: int | str) -> int:
+    """Bytes of an option given as a number or as text.
+
+    Raises:
+        ValueError: naming the option and what is accepted.
+    """
     from peakline.hardware.units import parse_bytes
 
     if isinstance(given, str):
@@ -382,7 +387,7 @@ class _Attempt:
         if simple is not None:
             return problem, keys, *simple
         budget, short = room, 0
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS * (1 + self.whole)):  # whole tensors miss the budget by more, now and then
             decisions = solve(replace(problem, budget=budget), time_limit=self.time_limit, lower_bound=lower)
             if self.whole:
                 decisions = in_whole(problem, decisions)

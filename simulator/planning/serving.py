@@ -32,10 +32,14 @@ from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundin
 from peakline.streams import Hold, Program, Task, Timeline, simulate
 from peakline.streams import Tier as StreamTier
 
-__all__ = ["Placement", "place", "replay"]
+__all__ = ["NoPlace", "Placement", "place", "replay"]
 
 BUFFERS = 2
 """Layers of streamed weights and cache on the GPU at once: one in use, one on its way."""
+
+
+class NoPlace(ValueError):
+    """The memories together are too small for even one sequence."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,39 @@ class Placement:
         """Seconds per generated token of one sequence."""
         return self.step_seconds
 
+    def to_dict(self) -> dict[str, Any]:
+        """The placement as JSON values, schema `peakline.place/1`: fractions by place, seconds, tokens/s."""
+        return {
+            "schema": "peakline.place/1", "fits": True, "model": self.model, "device": self.device.name,
+            "prompt": self.prompt, "generate": self.generate, "batch": self.batch, "batches": self.batches,
+            "weights": self.weights, "cache": self.cache, "prompt_seconds": self.prompt_seconds,
+            "step_seconds": self.step_seconds, "tokens_per_second": self.throughput, "bound_by": self.bound_by,
+            "notes": list(self.around.notes),
+        }  # fmt: skip
+
+    def explain(self) -> str:
+        """The placement in words and a table."""
+        from peakline.hardware.units import format_bytes, format_time
+        from peakline.text import Table
+
+        s = self.sizes
+        rows = []
+        for name, shares, size in (
+            ("weights", self.weights, s.weights * s.layers),
+            ("cache", self.cache, s.cache * s.layers * self.block),
+        ):
+            places = (format_bytes(round(shares.get(p, 0.0) * size)) if shares.get(p) else "-" for p in _PLACES)
+            rows.append((name, format_bytes(round(size)), *places))
+        lines = [
+            f"{self.model} on {self.device.name}: {self.block} sequences in {self.batches} batches of {self.batch}, "
+            f"{self.prompt:,} tokens each and {self.generate:,} generated",
+            f"Speed: {self.throughput:,.1f} tokens/s with the prompts; {format_time(self.step_seconds)} a step, "
+            f"bound by {self.bound_by}; prompts {format_time(self.prompt_seconds)}",
+            "",
+            *Table("Where it lies", ("<tensor", "bytes", *_PLACES), tuple(rows)).lines(),
+        ]
+        return "\n".join([*lines, "", *(f"note: {note}" for note in self.around.notes)])
+
 
 def place(
     model: str,
@@ -139,7 +176,8 @@ def place(
         objective: `throughput` (tokens/s) or `latency` (seconds per token; blocks of one batch).
 
     Raises:
-        ValueError: an unknown objective, or nothing fits: the message says what the smallest block needs.
+        NoPlace: nothing fits.
+        ValueError: an unknown objective, or no tokens.
     """
     if objective not in ("throughput", "latency"):
         raise ValueError(f"objective: {objective!r} is unknown; accepted: throughput, latency")
@@ -159,7 +197,7 @@ def place(
             if option is not None and (best is None or _better(option, best, objective)):
                 best = option
     if best is None:
-        raise ValueError(
+        raise NoPlace(
             f"{model} cannot be served on {found.name} with these memories: even a batch of {min(batch)} does not fit; "
             "give more host memory or a drive (ssd=)"
         )

@@ -1,6 +1,7 @@
 """Serving from less memory than the model has: the linear program against its replay, and against what must hold."""
 
 import pytest
+
 from peakline.planning.serving import place, replay
 
 GIB = 2**30
@@ -51,3 +52,10 @@ def test_nothing_fits_without_a_place_for_it():
 def test_an_unknown_objective_is_named():
     with pytest.raises(ValueError, match="accepted: throughput, latency"):
         place("llama-3.1-8b", "h100-sxm", prompt=128, generate=32, objective="price")
+
+
+def test_the_placement_in_words_and_as_json_says_the_same():
+    found = place("llama-3.1-8b", "rtx-3060-12gb", prompt=128, generate=16, batch=(1,), batches=(1,))
+    data = found.to_dict()
+    assert data["weights"] == found.weights
+    assert f"{data['tokens_per_second']:,.1f} tokens/s" in found.explain()

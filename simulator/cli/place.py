@@ -1,0 +1,60 @@
+"""`peakline place`: serve a model from less memory than it has."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+__all__ = ["place"]
+
+_WORK, _PLACES, _OUTPUT = "Workload", "Places", "Output"
+
+
+def place(
+    model: Annotated[str, typer.Argument(help="Catalogue name, or path of a config.json or its folder.")],
+    device: Annotated[str, typer.Option("--device", "-d", help="Catalogue name, or path of a YAML file.")],
+    prompt: Annotated[int, typer.Option(help="Tokens of every prompt.", rich_help_panel=_WORK)] = 512,
+    generate: Annotated[int, typer.Option(help="Tokens generated from it.", rich_help_panel=_WORK)] = 32,
+    objective: Annotated[str, typer.Option(help="throughput or latency.", rich_help_panel=_WORK)] = "throughput",
+    dtype: Annotated[str, typer.Option(help="Parameters and activations.", rich_help_panel=_WORK)] = "bf16",
+    weight_dtype: Annotated[str | None, typer.Option(help="Quantised weights: int4.", rich_help_panel=_WORK)] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="The cache: fp8.", rich_help_panel=_WORK)] = None,
+    budget: Annotated[str | None, typer.Option(help="Bytes of the device: 12GiB.", rich_help_panel=_PLACES)] = None,
+    host: Annotated[str | None, typer.Option(help="Host memory: 64GiB.", rich_help_panel=_PLACES)] = None,
+    ssd: Annotated[str | None, typer.Option(help="A drive behind it: 1TB.", rich_help_panel=_PLACES)] = None,
+    host_device: Annotated[
+        str, typer.Option(help="The host's memory, by name or file.", rich_help_panel=_PLACES)
+    ] = "host-ddr5-8ch",
+    ssd_device: Annotated[
+        str, typer.Option(help="The drive, by name or file.", rich_help_panel=_PLACES)
+    ] = "samsung-pm1743-7.68tb",
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
+) -> int:
+    """Where weights and cache lie when a model is served from less memory than it has."""
+    import peakline as pk
+    from peakline.planning.plan import bytes_of
+    from peakline.planning.serving import NoPlace
+
+    def size(name: str, given: str | None) -> int | None:
+        return None if given is None else bytes_of(name, given)
+
+    try:
+        found = pk.place(
+            model, device, prompt=prompt, generate=generate, objective=objective, dtype=dtype,
+            weight_dtype=weight_dtype, kv_dtype=kv_dtype, budget=size("budget", budget), host=size("host", host),
+            ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device,
+        )  # fmt: skip
+    except NoPlace as error:
+        if json_:
+            print(json.dumps({"schema": "peakline.place/1", "fits": False}))
+        else:
+            print(error)
+        return 1
+    if json_:
+        print(json.dumps(found.to_dict()))
+    else:
+        for line in found.explain().splitlines():
+            print(line)
+    return 0
