@@ -136,13 +136,14 @@ class Change:
 
 def repeated_layers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Layers of one class that stand in a row in a list or a sequence, the outermost ones."""
+    if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
+        layers = [layer for layer in module if any(True for _ in layer.children())]
+        kinds = [type(layer) for layer in layers if any(True for _ in layer.parameters())]
+        usual = max(kinds, key=kinds.count, default=None)
+        if usual is not None and kinds.count(usual) > 1:
+            yield from (layer for layer in layers if type(layer) is usual)
+            return
     for child in module.children():
-        if isinstance(child, torch.nn.ModuleList | torch.nn.Sequential):
-            kinds = [type(layer) for layer in child if any(True for _ in layer.parameters())]
-            usual = max(kinds, key=kinds.count, default=None)
-            if usual is not None and kinds.count(usual) > 1 and any(True for _ in child[0].children()):
-                yield from (layer for layer in child if type(layer) is usual)
-                continue
         yield from repeated_layers(child)
 
 

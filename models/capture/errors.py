@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -25,8 +25,12 @@ class CaptureError(ValueError):
 
 
 @contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Exceptions of the user's program, with the line they come from; `doing` says what was under way."""
+def explained(doing: str, paths: Mapping[int, str] | None = None) -> Iterator[None]:
+    """Exceptions of the user's program, with the line they come from; `doing` says what was under way.
+
+    Args:
+        paths: of modules, by their `id`: the innermost one that ran is named too.
+    """
     try:
         yield
     except CaptureError:
@@ -49,7 +53,21 @@ def explained(doing: str) -> Iterator[None]:
         raise CaptureError(f"{_where(error.__traceback__)}{doing} called sys.exit({error.code!r})") from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise CaptureError(f"{_where(error.__traceback__)}{doing} raised {type(error).__name__}: {first}") from error
+        module = _module(error.__traceback__, paths or {})
+        raise CaptureError(
+            f"{_where(error.__traceback__)}{doing} raised {type(error).__name__}{module}: {first}"
+        ) from error
+
+
+def _module(trace: TracebackType | None, paths: Mapping[int, str]) -> str:
+    """` in module encoder.layers.0 (Linear)`: the innermost module among the frames."""
+    found = ""
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and paths.get(id(owner)):
+            found = f" in module {paths[id(owner)]} ({type(owner).__name__})"
+        trace = trace.tb_next
+    return found
 
 
 def _where(trace: TracebackType | None) -> str:
