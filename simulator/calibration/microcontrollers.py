@@ -18,9 +18,11 @@ from peakline.cost.machine import machine
 from peakline.cost.mcu import FITTED, Constants, micro_of
 from peakline.cost.program import price_program
 from peakline.hardware import device as find_device
+from peakline.models.catalogue import model_names
+from peakline.models.graph import Graph
 from peakline.models.workloads import inference
 
-__all__ = ["Inference", "chosen_for_fit", "fit", "predicted"]
+__all__ = ["Inference", "chosen_for_fit", "fit", "network", "predicted"]
 
 _STEPS = (1.1, 1.03, 1.01, 1.003)
 
@@ -93,10 +95,18 @@ def _scaled(constants: Constants, kind: str, name: str, factor: float) -> Consta
     return replace(constants, libraries={**constants.libraries, name: changed})
 
 
+def network(name: str, dtype: str) -> Graph:
+    """An inference of a catalogued network; `-r64` at the end of a name sets the image's side, as the zoo writes it."""
+    base, _, side = name.rpartition("-r")
+    if base and side.isdigit() and name not in model_names():
+        return inference(base, dtype=dtype, image=int(side))
+    return inference(name, dtype=dtype)
+
+
 @lru_cache(maxsize=512)
-def _parts(device: str, runtime: str, network: str, dtype: str) -> _Parts:
+def _parts(device: str, runtime: str, name: str, dtype: str) -> _Parts:
     target = find_device(device, **{"mcu.runtime": runtime})
-    graph = inference(network, dtype=dtype)
+    graph = network(name, dtype)
     plain = {name: replace(core, cpi=1.0) for name, core in FITTED.cores.items()}
     counted = {name: replace(library, executed=1.0) for name, library in FITTED.libraries.items()}
     sums = []

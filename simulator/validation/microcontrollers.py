@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from peakline.calibration.microcontrollers import Inference, chosen_for_fit, fit, predicted
+from peakline.calibration.microcontrollers import network as graph_of
 from peakline.estimator import estimate
 from peakline.hardware import device as find_device
-from peakline.models.workloads import inference
 from peakline.validation.markdown import markdown, percent
 
 __all__ = ["inferences", "leave_one_network_out", "microcontrollers", "section"]
@@ -124,13 +124,13 @@ def _tinyengine(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _mcunet(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for entry in table.to_dict("records"):
         name = entry["net_id"]
-        network = _MCUNET.get(name)
+        network = _MCUNET.get(name, name)
         device = "stm32h743" if name == "mcunet-512kB" else "stm32f746"
         figures = {
             what: pd.to_numeric(entry[column], errors="coerce") * _KILOBYTE
             for what, column in (("SRAM KiB", "peak_sram_kB"), ("flash KiB", "flash_kB"))
         }
-        if network is None:
+        if "fps" in name:
             for what, measured in figures.items():
                 yield _row("MCUNet", device, "tinyengine", name, what, measured, reason=_SPARE)
             continue
@@ -140,12 +140,14 @@ def _mcunet(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _figures(source: str, device: str, runtime: str, network: str, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Latency, memories and the verdict of one inference; `OOM` is kept as a verdict alone."""
     known = {what: pd.to_numeric(value, errors="coerce") for what, value in figures.items()}
-    if network not in _known_networks():
+    try:
+        graph = graph_of(network, "int8")
+    except ValueError:
         reason = "the network's configuration is not catalogued"
         for what, value in known.items():
             yield _row(source, device, runtime, network, what, value, reason=reason)
         return
-    est = estimate(inference(network, dtype="int8"), device, runtime=runtime)
+    est = estimate(graph, device, runtime=runtime)
     runs = not any(pd.isna(value) for value in known.values())
     yield _row(source, device, runtime, network, "fits", runs, predicted=bool(est.fits))
     if not runs:
@@ -161,12 +163,6 @@ def _figures(source: str, device: str, runtime: str, network: str, figures: dict
         yield _row(source, device, runtime, network, what, float(value), predicted=found[what], fitted=fitted)
 
 
-def _known_networks() -> frozenset[str]:
-    from peakline.models.catalogue import model_names
-
-    return frozenset(model_names())
-
-
 def _mlperf(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for entry in table.to_dict("records"):
         device, network = _BOARDS.get(entry["BoardName"]), _TASKS[entry["Model"]]
@@ -180,7 +176,7 @@ def _mlperf(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
             )
             continue
         target = find_device(device, **{"mcu.runtime": runtime})
-        est = estimate(inference(network, dtype=dtype), target)
+        est = estimate(graph_of(network, dtype), target)
         fitted = dtype == "int8" and chosen_for_fit(Inference(device, runtime, network, dtype, ms))
         shown = {"dtype": dtype, "fitted": fitted}
         yield _row("MLPerf Tiny", device, runtime, network, "latency ms", ms, predicted=float(est.time) * 1e3, **shown)
