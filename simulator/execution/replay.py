@@ -88,12 +88,23 @@ def is_random(operator: Any) -> bool:
 
 @cache
 def mutable(operator: Any) -> frozenset[int | str]:
-    """Places and names of the arguments that the operator changes."""
+    """Places and names of the arguments that the operator changes, as its schema says."""
     found: set[int | str] = set()
     for place, argument in enumerate(operator._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             found |= {place, argument.name}
     return frozenset(found)
+
+
+@cache
+def _changed(operator: Any) -> frozenset[int | str]:
+    """`mutable`, and what batch normalisation changes without saying so."""
+    running = [(i, a.name) for i, a in enumerate(operator._schema.arguments) if a.name in _RUNNING]
+    return mutable(operator) | {x for pair in running for x in pair}
+
+
+_RUNNING = frozenset({"running_mean", "running_var"})
+"""Arguments of `aten.native_batch_norm`, `aten.cudnn_batch_norm` and others, which their schemas call unchanged."""
 
 
 def refer(tensor: torch.Tensor, key: int) -> Reference:
@@ -133,7 +144,7 @@ def _set_state(state: tuple[torch.device, torch.Tensor]) -> None:
 
 def execute(written: Written, memory: Callable[[int], torch.Tensor]) -> dict[int, torch.Tensor]:
     """Run it again; `memory(key)` has the storages it reads. Returns a tensor on each storage that it made."""
-    changes = mutable(written.operator)
+    changes = _changed(written.operator)
 
     def real(value: Any, changed: bool) -> Any:
         if isinstance(value, Reference):

@@ -88,7 +88,8 @@ class _Layer:
         self._tensors = [(t, t.dtype, tuple(t.shape)) for t in _tensors(layer)]
         self._stored: list[Stored] = []
         for tensor, *_ in self._tensors:
-            stored = store.put(tensor.detach().to(device).contiguous().clone())
+            source = tensor.detach().to(device).contiguous().clone()
+            stored = store.put(source)
             stored.ticket.wait()
             self._stored.append(stored)
         self._empty = torch.empty(0, device=device)

@@ -111,7 +111,7 @@ class _Writer:
         return self.decisions.executed[group]
 
     def _last_forward(self, key: int) -> int:
-        return max(i for i in self.profile.touches[key] if i < self.profile.turn)
+        return max(self.profile.held[key], *(i for i in self.profile.touches[key] if i < self.profile.turn))
 
     def _until(self, key: int) -> int:
         """Last segment start that needs an extra storage."""

@@ -16,7 +16,9 @@ import numpy as np
 
 from peakline.memory.lifetimes import Program, Step
 from peakline.models.operators import operator_type
+from peakline.planning.held import held_until
 from peakline.planning.turns import HostOptimizer, in_turns
+from peakline.planning.whole import is_captured
 from peakline.result import Estimate
 from peakline.solvers.offload.problem import Group, Item, Problem, Segment, Slot, Tier
 from peakline.timeline import step_seconds
@@ -28,6 +30,12 @@ SMALL = 1 << 16
 
 LONGEST = 48
 """Steps of a slot at most: a long block without repetition is cut."""
+
+SHORTEST = 8
+"""Steps of such a slot at least."""
+
+PIECES = 64
+"""Slots into which what does not repeat is cut, where these bounds let it."""
 
 STATES = frozenset({"parameter", "optimizer_state"})
 
@@ -47,6 +55,7 @@ class Profile:
         touches: steps that touch each storage, in order.
         makers: forward steps that write each storage.
         fullest: step of each slot at which most is alive.
+        held: last step of the forward pass during which Python holds each storage, as far as it is known; else −1.
         host: the host that runs the optimizer, if it does.
     """
 
@@ -60,6 +69,7 @@ class Profile:
     touches: dict[int, list[int]]
     makers: dict[int, list[int]]
     fullest: list[int]
+    held: list[int]
     host: HostOptimizer | None = None
 
     @property
@@ -98,7 +108,12 @@ def profile(estimate: Estimate, *, turns: bool = False, host: HostOptimizer | No
                 makers[key].append(i)
     live = _live(program)
     fullest = [max(range(first, last + 1), key=live.__getitem__) for first, last in slots]
-    return Profile(estimate, program, seconds, live, slot_of, slots, turn, dict(touches), dict(makers), fullest, host)
+    held = [-1] * len(program.births)
+    if is_captured(estimate.graph):
+        held = held_until(steps, program.births, touches, turn)
+    return Profile(
+        estimate, program, seconds, live, slot_of, slots, turn, dict(touches), dict(makers), fullest, held, host
+    )
 
 
 def _live(program: Program) -> list[int]:
@@ -124,16 +139,17 @@ def _written(step: Step) -> tuple[int, ...]:
 
 
 def _slots(steps: Sequence[Step]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Slot of each step, and the steps of each slot: consecutive steps of one repetition of one block, cut at LONGEST.
+    """Slot of each step, and the steps of each slot: consecutive steps of one repetition of one block, cut where long.
 
     The optimizer is cut operator by operator where it walks over parameters one at a time.
     """
     slot_of: list[int] = []
     slots: list[tuple[int, int]] = []
     before: tuple[str, int, str] | None = None
+    longest = max(SHORTEST, min(LONGEST, sum(step.block.family is None for step in steps) // PIECES))
     for i, step in enumerate(steps):
         here = (step.block.name, step.layer, step.operator.phase)
-        if here != before or (step.block.family is None and i - slots[-1][0] >= LONGEST):
+        if here != before or (step.block.family is None and i - slots[-1][0] >= longest):
             slots.append((i, i))
             before = here
         slots[-1] = (slots[-1][0], i)
@@ -220,8 +236,9 @@ def _saved(profile: Profile) -> dict[int, tuple[int, int]]:
         if 0 <= birth < turn and program.deaths[key] >= turn and int(program.sizes[key]) >= SMALL:
             steps = profile.touches[key]
             before, after = [i for i in steps if i < turn], [i for i in steps if i >= turn]
-            if after and profile.slot_of[after[0]] > profile.slot_of[before[-1]]:
-                found[key] = (before[-1], after[0])
+            last = max(before[-1], profile.held[key])
+            if after and profile.slot_of[after[0]] > profile.slot_of[last]:
+                found[key] = (last, after[0])
     return found
 
 

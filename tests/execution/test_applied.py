@@ -1,0 +1,168 @@
+"""A plan carried out is the same training, in the memory that the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from measured import measured_peak  # noqa: E402
+from small_models import CASES, DEVICE, Case, captured, loss_of, planned  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import peakline as pk  # noqa: E402
+
+WITHIN = 0.02
+STEPS = 10
+BY_NAME = {case.name: case for case in CASES}
+each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def trained(case: Case, plan: pk.OffloadPlan | None, folder: Path) -> tuple[list[Tensor], list[Tensor], nn.Module]:
+    """Ten steps: losses, the gradients of all steps as autograd completes them, and the module after them."""
+    module, inputs, optimizer = case.build()
+    gradients: list[Tensor] = []
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    losses = []
+    with plan.apply(module, optimizer, folder=folder) if plan else nullcontext():
+        for _ in range(STEPS):
+            loss = loss_of(module(**inputs))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    return losses, gradients, module
+
+
+def applied_peak(case: Case, plan: pk.OffloadPlan, folder: Path) -> int:
+    """The measured peak of a step under the plan."""
+    applied: list[Any] = []
+
+    def make() -> Callable[[], None]:
+        module, inputs, optimizer = case.build()
+        applied.append(plan.apply(module, optimizer, folder=folder))
+        return case.step(module, inputs, optimizer)
+
+    try:
+        return measured_peak(make)
+    finally:
+        applied[0].remove()
+
+
+@each
+@pytest.mark.parametrize("allow", [("recompute",), ("recompute", "swap")], ids="+".join)
+def test_ten_steps_are_bit_for_bit_those_without_a_plan(case: Case, allow: tuple[str, ...], tmp_path: Path) -> None:
+    plan = planned(case, 0.75, *allow)
+    assert any(decision.action in ("recompute", "move") for decision in plan.decisions)
+    losses, gradients, module = trained(case, None, tmp_path)
+    again, as_well, other = trained(case, plan, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, as_well, strict=True))
+    state = other.state_dict()  # running statistics are updated once a step
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    assert list(tmp_path.iterdir()) == []
+
+
+@each
+@pytest.mark.parametrize("share", [0.85, 0.75, 0.65])
+def test_the_measured_peak_is_the_planned_one(case: Case, share: float, tmp_path: Path) -> None:
+    plan = planned(case, share, "recompute")
+    assert plan.peak <= share * captured(case)[1]
+    assert applied_peak(case, plan, tmp_path) == pytest.approx(plan.peak, rel=WITHIN)
+
+
+@each
+def test_so_it_is_where_tensors_go_to_files(case: Case, tmp_path: Path) -> None:
+    plan = planned(case, 0.75, "recompute", "swap")
+    assert applied_peak(case, plan, tmp_path) == pytest.approx(plan.peak, rel=WITHIN)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_an_optimizer_in_turns_from_files_trains_the_same_in_less(name: str, tmp_path: Path) -> None:
+    case = BY_NAME[name]
+    plan = planned(case, 0.6, "recompute", "swap", "offload-optimizer")
+    assert "optimizer_state" in {decision.role for decision in plan.decisions if decision.moved}
+    losses, _, module = trained(case, None, tmp_path)
+    again, _, other = trained(case, plan, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert applied_peak(case, plan, tmp_path) == pytest.approx(plan.peak, rel=WITHIN)
+
+
+def test_a_loss_outside_of_the_module_is_planned_and_executed_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(4)))
+    x = torch.randn(1024, 64)
+    graph = pk.capture(module, x, loss=lambda y: y.square().mean(), device="cpu")
+    live = int(pk.estimate(graph, DEVICE).memory.live)
+    plan = pk.plan(graph, DEVICE, budget=int(0.9 * live), allow=["recompute"])
+    expected = torch.autograd.grad(module(x).square().mean(), list(module.parameters()))
+    with plan.apply(module):
+        found = torch.autograd.grad(module(x).square().mean(), list(module.parameters()))
+        with torch.no_grad():
+            module(x[:5])  # an evaluation in between is nobody's business
+        module(x).square().mean()
+        with pytest.raises(ValueError, match="the loss is another than the captured one"):
+            module(x).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    module(x[:5]).sum().backward()
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+def test_a_built_in_graph_cannot_be_lined_up() -> None:
+    graph = pk.training_step("gpt2", batch=1, seq=128, dtype="bf16")
+    plan = pk.plan(graph, "a100-80gb", allow=["recompute"])
+    with pytest.raises(ValueError, match="its graph is a built-in one"):
+        plan.apply(nn.Linear(2, 2))
+
+
+def test_another_model_is_refused_by_the_first_parameter_that_differs() -> None:
+    plan = planned(BY_NAME["resnet"], 0.75, "recompute")
+    with pytest.raises(ValueError, match=r"another model: .*weight of shape .* is missing"):
+        plan.apply(nn.Linear(2, 2))
+    module, _, _ = BY_NAME["resnet"].build()
+    module.head[1] = nn.Linear(32, 11)
+    with pytest.raises(ValueError, match=r"head\.1\.weight has shape \(11, 32\), in the plan \(10, 32\)"):
+        plan.apply(module)
+
+
+def test_a_module_that_changed_is_refused_naming_the_operator() -> None:
+    plan = planned(BY_NAME["resnet"], 0.75, "recompute")
+    module, inputs, _ = BY_NAME["resnet"].build()
+    module.stem[2] = nn.Tanh()
+    with plan.apply(module), pytest.raises(ValueError, match=r"next operator is .*relu.*, the module runs aten\.tanh"):
+        module(**inputs)
+
+
+def test_other_shapes_are_refused_naming_both() -> None:
+    plan = planned(BY_NAME["resnet"], 0.75, "recompute")
+    module, inputs, _ = BY_NAME["resnet"].build()
+    with (
+        plan.apply(module),
+        pytest.raises(ValueError, match=r"shape \(8, 16, 32, 32\) in the plan, of \(4, 16, 32, 32"),
+    ):
+        module(**{name: value[:4] for name, value in inputs.items()})
+
+
+def test_a_folder_must_be_named_and_writable(tmp_path: Path) -> None:
+    case = BY_NAME["gpt2"]
+    plan = planned(case, 0.75, "swap")
+    module, _, _ = case.build()
+    with pytest.raises(ValueError, match="folder: the plan moves tensors to a drive"):
+        plan.apply(module)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"folder: .* cannot be written to"):
+        plan.apply(module, folder=tmp_path / "file")
+
+
+def test_a_plan_for_a_cpu_needs_a_drive_to_move_to() -> None:
+    graph, live = captured(BY_NAME["resnet"])
+    with pytest.raises(ValueError, match=f"ssd: {DEVICE} is a CPU, whose memory is the host's"):
+        pk.plan(graph, DEVICE, budget=int(0.75 * live))
