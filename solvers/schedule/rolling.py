@@ -150,7 +150,7 @@ class _Turn:
             if len(coming) == _WINDOW:
                 break
         there = [(a, self._stay(a, self.used[a] - 1)) for a in self.at]
-        for with_large in (True, False):
+        for with_large in (True, False) if self.large else (False,):
             fixed = [*self.at.values(), *(self.large.get((a, s)) if with_large else None for a, s, _ in coming)]
             boxes = [(step, last + 1, self.dag.size[a]) for a, last in there]
             boxes += [(first, last + 1, self.dag.size[a]) for a, first, last in coming]
