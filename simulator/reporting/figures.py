@@ -57,6 +57,8 @@ def memory(est: Estimate) -> Any:
     figure = _figure(f"time in {clock}", f"live bytes in {unit}", hovermode="x unified")
     for role in (role for role in ROLES if role in timeline):
         held = timeline[role][positions][shown]
+        if not held.any():
+            continue
         figure.add_scatter(
             x=x, y=[*(held / scale), held[-1] / scale], name=role.replace("_", " "), stackgroup="live", mode="lines",
             line={"width": 0, "shape": "hv"}, fillcolor=ROLES[role],
@@ -93,7 +95,10 @@ def allocation_map(shown: AllocationMap) -> Any:
             base=_rounded(a.start / tick for a in blocks), x=_rounded((a.end - a.start) / tick for a in blocks),
             y=_rounded((a.address + a.bytes / 2) / scale for a in blocks),
             width=_rounded(a.bytes / scale for a in blocks),
-            marker={"color": colour, "line": {"width": 0.4, "color": "white"}},
+            marker={"color": colour, "line": {
+                "width": [0.5 if 80 * a.bytes > shown.top else 0 for a in blocks],  # small ones would be all edge
+                "color": "white",
+            }},
             customdata=[
                 [*map(escape, (a.tensor, a.operator, a.module or "-")), format_bytes(a.bytes), f"{a.bytes:,}",
                  format_time(a.start, 3), format_time(a.end, 3)]
@@ -263,7 +268,7 @@ def _figure(x: str, y: str, *, height: int = 430, **layout: Any) -> Any:
 
     figure = graph_objects.Figure()
     figure.update_layout(
-        template="plotly_white", height=height, margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        template="plotly_white", height=height, margin={"l": 8, "r": 8, "t": 34, "b": 8},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK}, dragmode="zoom",
         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "font": {"size": 12}},
         hoverlabel={"align": "left", "font": {"size": 12}, "namelength": 20}, bargap=0, **layout,

@@ -50,6 +50,7 @@ _CONFIGURATION = {
     "displaylogo": False,
     "scrollZoom": False,
     "plotlyServerURL": "",
+    "showSendToCloud": False,  # no button that would send anything anywhere
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "toImage"],
 }
 
@@ -174,7 +175,7 @@ def _roofline(est: Estimate) -> list[str]:
 def _assumptions(est: Estimate, plan: OffloadPlan | None) -> str:
     notes = dict.fromkeys([*est.notes, *(plan.notes if plan is not None else ())])
     general = (
-        "Operators run one after another as tiled: the time that a good library attains; `io` and `bound` in the "
+        "Operators run one after another as tiled: the time that a good library attains; “io” and “bound” in the "
         "tables are what no schedule and no machine of these rates can beat.",
         "Memory is the process's own: other processes on the device are not counted.",
     )
@@ -206,7 +207,8 @@ def _table(table: Table, *, opened: bool) -> str:
         for cell, left in zip(cells, table.left):
             kind = " ".join(["left"] * left + ["long"] * (left and len(cell) > 24))
             mark = f' class="{kind}"' if kind else ""
-            out.append(f"<{tag}{mark}>{escape(cell)}</{tag}>")
+            text = escape(cell).replace(".", ".<wbr>") if left else escape(cell)  # long names break after dots
+            out.append(f"<{tag}{mark}>{text}</{tag}>")
         return f"<tr>{''.join(out)}</tr>"
 
     body = "".join(row(cells, "td") for cells in table.rows)
