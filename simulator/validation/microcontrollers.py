@@ -14,6 +14,7 @@ import pandas as pd
 
 from peakline.calibration.microcontrollers import Inference, chosen_for_fit, fit, predicted
 from peakline.calibration.microcontrollers import network as graph_of
+from peakline.cost.mcu import CORES
 from peakline.estimator import estimate
 from peakline.hardware import device as find_device
 from peakline.validation.markdown import markdown, percent
@@ -177,12 +178,20 @@ def _mlperf(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
             continue
         target = find_device(device, **{"mcu.runtime": runtime})
         est = estimate(graph_of(network, dtype), target)
-        fitted = dtype == "int8" and chosen_for_fit(Inference(device, runtime, network, dtype, ms))
+        fitted = (
+            dtype == "int8" and _fitted_core(device) and chosen_for_fit(Inference(device, runtime, network, dtype, ms))
+        )
         shown = {"dtype": dtype, "fitted": fitted}
         yield _row("MLPerf Tiny", device, runtime, network, "latency ms", ms, predicted=float(est.time) * 1e3, **shown)
         if entry["HasPower"] and est.energy_joules is not None:
             joules = float(est.energy_joules) * 1e6
             yield _row("MLPerf Tiny", device, runtime, network, "energy uJ", float(entry["Power"]), predicted=joules)
+
+
+def _fitted_core(device: str) -> bool:
+    """Whether the core's cycles per instruction were fitted: those with the DSP extension."""
+    section = find_device(device).mcu
+    return section is not None and CORES[section.core or ""].isa == "dsp"
 
 
 def _error(measured: Any, found: Any) -> float | None:
