@@ -16,7 +16,7 @@ from peakline.models.capture.recorder import Recorder
 from peakline.models.capture.target import Target
 from peakline.models.capture.unseen import reported
 
-__all__ = ["surroundings"]
+__all__ = ["as_without_fakes", "surroundings"]
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def surroundings(recorder: Recorder, target: Target) -> Iterator[None]:
         stack.enter_context(without_compilation(recorder.recording.notes))
         stack.enter_context(_rerouted(target))
         stack.enter_context(_many_at_once(target))
-        stack.enter_context(_as_without_fakes())
+        stack.enter_context(as_without_fakes())
         stack.enter_context(_states_seen(recorder, target))
         stack.enter_context(_no_collection())
         stack.enter_context(_quiet())
@@ -115,7 +115,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _as_without_fakes() -> Iterator[None]:
+def as_without_fakes() -> Iterator[None]:
     """transformers builds other masks where it sees fake tensors (`is_tracing`): let it see none."""
     module = sys.modules.get("transformers.utils.import_utils")
     before = getattr(module, "is_fake_tensor", None)

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peakline.models.capture.around import surroundings
+from peakline.models.capture.around import as_without_fakes, surroundings
 from peakline.models.capture.calls import Recording
 from peakline.models.capture.changes import Change
 from peakline.models.capture.compiled import plain
@@ -96,6 +96,7 @@ def record(workload: Workload, target: Target) -> Recording:
         stack.enter_context(places.watching(session.roles.updating))
         with explained("building the program"):
             step = _prepare(workload, session)
+        stack.enter_context(as_without_fakes())  # again: building may have been the first to import transformers
         session.change.check()
         for number in range(workload.steps):
             recorder.step = number
