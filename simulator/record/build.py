@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from peakline.record.schema import MemoryCase
 
-__all__ = ["DTYPES", "Built", "build", "run_step", "storage_bytes"]
+__all__ = ["DTYPES", "Built", "build", "loss_of_step", "run_step", "storage_bytes"]
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -104,6 +104,15 @@ def make_optimizer(name: str, parameters: Iterable[Tensor]) -> torch.optim.Optim
 
 def run_step(built: Built, phase: Callable[[str], None]) -> float | None:
     """One step; `phase` is told when each phase begins. Returns the loss (None: inference, or not finite)."""
+    value = loss_of_step(built, phase)
+    if value is None:
+        return None
+    number = float(value) * built.case.accumulation
+    return number if abs(number) < float("inf") else None
+
+
+def loss_of_step(built: Built, phase: Callable[[str], None]) -> Tensor | None:
+    """One step, without a look at any value; the last microbatch's share of the loss (None: inference)."""
     case = built.case
     if case.mode == "inference":
         with torch.inference_mode(), _autocast(built):
@@ -130,9 +139,7 @@ def run_step(built: Built, phase: Callable[[str], None]) -> float | None:
         if case.zero_grad == "after_step":
             phase("zero_grad")
             built.optimizer.zero_grad(set_to_none=True)
-    assert value is not None
-    number = float(value) * case.accumulation
-    return number if abs(number) < float("inf") else None
+    return value
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

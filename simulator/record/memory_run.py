@@ -81,6 +81,12 @@ def _inputs(built: Built) -> list[torch.Tensor]:
     return [*built.inputs.values(), *([] if built.target is None else [built.target])]
 
 
+def _states(built: Built) -> Iterator[torch.Tensor]:
+    """What an optimizer holds before its first step: Adagrad's sums, and nothing of most others."""
+    for state in {} if built.optimizer is None else built.optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
 class _Probe(Protocol):
     """What a device can tell of a run."""
 
@@ -258,7 +264,7 @@ class _CpuProbe:
         return {}
 
     def made(self, built: Built) -> dict[str, Any]:
-        tensors = chain(built.module.parameters(), built.module.buffers(), _inputs(built))
+        tensors = chain(built.module.parameters(), built.module.buffers(), _inputs(built), _states(built))
         self._resident = storage_bytes(tensors)
         return {"resident_allocated_bytes": self._resident}
 

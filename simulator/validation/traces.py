@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from peakline.cost.samples import Sample
 from peakline.hardware import Device, UnknownDevice, device
 from peakline.record import Environment, MemoryRow, Trace, read_trace
+from peakline.record.schema import MemoryCase
 
 __all__ = ["MEMORY_COLUMNS", "device_recorded", "memory_table", "read"]
 
@@ -37,77 +38,84 @@ def device_recorded(environment: Environment) -> Device | None:
     return None
 
 
-def memory_table(trace: Trace, source: str) -> pd.DataFrame:
-    """Peak allocated bytes of every recorded run: measured, predicted, error, or the reason why there is none.
+def memory_table(trace: Trace, source: str, progress: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
+    """Peaks of every recorded run: measured and predicted bytes, error, or the reason why there is no prediction.
 
-    The recorded case is built without memory for its weights, captured, and laid out as the device's allocator would.
+    The recorded case is built without memory for its weights, its steps are captured, and, on a GPU, laid out as the
+    allocator would.
     """
     rows: list[dict[str, Any]] = []
-    for row, environment in trace.rows:
-        if not isinstance(row, MemoryRow):
-            continue
-        measured, predicted, reason = row.peak_allocated_bytes, None, ""
-        if row.error is not None or measured is None:
-            reason = "the run failed" if not row.out_of_memory else "the run was out of memory"
+    recorded = [(row, environment) for row, environment in trace.rows if isinstance(row, MemoryRow)]
+    for number, (row, environment) in enumerate(recorded, 1):
+        progress(f"{source}: {row.case.name} ({number} of {len(recorded)})")
+        measured = {"peak allocated": row.peak_allocated_bytes}
+        reserved = [step.peak_reserved_bytes for step in row.steps if step.peak_reserved_bytes is not None]
+        if reserved:
+            measured["peak reserved"] = max(reserved)
+        predicted: dict[str, int] = {}
+        reason = ""
+        if row.error is not None or row.peak_allocated_bytes is None:
+            reason = "the run was out of memory" if row.out_of_memory else "the run failed"
         else:
             try:
-                predicted = predicted_peak(row, environment)
+                predicted = predicted_peaks(row, environment)
             except Exception as error:  # a case that cannot be captured is listed with what stood in its way
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        rows.append(
-            {
-                "source": source, "case": row.case.name, "device": environment.device_name, "what": "peak allocated",
-                "measured": measured, "predicted": predicted,
-                "error": np.nan if predicted is None or not measured else predicted / measured - 1.0, "reason": reason,
-            }
-        )  # fmt: skip
+        for what, value in measured.items():
+            said = predicted.get(what)
+            rows.append(
+                {
+                    "source": source, "case": row.case.name, "device": environment.device_name, "what": what,
+                    "measured": value, "predicted": said,
+                    "error": np.nan if said is None or not value else said / value - 1.0, "reason": reason,
+                }
+            )  # fmt: skip
     return pd.DataFrame(rows, columns=list(MEMORY_COLUMNS))
 
 
-def predicted_peak(row: MemoryRow, environment: Environment) -> int:
-    """Bytes allocated at the peak of a step of a recorded case.
+def predicted_peaks(row: MemoryRow, environment: Environment) -> dict[str, int]:
+    """Bytes allocated, and on a GPU reserved, at the peak of the steps of a recorded case.
 
     Raises:
-        ValueError: the case accumulates gradients, which capture of a module does not.
+        ValueError: the device is not in the catalogue, or the case cannot be captured.
         ImportError: torch or transformers is missing.
     """
-    import torch
-    from torch.nn import functional
-
     from peakline.capturing import capture
     from peakline.estimator import estimate
-    from peakline.record.build import build, make_optimizer
+    from peakline.memory.lifetimes import unroll
+    from peakline.memory.live import program_peak
 
-    case = row.case
-    if case.accumulation > 1:
-        raise ValueError("gradient accumulation is not captured from a case")
-    built = build(case, "meta")
-    loss: Any = None
-    if case.mode == "training" and case.source == "peakline":
-        between = functional.cross_entropy if case.loss == "cross_entropy" else functional.mse_loss
-        target = None if built.target is None else torch.zeros(built.target.shape, dtype=built.target.dtype)
-        loss = partial(_loss_against, between, target)
-    optimizer = (
-        None if case.optimizer is None or case.mode != "training" else partial(_made, make_optimizer, case.optimizer)
-    )
-    inputs: Any = built.inputs if case.source == "transformers" else tuple(built.inputs.values())
     where: Any = "cpu" if row.device == "cpu" else device_recorded(environment)
     if where is None:
         raise ValueError(f"device {environment.device_name!r} is not in the catalogue")
-    graph = capture(
-        built.module, inputs, optimizer=optimizer, loss=loss, mode=case.mode, device=where, autocast=case.autocast,
-        steps=2,
-    )  # fmt: skip
-    found = estimate(graph, "xeon-8480plus" if where == "cpu" else where).memory
-    return int(found.live if row.device == "cpu" or found.allocated is None else found.allocated)
+    graph = capture(steps_of(row.case), device=where, steps=min(row.case.steps, 2), name=row.case.name)
+    if row.device == "cpu":
+        return {"peak allocated": int(program_peak(unroll(graph)).bytes)}
+    found = estimate(graph, where, allocator=row.case.allocator or environment.allocator or None).memory
+    bytes_ = {"peak allocated": found.allocated, "peak reserved": found.reserved}
+    return {what: int(value) for what, value in bytes_.items() if value is not None}
 
 
-def _loss_against(between: Any, target: Any, output: Any) -> Any:
-    return between(output, target)
+def steps_of(case: MemoryCase) -> Callable[[], Callable[[], None]]:
+    """A function that builds a case and returns its step, the one that was recorded, without a look at any value.
 
+    Raises:
+        ImportError: torch, or the library that makes the case's model, is missing.
+    """
+    from peakline.record.build import build, loss_of_step
 
-def _made(make: Any, name: str, parameters: Any) -> Any:
-    return make(name, parameters)
+    if case.source == "transformers":
+        import transformers  # noqa: F401  (before any tensor is a fake one: capture has to know what is loaded)
+
+    def program() -> Callable[[], None]:
+        built = build(case, "cpu")
+
+        def step() -> None:
+            loss_of_step(built, lambda _: None)
+
+        return step
+
+    return program
 
 
 def operator_samples_of(trace: Trace, source: str) -> tuple[list[Sample], dict[str, int]]:
