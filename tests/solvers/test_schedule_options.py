@@ -88,8 +88,9 @@ def test_each_option_agrees_with_exhaustive_search(problem: Problem, spare: int,
         return
     try:
         plan = schedule_allowing(problem, capacity, allow, time_limit=30)
-    except NotFound as error:  # what lies in place of a larger input keeps all of its room when addresses are sought
-        assert "in-place" in allow and "no plan with addresses" in str(error)
+    except NotFound:  # what lies in place of a larger input keeps all of its room when addresses are sought
+        if "in-place" not in allow:
+            raise
         return
     assert plan.certificate.lower_bound == least
     done = replay(problem, plan)
