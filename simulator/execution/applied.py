@@ -197,10 +197,15 @@ def _check_parameters(plan: OffloadPlan, module: torch.nn.Module) -> None:
     }
     there = {name: tuple(p.shape) for name, p in module.named_parameters()}
     for name, shape in planned.items():
-        if name not in there:
-            raise ValueError(f"module: the plan is for another model: {name} of shape {shape} is missing")
-        if there[name] != shape:
+        if there.get(name, shape) != shape:
             raise ValueError(f"module: {name} has shape {there[name]}, in the plan {shape}; plan it again")
-    for name, shape in there.items():
-        if name not in planned and module.get_parameter(name).requires_grad:
-            raise ValueError(f"module: {name} of shape {shape} is not in the plan; the module changed since")
+    missing = {name: shape for name, shape in planned.items() if name not in there}
+    further = {n: s for n, s in there.items() if n not in planned and module.get_parameter(n).requires_grad}
+    spare = list(further.values())
+    for name, shape in missing.items():  # repeated layers without a common path have made-up names
+        if shape not in spare:
+            raise ValueError(f"module: the plan is for another model: {name} of shape {shape} is missing")
+        spare.remove(shape)
+    if spare:
+        name = next(name for name, shape in further.items() if shape in spare)
+        raise ValueError(f"module: {name} of shape {further[name]} is not in the plan; the module changed since")

@@ -19,8 +19,12 @@ def is_captured(graph: Graph) -> bool:
     return any(operator.type.startswith("aten.") for _, operator in graph.operators())
 
 
-def in_whole(problem: Problem, decisions: Decisions) -> Decisions:
-    """The decisions with every item in one place; an item goes to the tier that takes most of it."""
+def in_whole(problem: Problem, decisions: Decisions, *, up: bool = False) -> Decisions:
+    """The decisions with every item in one place; an item goes to the tier that takes most of it.
+
+    Args:
+        up: whatever moves in part moves as a whole.
+    """
     moved, kept, owed = [], [], 0.0
     for item, shares, stays in zip(problem.items, decisions.moved, decisions.kept):
         share = sum(shares)
@@ -29,7 +33,7 @@ def in_whole(problem: Problem, decisions: Decisions) -> Decisions:
             kept.append(stays)
             continue
         owed += share * item.bytes
-        goes = item.must_move or owed >= item.bytes / 2
+        goes = up or item.must_move or owed >= item.bytes / 2
         owed -= item.bytes * goes
         best = max(range(len(shares)), key=shares.__getitem__)
         moved.append(tuple(float(goes and t == best) for t in range(len(shares))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ STEP = "peakline step"
 
 def measured_peak(make_step: Callable[[], Callable[[], None]], steps: int = 2) -> int:
     """Build a program and run its steps under the profiler; the peak of the last of them."""
+    gc.collect()  # what earlier programs left must not be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step = make_step()
         for _ in range(steps):

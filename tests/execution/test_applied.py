@@ -59,7 +59,7 @@ def applied_peak(case: Case, plan: pk.OffloadPlan, folder: Path) -> int:
 @each
 @pytest.mark.parametrize("allow", [("recompute",), ("recompute", "swap")], ids="+".join)
 def test_ten_steps_are_bit_for_bit_those_without_a_plan(case: Case, allow: tuple[str, ...], tmp_path: Path) -> None:
-    plan = planned(case, 0.75, *allow)
+    plan = planned(case, 0.65, *allow)
     assert any(decision.action in ("recompute", "move") for decision in plan.decisions)
     losses, gradients, module = trained(case, None, tmp_path)
     again, as_well, other = trained(case, plan, tmp_path)
@@ -80,7 +80,7 @@ def test_the_measured_peak_is_the_planned_one(case: Case, share: float, tmp_path
 
 @each
 def test_so_it_is_where_tensors_go_to_files(case: Case, tmp_path: Path) -> None:
-    plan = planned(case, 0.75, "recompute", "swap")
+    plan = planned(case, 0.65, "recompute", "swap")
     assert applied_peak(case, plan, tmp_path) == pytest.approx(plan.peak, rel=WITHIN)
 
 
