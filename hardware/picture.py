@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from html import escape
 from typing import TYPE_CHECKING
 
 from peakline.hardware.schema import Device
@@ -19,7 +20,7 @@ from peakline.hardware.units import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["describe", "draw"]
+__all__ = ["describe", "draw", "html"]
 
 WIDTH = 78
 _INTEGERS = ("int32", "int16", "int8", "int4", "int1")
@@ -77,6 +78,19 @@ def draw(device: Device, ax: Axes | None = None) -> Axes:
     ax.set(xlim=(-0.05, 1.05), ylim=(-1.25 * (len(blocks) - 1) - 0.3, 1.2), title=device.title or device.name)
     ax.axis("off")
     return ax
+
+
+def html(device: Device) -> str:
+    """A device as a small HTML table for notebooks: arithmetic, then the levels from nearest to farthest, links."""
+    rows = [("compute", " · ".join(_compute_lines(device)))] if device.compute is not None else []
+    for level in device.memory.values():
+        rows.append((" ".join(filter(None, (level.name, level.kind and f"({level.kind})"))),
+                     f"{_capacity(device, level)}, {_edge(level)}"))  # fmt: skip
+    rows += [(f"link {name}", _link_text(link)) for name, link in device.links.items()]
+    left = "style='text-align:left'"
+    cells = (f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(text)}</td></tr>" for name, text in rows)
+    head = f"<b>{escape(device.title or device.name)}</b><br>{escape(_subtitle(device))}"
+    return f"<div class='peakline'>{head}<table>{''.join(cells)}</table></div>"
 
 
 # --- text -------------------------------------------------------------------------------------------------------

@@ -92,6 +92,11 @@ class Device(BaseModel):
     def __hash__(self) -> int:
         return hash((self.name, self.kind, tuple(self.memory)))
 
+    def _repr_html_(self) -> str:
+        from peakline.hardware.picture import html
+
+        return html(self)
+
     def __str__(self) -> str:
         return self.name
 

@@ -258,6 +258,11 @@ class Graph:
 
         return graph_from_json(text)
 
+    def _repr_html_(self) -> str:
+        from peakline.models.html import html
+
+        return html(self)
+
     def flatten(self) -> Graph:
         """The same program with every block unrolled: one block of repeat 1, layer numbers in the names."""
         from peakline.models.flatten import flatten

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peakline.cost.program import OperatorCost
     from peakline.result import Estimate
 
-__all__ = ["Table", "explain", "headline", "html", "operator_table", "tables"]
+__all__ = ["Table", "explain", "fragment", "headline", "html", "operator_table", "tables"]
 
 _BAR_WIDTH = 24
 _TOP = 10
@@ -71,9 +71,14 @@ def explain(est: Estimate) -> str:
 
 def html(est: Estimate) -> str:
     """The same as an HTML fragment, for notebooks."""
-    first, *rest = headline(est)
+    return fragment(headline(est), tables(est), est.notes)
+
+
+def fragment(head: Sequence[str], tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Lines, tables to fold out, and notes as an HTML fragment without scripts, styles or links of its own."""
+    first, *rest = head
     out = [f"<div class='peakline'><p><b>{escape(first)}</b><br>{'<br>'.join(map(escape, rest))}</p>"]
-    for table in tables(est):
+    for table in tables:
         out.append(f"<details><summary>{escape(table.title)}</summary><table><thead><tr>")
         out += [f"<th>{escape(heading)}</th>" for heading in table.headings]
         out.append("</tr></thead><tbody>")
@@ -84,8 +89,8 @@ def html(est: Estimate) -> str:
             )
             out.append(f"<tr>{''.join(cells)}</tr>")
         out.append("</tbody></table></details>")
-    if est.notes:
-        out.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in est.notes) + "</ul>")
+    if notes:
+        out.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>")
     return "".join([*out, "</div>"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal
 
 __all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Traffic"]
@@ -138,6 +139,21 @@ class Plan:
                 "seconds": proof.seconds,
             },
         }
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how much moves, how good that is proven to be, and how long the plan is."""
+        proof = self.certificate
+        rows = {
+            "capacity": f"{self.capacity:,} B, of which {self.peak:,} B are ever taken",
+            "traffic": f"{self.traffic.load:,} B loaded, {self.traffic.store:,} B stored; "
+            f"{self.traffic.compulsory:,} B are compulsory",
+            "proof": f"objective {proof.objective:,}, lower bound {proof.lower_bound:,}, gap {proof.gap:.2%} "
+            f"({proof.status}; {proof.method}, {proof.seconds:.2g} s)",
+            "steps": f"{len(self.steps):,}",
+        }
+        left = "style='text-align:left'"
+        cells = (f"<tr><th {left}>{name}</th><td {left}>{escape(text)}</td></tr>" for name, text in rows.items())
+        return f"<div class='peakline'><b>plan</b><table>{''.join(cells)}</table></div>"
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` gives it back."""
