@@ -178,6 +178,11 @@ class OffloadPlan:
 
         return "\n".join(lines(self))
 
+    def _repr_html_(self) -> str:
+        from peakline.planning.text import html
+
+        return html(self)
+
     def kinds(self) -> list[dict[str, Any]]:
         """Decisions put together by tensor without its layer number: count, bytes, and bytes by action."""
         found: dict[tuple[str, str], dict[str, Any]] = {}

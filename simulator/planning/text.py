@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peakline.hardware.units import format_bytes, format_time
-from peakline.text import Table
+from peakline.text import Table, fragment
 
 if TYPE_CHECKING:
     from peakline.planning.plan import OffloadPlan
 
-__all__ = ["headline", "lines", "tables"]
+__all__ = ["headline", "html", "lines", "tables"]
 
 _TOP = 14
 
@@ -22,6 +22,11 @@ def lines(plan: OffloadPlan) -> list[str]:
         words += ["", *table.lines()]
     words += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
     return words
+
+
+def html(plan: OffloadPlan) -> str:
+    """The same as an HTML fragment, for notebooks."""
+    return fragment(headline(plan), tables(plan), plan.notes)
 
 
 def tables(plan: OffloadPlan) -> list[Table]:
