@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md", "docs/index.md", "docs/cli.md", "docs/python.md", "docs/json.md", "docs/microcontrollers.md",
+    "docs/capture.md",
 )  # fmt: skip
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 SET_UP = re.compile(r"<!-- set-up: (\w+) -->\s*```bash\n(.*?)\n```", re.DOTALL)
@@ -71,10 +72,11 @@ def session(block: str) -> str:
 
 
 def shell(command: str) -> str:
-    """What a command prints, run in an empty folder with the `peakline` of this interpreter first on the path."""
+    """What a command prints, run in a folder that holds `examples`, with this interpreter's `peakline`."""
     beside = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1", "COLUMNS": "120"}
     folder = tempfile.mkdtemp()
+    shutil.copytree(ROOT / "docs" / "examples", Path(folder) / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     try:
         done = subprocess.run(
             ["bash", "-c", command], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,

@@ -128,10 +128,10 @@ class Change:
             raise CaptureError(f"change 'halved' is not applicable: a batch of {batch} has no half")
         self.applied = True
 
-        def half(tensor: torch.Tensor, at: int) -> torch.Tensor:
+        def half(at: int, tensor: torch.Tensor) -> torch.Tensor:
             return tensor[at : at + batch // 2].clone() if tensor.dim() and tensor.shape[0] == batch else tensor
 
-        return [tree_map_only(torch.Tensor, lambda t, at=at: half(t, at), inputs) for at in (0, batch // 2)]
+        return [tree_map_only(torch.Tensor, partial(half, at), inputs) for at in (0, batch // 2)]
 
 
 def repeated_layers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

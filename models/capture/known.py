@@ -37,7 +37,7 @@ _FRESH = {
     for overload in overloads
 }  # fmt: skip
 
-_DRAWN = {getattr(_aten.random_, overload) for overload in _aten.random_.overloads()}
+_DRAWN = {getattr(_aten.random_, overload) for overload in ("default", "from", "to")}
 """Whole numbers drawn at random do not depend on what was there before: a seed (`torch.empty(()).random_().item()`)."""
 
 
