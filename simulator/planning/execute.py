@@ -181,6 +181,10 @@ class _Writer:
                     tier = self.routes[part.tier].tier.name
                     self.program.initial.append(Hold(f"{self._name(key)}@{tier}", tier, part.bytes))
                 resident += self.rest[key]
+            elif key in program.previous:  # the step before left it, and this one frees it
+                hold = Hold(self._buffer(key, ""), DEVICE, int(program.sizes[key]))
+                self.alive[key] = hold.buffer
+                self.program.initial.append(hold)
             else:
                 resident += int(program.sizes[key])
         self.program.initial.append(Hold("resident", DEVICE, resident))
