@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import pandas as pd
 from peakline.cost.samples import Sample
 from peakline.hardware import Device, UnknownDevice, device
 from peakline.record import Environment, MemoryRow, Trace, read_trace
-from peakline.record.schema import MemoryCase
+from peakline.record.schema import KernelRow, MemoryCase, OperatorRow, StepRow
 
-__all__ = ["MEMORY_COLUMNS", "device_recorded", "memory_table", "read"]
+__all__ = [
+    "HOST_COLUMNS", "MEMORY_COLUMNS", "TRAFFIC_COLUMNS", "Recorded", "device_recorded", "host_table", "memory_table",
+    "read", "recorded", "traffic_table",
+]  # fmt: skip
 
 MEMORY_COLUMNS = ("source", "case", "device", "what", "measured", "predicted", "error", "reason")
+HOST_COLUMNS = ("source", "kind", "gpu", "dtype", "shape", "measured", "predicted", "error")
+TRAFFIC_COLUMNS = HOST_COLUMNS
 
 
 def read(path: str | Path) -> Trace:
@@ -118,8 +124,68 @@ def steps_of(case: MemoryCase) -> Callable[[], Callable[[], None]]:
     return program
 
 
-def operator_samples_of(trace: Trace, source: str) -> tuple[list[Sample], dict[str, int]]:
-    """Kernels of a trace's operator sweep, and how many rows of each operator are not modelled as one kernel."""
+@dataclass(frozen=True)
+class Recorded:
+    """A recording beside predictions: samples of GPUs' kernels, peaks, a CPU's operators, kernels' bytes, the rest."""
+
+    samples: list[Sample]
+    memory: pd.DataFrame
+    host: pd.DataFrame
+    traffic: pd.DataFrame
+    left_out: list[dict[str, Any]]
+
+
+def recorded(path: Path, progress: Callable[[str], None] = lambda _: None) -> Recorded:
+    """Everything of a recording that can be predicted, and what cannot.
+
+    Raises:
+        TraceError: a ValueError; the recording is cut, of a newer schema, or none.
+    """
     from peakline.calibration.traces import samples_of_rows
 
-    return samples_of_rows(trace, source)
+    trace, source = read(path), path.name
+    on_cpu = replace(trace, rows=tuple(pair for pair in trace.rows if pair[1].device_kind == "cpu"))
+    on_gpu = replace(trace, rows=tuple(pair for pair in trace.rows if pair[1].device_kind != "cpu"))
+    samples, others = samples_of_rows(on_gpu, source)
+    host, left = host_table(on_cpu, source)
+    steps = sum(isinstance(row, StepRow) for row, _ in trace.rows)
+    if steps:
+        left["times of whole steps: predicted by `peakline estimate`, not compared here"] = steps
+    left_out = [{"source": source, "rows": n, "reason": reason} for reason, n in {**others, **left}.items()]
+    return Recorded(samples, memory_table(trace, source, progress), host, traffic_table(trace, source), left_out)
+
+
+def host_table(trace: Trace, source: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """A CPU's operators by rates fitted on half of them (`peakline.calibration.local`): the other half, cold times."""
+    from peakline.calibration.local import fit_local
+
+    count = sum(isinstance(row, OperatorRow) for row, _ in trace.rows)
+    empty = pd.DataFrame(columns=list(HOST_COLUMNS))
+    if not count:
+        return empty, {}
+    try:
+        fitted = fit_local(trace)
+    except ValueError as error:
+        return empty, {f"operators on a CPU: {error}": count}
+    name = next(where.device_name for _, where in trace.rows)
+    rows = [
+        (source, operator, name, kind, shape, measured, predicted, predicted / measured - 1.0)
+        for shape, operator, kind, measured, predicted, held in fitted.rows
+        if held
+    ]
+    fitted_on = len(fitted.rows) - len(rows)
+    left = {**fitted.left_out, "rates of the CPU were fitted on them": fitted_on}
+    return pd.DataFrame(rows, columns=list(HOST_COLUMNS)), left
+
+
+def traffic_table(trace: Trace, source: str) -> pd.DataFrame:
+    """Bytes that Triton kernels were counted to load and store, beside the cost model's formulas."""
+    rows = []
+    for row, where in trace.rows:
+        if not isinstance(row, KernelRow) or row.loaded_bytes is None or row.formula_bytes is None:
+            continue
+        moved = row.loaded_bytes + (row.stored_bytes or 0)
+        case = row.case
+        error = row.formula_bytes / moved - 1.0 if moved else np.nan
+        rows.append((source, case.kernel, where.device_name, case.dtype, case.name, moved, row.formula_bytes, error))
+    return pd.DataFrame(rows, columns=list(TRAFFIC_COLUMNS))

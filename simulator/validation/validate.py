@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ import pandas as pd
 from peakline.calibration.sources import AICONFIGURATOR, kind_of_source
 from peakline.cost.samples import Sample, database_folder, database_samples, folder_samples
 from peakline.validation.kernels import kernel_table, strata
+from peakline.validation.traces import HOST_COLUMNS, MEMORY_COLUMNS, TRAFFIC_COLUMNS, Recorded, recorded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,12 +36,30 @@ class Validation:
     Attributes:
         table: one row per measured kernel (`peakline.validation.kernels.kernel_table`); seconds.
         memory: one row per measured peak (`peakline.validation.traces.memory_table`); bytes.
-        left_out: what was not predicted: source, what, rows, reason.
+        left_out: what was not predicted: source, rows, reason.
+        host: operators recorded on a CPU, by the device fitted on the other half of them (`fit_local`); seconds.
+        traffic: bytes that the Triton kernels were counted to move, beside the formulas of their tiles.
     """
 
     table: pd.DataFrame
     memory: pd.DataFrame
     left_out: pd.DataFrame
+    host: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(HOST_COLUMNS)))
+    traffic: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(TRAFFIC_COLUMNS)))
+
+    @cached_property
+    def by_operator(self) -> pd.DataFrame:
+        """Errors on a CPU's held-out operators by source, operator and format: rows, median and 90 % quantile."""
+        groups = self.host.assign(error=self.host["error"].abs()).groupby(["source", "kind", "dtype"], sort=False)
+        found = groups["error"].agg(rows="count", median="median", p90=lambda e: e.quantile(0.9))
+        return found.reset_index()
+
+    @cached_property
+    def by_kernel(self) -> pd.DataFrame:
+        """Triton kernels by source, name and format: rows, how many match to the byte, and the worst error."""
+        groups = self.traffic.assign(error=self.traffic["error"].abs()).groupby(["source", "kind", "dtype"], sort=False)
+        found = groups["error"].agg(rows="count", exact=lambda e: int((e == 0).sum()), worst="max")
+        return found.reset_index()
 
     @cached_property
     def strata(self) -> pd.DataFrame:
@@ -61,7 +80,13 @@ class Validation:
         worst = worst.assign(explanation=[explained(row) for row in self.table.loc[order].itertuples()])
         peaks = self.memory[self.memory["error"].abs() > MISS]
         named = peaks.rename(columns={"case": "shape", "device": "gpu", "reason": "explanation"})
-        return worst if named.empty else pd.concat([worst, named.drop(columns=["what"])], ignore_index=True)
+        hosts = self.host[self.host["error"].abs() > MISS].sort_values("error", key=lambda e: -np.log1p(e).abs())
+        hosts = hosts.assign(explanation=[f"{'under' if e < 0 else 'over'}estimated by rates fitted on the others"
+                                          for e in hosts["error"]]).drop(columns=["kind"])  # fmt: skip
+        bytes_ = self.traffic[self.traffic["error"] != 0].drop(columns=["kind"])
+        bytes_ = bytes_.assign(explanation="the kernel moves other bytes than the formula of its tiles says")
+        parts = [part for part in (worst, named.drop(columns=["what"]), hosts, bytes_) if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else worst
 
     def plot(self, folder: str | PathLike[str] | None = None) -> list[Figure]:
         """Measured against predicted, error by size, and the worst ten; also written to `folder` as PNG."""
@@ -73,9 +98,10 @@ class Validation:
         """Strata, memory, misses and what was left out, in plain values (`peakline.validation/1`)."""
         rows = {
             "strata": self.strata, "by_gpu": self.by_gpu, "memory": self.memory, "misses": self.misses.head(WORST * 10),
-            "left_out": self.left_out,
+            "by_operator": self.by_operator, "by_kernel": self.by_kernel, "left_out": self.left_out,
         }  # fmt: skip
         counts = {"kernels": len(self.table), "peaks": len(self.memory), "missed": len(self.misses)}
+        counts |= {"host_operators": len(self.host), "traffic": len(self.traffic)}
         return {"schema": SCHEMA, **counts, **{name: _plain(table) for name, table in rows.items()}}
 
     def to_json(self) -> str:
@@ -104,20 +130,25 @@ def validate(
     only = set(gpus)
     kinds = [(source, kind_of_source(source)) for source in sources]
     samples: list[Sample] = []
-    peaks: list[pd.DataFrame] = []
-    left: list[dict[str, Any]] = []
+    traces: list[Recorded] = []
     for source, kind in kinds:
         progress(str(source))
         if kind == "trace":
-            found = _trace(Path(source), samples, left)
-            peaks.append(found)
+            traces.append(recorded(Path(source), progress))
+            samples += traces[-1].samples
             continue
         for sample in _samples(source, kind):
             if not only or sample.gpu in only:
                 samples.append(sample)
     if only and not samples:
         raise ValueError(f"gpus: none of {', '.join(sorted(only))} was measured in {', '.join(map(str, sources))}")
-    return Validation(kernel_table(samples), _joined(peaks), pd.DataFrame(left, columns=["source", "rows", "reason"]))
+    return Validation(
+        kernel_table(samples),
+        _joined([t.memory for t in traces], MEMORY_COLUMNS),
+        pd.DataFrame([row for t in traces for row in t.left_out], columns=["source", "rows", "reason"]),
+        _joined([t.host for t in traces], HOST_COLUMNS),
+        _joined([t.traffic for t in traces], TRAFFIC_COLUMNS),
+    )
 
 
 def _samples(source: Any, kind: str) -> Iterable[Sample]:
@@ -128,20 +159,9 @@ def _samples(source: Any, kind: str) -> Iterable[Sample]:
     return folder_samples(Path(source) / "measured" if kind == "reference" else source)
 
 
-def _trace(path: Path, samples: list[Sample], left: list[dict[str, Any]]) -> pd.DataFrame:
-    from peakline.validation.traces import memory_table, operator_samples_of, read
-
-    trace = read(path)
-    found, others = operator_samples_of(trace, path.name)
-    samples += found
-    left += [{"source": path.name, "rows": rows, "reason": reason} for reason, rows in others.items()]
-    return memory_table(trace, path.name)
-
-
-def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    from peakline.validation.traces import MEMORY_COLUMNS
-
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(MEMORY_COLUMNS))
+def _joined(tables: list[pd.DataFrame], columns: tuple[str, ...]) -> pd.DataFrame:
+    found = [table for table in tables if len(table)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns))
 
 
 def explained(row: Any) -> str:

@@ -17,6 +17,7 @@ from peakline.cost.samples import gemm_samples
 from peakline.hardware import device
 from peakline.models.dtypes import dtype
 from peakline.models.kernels import Gemm
+from peakline.record import read_trace
 
 BF16 = dtype("bf16")
 ENVIRONMENT = {
@@ -143,3 +144,57 @@ def test_calibrate_prints_constants_and_writes_a_device_file(tables, tmp_path, c
     mine = device(str(path))
     assert mine.calibration.fitted["gemm.main_share"] == pytest.approx(found["constants"]["gemm.main_share"], rel=1e-3)
     assert Path(path).read_text().startswith("schema: peakline.device/1")
+
+
+TRACE = Path(__file__).parents[1] / "traces" / "cpu-amd-epyc"
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory):
+    """The committed CPU trace with two of its steps: a decoder over three microbatches, and a vision transformer."""
+    folder = tmp_path_factory.mktemp("part")
+    for name in ("operators.jsonl", "kernels.jsonl", "steps.jsonl"):
+        (folder / name).write_bytes((TRACE / name).read_bytes())
+    lines = (TRACE / "memory.jsonl").read_text().splitlines(keepends=True)
+    kept = ("llama-tiny-accumulated", "vit-tiny-rmsprop")
+    (folder / "memory.jsonl").write_text(
+        "".join(line for line in lines if '"kind":"memory"' not in line or any(f'"name":"{n}"' in line for n in kept))
+    )
+    pytest.importorskip("transformers")
+    return pk.validate(folder)
+
+
+def test_recorded_steps_on_a_cpu_are_predicted_within_a_percent(part):
+    peaks = part.memory.set_index("case")
+    assert set(peaks.index) == {"llama-tiny-accumulated", "vit-tiny-rmsprop"}
+    assert (peaks["error"].abs() < 0.01).all(), peaks
+
+
+def test_operators_of_a_cpu_are_judged_where_the_fit_did_not_look(part):
+    assert len(part.host) > 30
+    assert part.host["error"].abs().median() < 0.4
+    assert part.by_operator["rows"].sum() == len(part.host)
+
+
+def test_every_triton_kernel_moves_the_bytes_of_its_formula(part):
+    assert len(part.traffic) == 121
+    assert (part.traffic["error"] == 0).all()
+    assert part.by_kernel["exact"].sum() == 121
+
+
+def test_every_row_of_a_recording_is_compared_or_left_out_with_its_reason(part):
+    rows = len(read_trace(TRACE).operators) + len(read_trace(TRACE).steps)
+    assert len(part.host) + part.left_out["rows"].sum() == rows
+
+
+def test_hostile_cut_and_empty_recordings_are_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "trace.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
+    (tmp_path / "memory.jsonl").write_bytes((tmp_path / "trace.pt").read_bytes())
+    whole = (TRACE / "operators.jsonl").read_bytes()
+    (tmp_path / "half.jsonl").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    for name in ("trace.pt", "memory.jsonl", "half.jsonl", "empty.jsonl"):
+        assert main(["validate", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert name in error, error
