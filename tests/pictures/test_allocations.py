@@ -69,7 +69,7 @@ def test_an_allocation_names_the_operator_and_module_that_asked_for_it() -> None
 @settings(max_examples=8, deadline=None)
 @given(batch=st.integers(1, 6), seq=st.integers(1, 40), expandable=st.booleans())
 def test_any_size_and_allocator_gives_a_map_without_overlaps(batch: int, seq: int, expandable: bool) -> None:
-    graph = pk.training_step("gpt2", batch=batch, seq=seq, overrides={"n_layer": 1})
+    graph = pk.training_step("gpt2", batch=batch, seq=seq, overrides={"layers": 1})
     conf = f"expandable_segments:{expandable}"
     found = allocations(pk.estimate(graph, "l4", allocator=conf))
     starts = sorted({a.start for a in found.allocations})

@@ -52,7 +52,7 @@ def shown(thing: Any) -> str:
 
 @pytest.fixture(scope="module")
 def step() -> pk.Graph:
-    return pk.training_step("gpt2", batch=1, seq=64, optimizer="adamw-fused", overrides={"n_layer": 2})
+    return pk.training_step("gpt2", batch=1, seq=64, optimizer="adamw-fused", overrides={"layers": 2})
 
 
 @pytest.mark.parametrize("name", pk.devices())
