@@ -54,8 +54,9 @@ def _grouped(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     a, b = args[0], args[1]
     groups = kwargs.get("offs", args[2] if len(args) > 2 else None)
     flat = [a.shape[-2], b.shape[-1]]
-    by_slices = groups is not None and a.dim() == b.dim() == 2
-    leading = [groups.shape[0]] if by_slices else [a.shape[0]] if a.dim() == b.dim() == 3 else []
+    leading = [a.shape[0]] if a.dim() == b.dim() == 3 else []
+    if isinstance(groups, Tensor) and a.dim() == b.dim() == 2:
+        leading = [groups.shape[0]]
     kind = kwargs.get("out_dtype") or a.dtype
     aligned = 16 // kind.itemsize
     width = -(-flat[1] // aligned) * aligned
