@@ -44,6 +44,8 @@ def validate(
     for target in (write, misses):
         if target is not None:
             check_target(target)
+    if plots is not None and plots.is_file():
+        raise ValueError(f"--plots: {plots} is a file; give a folder")
     status = Console(stderr=True)
 
     def progress(title: str) -> None:

@@ -53,7 +53,10 @@ def _settings(field: str, text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     if text.startswith("{"):
-        found: dict[str, Any] = json.loads(text)
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{field}: {text!r} is not JSON: {error}") from None
         return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     settings: dict[str, Any] = {}
     for part in text.split(","):

@@ -30,7 +30,8 @@ def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list
     import matplotlib.pyplot as plt
 
     table, memory = validation.table, validation.memory[validation.memory["error"].notna()]
-    if table.empty and memory.empty:
+    host = validation.host.assign(source="operators on a CPU")
+    if table.empty and memory.empty and host.empty:
         raise ValueError("nothing was predicted, so there is nothing to draw")
     target = None if folder is None else Path(folder)
     if target is not None:
@@ -38,7 +39,8 @@ def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list
             raise ValueError(f"--plots: {target} is a file; give a folder")
         target.mkdir(parents=True, exist_ok=True)
     found: list[Figure] = []
-    for source, rows in [*table.groupby("source", sort=False), *([("memory", memory)] if len(memory) else [])]:
+    groups = [*table.groupby("source", sort=False), *host.groupby("source", sort=False)]
+    for source, rows in [*groups, *([("memory", memory)] if len(memory) else [])]:
         figure, axes = plt.subplots(1, 3, figsize=(19, 6), layout="constrained")
         unit, column = ("MiB", "device") if source == "memory" else ("µs", "gpu")
         factor = 2**-20 if source == "memory" else 1e6
