@@ -32,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet-50": {"batch": 128},
     "resnet-152": {"batch": 64},
     "t5-large": {"batch": 8, "seq": 512},
-    "qwen1.5-moe-a2.7b": {"batch": 4, "seq": 2048, "loss": "chunked", "overrides": {"layers": 8}},
+    "qwen1.5-moe-a2.7b": {"batch": 4, "seq": 2048, "overrides": {"layers": 8}},
 }
 LINKS = {  # name: kind and bandwidth of one direction, bytes/s; kinds as in the catalogue, whose measured rates hold
     "PCIe 3": ("PCIe 3.0 x16", "15.75 GB/s"),
@@ -80,7 +80,7 @@ def cases(models: list[str], done: set[tuple[str, str, float]]) -> Iterator[dict
                 policies = alone[share] | {o.policy: o.seconds for o in compare(before, around, [room], moved_by)[room]}
                 started = time.perf_counter()
                 try:
-                    found = pk.plan(step, device, budget=room + outside, **_planned(link))
+                    found = pk.plan(step, device, budget=room + outside, **_host(link))
                     plan = {
                         "seconds": found.seconds, "bound": found.lower_bound, "method": found.method,
                         "took": time.perf_counter() - started,
@@ -95,9 +95,6 @@ def cases(models: list[str], done: set[tuple[str, str, float]]) -> Iterator[dict
 
 def _host(link: str) -> dict[str, str]:
     return {"host_device": HOST[link]} if link in HOST else {}
-
-
-_planned = _host
 
 
 def _seconds(step: Any, device: Any, **options: Any) -> float | None:

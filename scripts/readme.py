@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md", "docs/index.md", "docs/cli.md", "docs/python.md", "docs/json.md", "docs/microcontrollers.md",
+    "docs/offload.md",
     "docs/capture.md",
 )  # fmt: skip
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)

@@ -32,6 +32,9 @@ def plan(
     ssd_device: Annotated[
         str, typer.Option(help="The drive, by name or file.", rich_help_panel=_PLAN)
     ] = "samsung-pm1743-7.68tb",
+    objective: Annotated[
+        str, typer.Option(help="time, or memory: the smallest budget.", rich_help_panel=_PLAN)
+    ] = "time",
     batch: Annotated[int, typer.Option(help="Sequences or images.", rich_help_panel=_WORK)] = 1,
     seq: Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_WORK)] = None,
     image: Annotated[int | None, typer.Option(help="Height and width in pixels.", rich_help_panel=_WORK)] = None,
@@ -78,10 +81,19 @@ def plan(
     around: dict[str, Any] = {
         "host": host, "ssd": ssd, "allow": words, "host_device": host_device, "ssd_device": ssd_device,
     }  # fmt: skip
+    if objective not in ("time", "memory"):
+        raise ValueError(f"--objective: {objective!r} is unknown; accepted: time, memory")
+    if objective == "memory" and (budget is not None or curve is not None):
+        raise ValueError("--objective memory finds the budget itself; leave out --budget and --curve")
     if curve is not None:
         return _curve(graph, device, curve, around, plot, out, json_)
     try:
-        found = pk.plan(graph, device, budget=budget, **around)
+        if objective == "memory":
+            from peakline.planning.smallest import smallest
+
+            found = smallest(graph, device, **around)
+        else:
+            found = pk.plan(graph, device, budget=budget, **around)
     except pk.NothingFits as error:
         if json_:
             print(json.dumps({"schema": "peakline.offload/1", "fits": False, "floor_bytes": error.floor}))

@@ -42,7 +42,7 @@ def headline(plan: OffloadPlan) -> list[str]:
         f"Time: {format_time(plan.seconds)} a step, {plan.overhead:+.1%} against {format_time(plan.baseline_seconds)} "
         "with memory enough",
         f"Proof: no plan of its kind takes less than {format_time(plan.lower_bound)} (gap {plan.gap:.2%}); "
-        f"{plan.method}, {plan.solve_seconds:.1f} s",
+        f"{plan.method}",
     ]
     arena, reserved = plan.arena.bytes, plan.reserved
     words.append(
