@@ -56,13 +56,14 @@ def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: str) -> None:
+    size, ink = (2, 0.4) if len(rows) > 500 else (6, 0.7)
     for name, group in rows.groupby(column, sort=False):
         part = group.iloc[:: max(len(group) // MOST_POINTS, 1)]
-        axes.loglog(part["measured"] * factor, part["predicted"] * factor, ".", ms=2, alpha=0.4, label=str(name))
+        axes.loglog(part["measured"] * factor, part["predicted"] * factor, ".", ms=size, alpha=ink, label=str(name))
     ends = np.array([rows["measured"].min(), rows["measured"].max()]) * factor
     axes.loglog(ends, ends, "k-", lw=0.8)
     axes.set(xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}", title="predicted against measured")
-    axes.legend(markerscale=5, fontsize=7)
+    axes.legend(markerscale=10 / size, fontsize=7)
 
 
 def _by_size(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: str) -> None:
