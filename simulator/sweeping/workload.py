@@ -34,7 +34,7 @@ def build(options: Mapping[str, Any], sizes: Mapping[str, Any], models: Mapping[
         ValueError: what `peakline.training_step` and the others raise.
     """
     model, phase = options["model"], options["phase"]
-    content = models.get(model, model)
+    content = models.get(model, model) if isinstance(model, str) else model
     if isinstance(content, str) and model in models:
         return _of_graph(content, sizes.get("configuration"))
     chosen: dict[str, Any] = {}
