@@ -392,10 +392,12 @@ class _Attempt:
         if simple is not None:
             return problem, keys, *simple
         budget, short = room, 0
-        for _ in range(ATTEMPTS * (1 + self.whole)):  # whole tensors miss the budget by more, now and then
+        for attempt in range(ATTEMPTS * (1 + self.whole)):
+            if attempt == ATTEMPTS:  # rounded, tensors never fit: send rather more of them away
+                budget = room
             decisions = solve(replace(problem, budget=budget), time_limit=self.time_limit, lower_bound=lower)
             if self.whole:
-                decisions = in_whole(problem, decisions)
+                decisions = in_whole(problem, decisions, up=attempt >= ATTEMPTS)
             try:
                 timeline = self._carried_out(problem, keys, decisions, room)
                 simple = None
@@ -405,6 +407,9 @@ class _Attempt:
             except Deadlock as error:
                 short = error.needed - error.free
                 budget -= short + short // 8
+        fewer = tuple(word for word in self.words if word != "swap")
+        if self.whole and "recompute" in fewer and "swap" in self.words:  # activations are too large to move in whole
+            return _Attempt(self.profile, fewer, self.around, self.time_limit).within(room)
         raise Infeasible(room, room + short)
 
     def _simple(self, problem: Problem, keys: Keys, lower: float, limit: float) -> tuple[Decisions, Timeline] | None:
