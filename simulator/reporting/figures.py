@@ -264,7 +264,7 @@ def _bars(spans: Sequence[Span], seconds: float, colours: dict[str, str], prefix
 
 # ---- small things ---------------------------------------------------------------------------------------------------
 def _figure(x: str, y: str, *, height: int = 430, **layout: Any) -> Any:
-    from plotly import graph_objects
+    from plotly import graph_objects  # type: ignore[import-untyped, unused-ignore]
 
     figure = graph_objects.Figure()
     figure.update_layout(

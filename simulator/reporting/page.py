@@ -86,7 +86,7 @@ def page(est: Estimate, *, plan: OffloadPlan | None = None) -> str:
             f"{est.device.name}"
         )
     try:
-        from plotly.offline import get_plotlyjs
+        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("a report is drawn with plotly: pip install peakline[report]") from error
     from peakline import __version__

@@ -34,7 +34,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("planned") / "report.html"
-    graph = pk.training_step("gpt2", batch=2, seq=256, dtype="bf16", optimizer="adamw-fused", overrides={"n_layer": 3})
+    graph = pk.training_step("gpt2", batch=2, seq=256, dtype="bf16", optimizer="adamw-fused", overrides={"layers": 3})
     est = pk.estimate(graph, "l4")
     plan = pk.plan(graph, "l4", budget=int(est.peak) - (20 << 20))
     est.report(path, plan=plan)
