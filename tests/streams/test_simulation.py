@@ -92,7 +92,7 @@ def test_a_prefetch_may_not_take_the_room_an_earlier_task_waits_for():
 def test_a_prefetch_issued_too_early_starves_what_it_is_meant_to_serve():
     prefetch = Task("prefetch", "in", 1.0, holds=(Hold("c", "hbm", 4),))
     use = Task("use", "compute", 1.0, after=(0,), holds=(Hold("b", "hbm", 10),), drops=("b", "c"))
-    with pytest.raises(Deadlock, match="'use'.*4 bytes short"):
+    with pytest.raises(Deadlock, match=r"'use'.*4 bytes short"):
         simulate(program(prefetch, use, tiers=[Tier("hbm", 10)]))
 
 
