@@ -45,6 +45,12 @@ footer {{ margin-top: 2.5rem; color: #555; font-size: 0.85rem; border-top: 1px s
 @media (max-width: 30rem) {{ body {{ padding: 0.7rem; }} h1 {{ font-size: 1.25rem; }} }}
 """
 
+_TOUCH = """<script>
+// On a touch screen a drag scrolls the page; a tap shows what is under it, and the buttons zoom.
+if (matchMedia("(pointer: coarse)").matches)
+  document.querySelectorAll(".plotly-graph-div").forEach(figure => Plotly.relayout(figure, {dragmode: false}));
+</script>"""
+
 _CONFIGURATION = {
     "responsive": True,
     "displaylogo": False,
@@ -110,7 +116,7 @@ def page(est: Estimate, *, plan: OffloadPlan | None = None) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title}</title><link rel="icon" href="data:,"><style>{_STYLE}</style>'
-        f"<script>{get_plotlyjs()}</script></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<script>{get_plotlyjs()}</script></head>\n<body>\n" + "\n".join(parts) + f"\n{_TOUCH}\n</body></html>\n"
     )
 
 

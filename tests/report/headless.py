@@ -112,6 +112,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1,
             mobile=phone,
         )  # fmt: skip
+        self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         self.send("Page.navigate", url=page.as_uri())
         self.until("document.readyState === 'complete'")
         self.until(

@@ -71,6 +71,8 @@ def test_it_opens_without_a_request_or_a_complaint_and_fits_the_width(
     assert browser.errors() == []
     assert browser.run("document.documentElement.scrollWidth") <= size[0]
     browser.run(toggle.format("false"))
+    drags = browser.run("[...document.querySelectorAll('.plotly-graph-div')].map(f => f._fullLayout.dragmode)")
+    assert set(drags) == {False if size == PHONE else "zoom"}  # on a phone a finger on a figure scrolls the page
 
 
 def test_the_plan_has_its_streams_its_memory_and_its_table(browser: Browser, planned: Path) -> None:
