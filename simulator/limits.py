@@ -58,5 +58,6 @@ def _bytes_at_most(graph: Graph) -> float:
         if tensor.storage is None:
             layers = families.get(tensor.family, 1) if tensor.family else 1
             bits = tensor.dtype.bits + (tensor.dtype.scale_bits / tensor.dtype.block if tensor.dtype.block else 0)
-            total += layers * math.prod([float(np.max(d)) if isinstance(d, np.ndarray) else float(d) for d in tensor.shape]) * bits / 8
+            elements = math.prod([float(np.max(d)) if isinstance(d, np.ndarray) else float(d) for d in tensor.shape])
+            total += layers * elements * bits / 8
     return total

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from peakline.cost.pim import Banks, banks_of
 from peakline.cost.mcu import Micro, micro_of
+from peakline.cost.pim import Banks, banks_of
 from peakline.models.dtypes import DType
 
 __all__ = ["POWER_AT_1GHZ", "Level", "Machine", "machine", "sustained_fraction"]
