@@ -93,8 +93,8 @@ class _Writer:
             stays = size - sum(moved)
             if item.extra:
                 wanted = sum(moved) + round(size * self.decisions.kept[i])
-                if wanted < size / 2:
-                    continue  # not kept at all: it dies as it always did
+                if wanted < size / 2 or not self._users(i):
+                    continue  # not kept at all, or for nobody: it dies as it always did
                 stays = size - sum(moved)
                 self.kept_until[key] = self._until(key)
             self.rest[key] = stays
@@ -109,6 +109,10 @@ class _Writer:
 
     def _again(self, group: int) -> bool:
         return self.decisions.executed[group]
+
+    def _users(self, item: int) -> list[int]:
+        """Groups executed again that read an item."""
+        return [g for g, group in enumerate(self.problem.groups) if self._again(g) and item in group.items]
 
     def _last_forward(self, key: int) -> int:
         return max(self.profile.held[key], *(i for i in self.profile.touches[key] if i < self.profile.turn))

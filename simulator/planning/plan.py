@@ -147,9 +147,12 @@ class OffloadPlan:
     @cached_property
     def reserved(self) -> int:
         """Bytes that PyTorch's caching allocator would hold for the same allocations and frees."""
-        taken, items = self.made.profile.program, zip(self.made.keys.items, self.made.problem.items)
-        away = {key for key, item in items if item.away}
-        return reserved_by(self.timeline, DEVICE, [int(taken.sizes[key]) for key in taken.resident if key not in away])
+        taken, left = self.made.profile.program, {}
+        for key, item, shares in zip(self.made.keys.items, self.made.problem.items, self.made.decisions.moved):
+            if item.away:
+                left[key] = item.bytes - sum(round(item.bytes * share) for share in shares)
+        stays = [left.get(key, int(taken.sizes[key])) for key in taken.resident]
+        return reserved_by(self.timeline, DEVICE, [size for size in stays if size])
 
     @cached_property
     def moved(self) -> dict[str, int]:

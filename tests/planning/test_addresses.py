@@ -7,6 +7,7 @@ import pytest
 import peakline as pk
 from peakline.planning.addresses import arena_of, reserved_by
 from peakline.planning.execute import DEVICE
+from peakline.planning.plan import ALLOWED
 from peakline.streams import Hold, Program, Task, Tier, simulate
 
 
@@ -39,6 +40,14 @@ def test_the_arena_is_within_a_percent_of_what_is_alive_at_once_and_fits_the_roo
 def test_the_caching_allocator_holds_at_least_what_is_alive(plan):
     assert plan.reserved >= plan.peak
     assert plan.to_dict()["reserved_bytes"] == plan.reserved
+
+
+def test_what_stays_of_states_that_are_moved_in_part_is_counted():
+    step = pk.training_step("vit-b-16", batch=32, dtype="bf16", optimizer="adamw-fused")
+    before = pk.estimate(step, "a100-80gb")
+    found = pk.plan(step, "a100-80gb", budget=int(0.25 * before.memory.live) + before.memory.context, allow=ALLOWED)
+    assert found.moved["host in"] > 0
+    assert found.reserved >= found.peak
 
 
 def timeline(*lives):
