@@ -45,13 +45,13 @@ def executed(path: Path) -> Any:
     from nbclient import NotebookClient
 
     notebook = read(path)
-    # One thread: sums in another order would change last digits. Progress bars are for people who wait.
-    os.environ.update(OMP_NUM_THREADS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    os.environ.pop("MPLBACKEND", None)
+    # One thread: sums in another order would change last digits.
+    quiet = {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | quiet
     client = NotebookClient(
         notebook, timeout=SECONDS_A_CELL, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
     )
-    client.execute()
+    client.execute(env=environment)
     return tidied(notebook)
 
 
