@@ -137,3 +137,14 @@ def test_the_best_hardware_keeps_its_budget_and_beats_random_points() -> None:
         other = pk.device("h100-sxm", **{"compute.units": int(units), "memory.l2.capacity": f"{cache} MiB"})
         if area(other)["total_mm2"] <= budget:
             assert pk.estimate(pk.prefill("gpt2", batch=4, seq=512), other).time >= best.objective * (1 - 1e-3)
+
+
+def test_the_largest_size_takes_a_configuration_as_a_mapping() -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    found = pk.largest("batch", config, device="rtx-4090", phase="decode", context=4096, step=64)
+    assert found.estimate.fits
+    assert not found.next.fits
