@@ -1,0 +1,67 @@
+"""Claims of the literature: those that follow from sizes alone follow exactly; MEMO's α is a restriction of ours."""
+
+import pytest
+
+from peakline.planning.claims import CASES, Claim, table
+from peakline.planning.memo import Layer, Tensor, alpha, per_tensor, tied
+from peakline.solvers.offload.problem import Tier
+
+UNIT = 2**20 * 4096 * 2  # b·s·h of a million tokens in half precision
+LAYER = Layer(
+    8.0,
+    17.0,
+    (
+        Tensor("input", UNIT, 0.0, always=True),
+        Tensor("attention", UNIT, 0.0, always=True),
+        Tensor("norms", 2 * UNIT, 0.01),
+        Tensor("act", 4 * UNIT, 0.01),
+        Tensor("rest", 8 * UNIT, 1.0),
+    ),
+)
+
+
+def test_two_terabytes_of_host_memory_leave_memo_the_fraction_of_its_paper():
+    share, cause = alpha(LAYER, 32, 1e15, 2 << 40)
+    assert cause == "host memory"
+    assert share == pytest.approx(0.467, abs=0.001)
+
+
+def test_a_slow_link_bounds_the_fraction_instead():
+    assert alpha(LAYER, 32, 5e9, None)[1] == "bandwidth"
+    with pytest.raises(ValueError, match="bandwidth: too small"):
+        alpha(LAYER, 32, 1e9, None)
+
+
+def test_every_tensor_for_itself_is_never_slower_than_one_fraction_for_all():
+    layers, host, rate = 8, 6 * (LAYER.always + LAYER.others) // 2, 200e9
+    share, _ = alpha(LAYER, layers, rate, host)
+    decisions, lowest = per_tensor(
+        LAYER, layers, 3 * (LAYER.always + LAYER.others), (Tier("host", rate, rate, host),), (rate, rate)
+    )
+    one = layers * (LAYER.forward + LAYER.backward) + tied(LAYER, layers, share)
+    assert lowest <= decisions.seconds <= one
+
+
+def test_head_infers_cache_on_the_device_is_two_heads_of_it():
+    claims = {claim.what: claim for claim in CASES["head-infer"]()}
+    assert claims["Llama-3-8B, 1M tokens: cache"].difference == 0.0
+    assert claims["cache on the device, head by head"].difference == 0.0
+    assert abs(claims["in all with it"].difference) < 0.05
+
+
+@pytest.mark.parametrize("case", ["mezo", "galore"])
+def test_what_is_claimed_to_fit_fits(case):
+    for claim in CASES[case]():
+        if claim.unit == "GB held":
+            assert claim.ours <= claim.claimed
+        else:
+            assert claim.ours >= claim.claimed
+
+
+def test_a_claim_without_a_figure_has_no_difference():
+    assert Claim("x", "y", None, 1.0, "%", "").difference is None
+
+
+def test_an_unknown_case_is_named():
+    with pytest.raises(ValueError, match="accepted: zero-offload, mezo"):
+        list(table(["magic"]))
