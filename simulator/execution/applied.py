@@ -93,7 +93,7 @@ class Applied:
             module.register_forward_pre_hook(self._enter, prepend=True),
             module.register_forward_hook(self._leave, always_call=True),
         ]
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._saving.__enter__()
         self._active = True
 
@@ -103,7 +103,7 @@ class Applied:
             return
         self._active = False
         self._saving.__exit__(None, None, None)
-        self._mode.__exit__(None, None, None)
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
         self.iteration = None
@@ -137,11 +137,11 @@ def _unpack(saved: Any) -> torch.Tensor:
     return found
 
 
-class _Following(TorchDispatchMode):
+class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows the operators of the forward pass to the iteration under way."""
 
     def __init__(self, applied: Applied) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.applied = applied
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -145,7 +145,10 @@ class _InTurns(OffloadedOptimizer):
         super().__init__(optimizer)
         self._release = release
         self._gradients: dict[torch.nn.Parameter, _Away] = {}
-        self._hooks = [p.register_post_accumulate_grad_hook(self._send_gradient) for p in leaving]
+        self._hooks: list[Any] = [
+            p.register_post_accumulate_grad_hook(self._send_gradient)  # type: ignore[no-untyped-call]
+            for p in leaving
+        ]
         self._turns, self._names, self._store, self._wanted = turns, names, store, wanted
         self._away: dict[torch.nn.Parameter, dict[str, _Away]] = {}
         for turn in turns:

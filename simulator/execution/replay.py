@@ -69,7 +69,8 @@ class Written:
 
 def storage_of(tensor: torch.Tensor) -> int:
     """What identifies the tensor's storage while it lives."""
-    return int(torch._C._storage_id(tensor))
+    identify: Any = getattr(torch._C, "_storage_id")  # noqa: B009  (missing in torch's stubs)
+    return int(identify(tensor))
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -109,7 +110,7 @@ _RUNNING = frozenset({"running_mean", "running_var"})
 
 def refer(tensor: torch.Tensor, key: int) -> Reference:
     """A reference to the tensor's look at storage `key`."""
-    return Reference(key, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
+    return Reference(key, tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
 
 
 def write_down(

@@ -168,15 +168,15 @@ def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
     starts = [run.start for run in computing]
     ended: set[int] = set()
     for run in sorted(plan.timeline.runs, key=lambda run: run.end if run.task.kind == "offload" else run.start):
-        key = by_name.get(run.task.name.partition(" ")[2])
-        if key is None:
+        carried = by_name.get(run.task.name.partition(" ")[2])
+        if carried is None:
             continue
         if run.task.kind == "offload":
             during = bisect_left(starts, run.end) - 1
             ended.add(during)
-            script.actions[during + 1].append(Action("drop", key))
+            script.actions[during + 1].append(Action("drop", carried))
         elif run.task.kind == "fetch":
             following = bisect_left(starts, run.start)
             inside = following > 0 and starts[following - 1] < run.start < computing[following - 1].end
             early = inside and following - 1 not in ended  # what left during that step may be what made room
-            script.actions[following - early].append(Action("fetch", key))
+            script.actions[following - early].append(Action("fetch", carried))

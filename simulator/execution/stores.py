@@ -206,7 +206,8 @@ class HostMemory:
     def __init__(self, device: torch.device) -> None:
         """Streams on `device`, where that is a CUDA device."""
         if device.type == "cuda":
-            self.out, self.back = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            stream: Any = torch.cuda.Stream
+            self.out, self.back = stream(device), stream(device)
 
     def put(self, source: torch.Tensor) -> Stored:
         device = source.device

@@ -80,13 +80,14 @@ class Validation:
         worst = worst.assign(explanation=[explained(row) for row in self.table.loc[order].itertuples()])
         peaks = self.memory[self.memory["error"].abs() > MISS]
         named = peaks.rename(columns={"case": "shape", "device": "gpu", "reason": "explanation"})
-        hosts = self.host[self.host["error"].abs() > MISS].sort_values("error", key=lambda e: -np.log1p(e).abs())
+        hosts = self.host[self.host["error"].abs() > MISS].sort_values("error", key=lambda e: -abs(np.log1p(e)))
         hosts = hosts.assign(explanation=[f"{'under' if e < 0 else 'over'}estimated by rates fitted on the others"
                                           for e in hosts["error"]]).drop(columns=["kind"])  # fmt: skip
         bytes_ = self.traffic[self.traffic["error"] != 0].drop(columns=["kind"])
         bytes_ = bytes_.assign(explanation="the kernel moves other bytes than the formula of its tiles says")
         parts = [part for part in (worst, named.drop(columns=["what"]), hosts, bytes_) if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else worst
+        joined: pd.DataFrame = pd.concat(parts, ignore_index=True) if parts else worst
+        return joined
 
     def plot(self, folder: str | PathLike[str] | None = None) -> list[Figure]:
         """Measured against predicted, error by size, and the worst ten; also written to `folder` as PNG."""
