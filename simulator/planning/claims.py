@@ -140,9 +140,9 @@ def galore() -> Iterator[Claim]:
     before = pk.estimate(step, "rtx-4090")
     weights, states, largest = 0, 0, 0
     for tensor in step.of_role("parameter"):
-        count, shape = step.layers(tensor.name), [int(n) for n in tensor.shape]  # type: ignore[arg-type]
-        size = int(tensor.elements)  # type: ignore[arg-type]
-        weights, largest = weights + count * int(tensor.bytes), max(largest, int(tensor.bytes))  # type: ignore[arg-type]
+        count, shape = step.layers(tensor.name), [int(n) for n in tensor.shape]
+        size = int(tensor.elements)
+        weights, largest = weights + count * int(tensor.bytes), max(largest, int(tensor.bytes))
         projected = len(shape) == 2 and min(shape) > rank and "embed" not in tensor.name and "head" not in tensor.name
         low = 2 * min(shape) * rank + 2 * max(shape) * rank if projected else 2 * size  # bf16 projector, 8-bit moments
         states += count * low
@@ -269,7 +269,7 @@ def mom() -> Iterator[Claim]:
 
 
 def _cache(tokens: int) -> int:
-    return int(pk.prefill("llama-3-8b", batch=1, seq=tokens).total_bytes("kv_cache"))  # type: ignore[arg-type]
+    return int(pk.prefill("llama-3-8b", batch=1, seq=tokens).total_bytes("kv_cache"))
 
 
 # ---- MEMO -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ def coarse(profile: Profile, length: int) -> Profile:
     """
     if length < 1:
         raise ValueError(f"length: {length} slots cannot be one; accepted: at least 1")
-    steps, stretch = profile.steps, {}
+    steps = profile.steps
+    stretch: dict[tuple[str, int], int] = {}
     for number, (first, _) in enumerate(forward(profile)):
         stretch.setdefault((steps[first].block.name, steps[first].layer), number // length)
     slots: list[tuple[int, int]] = []

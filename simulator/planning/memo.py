@@ -98,7 +98,9 @@ def per_tensor(
     size = layer.always + layer.others
     slots = [Slot(layer.forward, min(i + 1, layers) * size) for i in range(layers)]
     slots += [Slot(layer.backward, (layers - i) * size) for i in range(layers)]
-    items, groups, segments = [], [], []
+    items: list[Item] = []
+    groups: list[Group] = []
+    segments: list[Segment] = []
     for number in range(layers):
         back = 2 * layers - 1 - number
         segments.append(Segment(f"layer {number}", back))

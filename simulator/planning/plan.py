@@ -281,7 +281,8 @@ def plan(
         host_device=host_device, ssd_device=ssd_device,
     ) if set(words) - {"recompute"} else None  # fmt: skip
     aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
-    outcomes, floors = [], []
+    outcomes: list[Any] = []
+    floors: list[Any] = []
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in _modes(words, around)]
     for number, taken in enumerate([*profiles, *_stretches(profiles, words)]):
         if outcomes and number >= len(profiles):
