@@ -375,6 +375,8 @@ class _Groups:
                 owner[j] = head
         for storages in members.values():
             steps = tuple(sorted({i for key in storages for i in profile.makers[key]}))
+            if self._overwritten(steps, storages):
+                continue
             index = len(self.steps)
             for key in storages:
                 self.of[key] = index
@@ -382,6 +384,13 @@ class _Groups:
             self.segment_of.append(number[profile.slot_of[steps[0]]])
             read = {key for i in steps for key in profile.steps[i].touches} - storages
             self.reads.append({key for key in read if profile.program.births[key] >= 0})
+
+    def _overwritten(self, steps: tuple[int, ...], storages: set[int]) -> bool:
+        """Whether the group reads what somebody writes over later: executed again, it would read the new value."""
+        makers = self.profile.makers
+        return any(
+            makers.get(key, [i])[-1] > i for i in steps for key in self.profile.steps[i].touches if key not in storages
+        )
 
     def _borders(self) -> None:
         """Storages that a segment would need and that it does not make: needed from, and until, which steps."""

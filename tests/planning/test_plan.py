@@ -202,3 +202,18 @@ def test_nothing_is_infeasible_at_the_peak_of_the_step(before):
     assert bound(problem) == pytest.approx(before.time)
     with pytest.raises(Infeasible):
         solve(replace(problem, budget=before.memory.live // 50))
+
+
+def test_what_reads_a_value_that_is_written_over_later_is_not_executed_again():
+    """A residual addition in place: the norm before it read the old stream, and would now read the new one."""
+    taken = profile(pk.estimate(pk.training_step("gpt2", batch=2, seq=128, dtype="bf16"), "a100-80gb"))
+    makers = {**taken.makers}
+    problem, keys = problem_of(taken, taken.live[0], ())
+    group = next(g for g, made in enumerate(problem.groups) if made.items)
+    step = keys.groups[group][-1]
+    read = next(k for k in taken.steps[step].touches if k in makers and step not in makers[k])
+    later = step + 1
+    spoiled = replace(taken, makers={**makers, read: [*makers[read], later]})
+    again, keys_again = problem_of(spoiled, taken.live[0], ())
+    assert keys.groups[group] not in keys_again.groups
+    assert len(again.groups) < len(problem.groups)
