@@ -8,7 +8,8 @@ again run just before the first of their segment's tensors is read. `peakline.st
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from peakline.planning.extract import Keys, Profile
 from peakline.solvers.offload.problem import Decisions, Problem
@@ -86,17 +87,20 @@ class _Writer:
     # ---- reading the decisions ------------------------------------------------------------------------------------
     def _prepare(self) -> None:
         p = self.problem
-        again = {self.keys.items[i] for i, item in enumerate(p.items) if item.group >= 0 and self._again(item.group)}
+        again = {
+            self.keys.items[i]
+            for i, item in enumerate(p.items)
+            if item.group >= 0 and self.decisions.executed[item.group]
+        }
         for i, item in enumerate(p.items):
             key, size = self.keys.items[i], item.bytes
             moved = [round(size * share) for share in self.decisions.moved[i]]
             stays = size - sum(moved)
             if item.extra:
                 wanted = sum(moved) + round(size * self.decisions.kept[i])
-                if wanted < size / 2 or not self._users(i):
+                if wanted < size / 2 or i not in self._users:
                     continue  # not kept at all, or for nobody: it dies as it always did
-                stays = size - sum(moved)
-                self.kept_until[key] = self._until(key)
+                self.kept_until[key] = max(self._users[i])
             self.rest[key] = stays
             for tier, bytes_ in enumerate(moved):
                 if bytes_:
@@ -107,39 +111,31 @@ class _Writer:
                 self.dropped_after[self._last_forward(key)].append(key)
         self.again = again
 
-    def _again(self, group: int) -> bool:
-        return self.decisions.executed[group]
-
-    def _users(self, item: int) -> list[int]:
-        """Groups executed again that read an item."""
-        return [g for g, group in enumerate(self.problem.groups) if self._again(g) and item in group.items]
+    @cached_property
+    def _users(self) -> dict[int, list[int]]:
+        """Starts of the segments whose groups, executed again, read each item."""
+        found: dict[int, list[int]] = {}
+        for group, executed in zip(self.problem.groups, self.decisions.executed):
+            for item in group.items if executed else ():
+                found.setdefault(item, []).append(self._starts[group.segment])
+        return found
 
     def _last_forward(self, key: int) -> int:
         return max(self.profile.held[key], *(i for i in self.profile.touches[key] if i < self.profile.turn))
 
-    def _until(self, key: int) -> int:
-        """Last segment start that needs an extra storage."""
-        starts = [
-            self._start(group.segment)
-            for g, group in enumerate(self.problem.groups)
-            if self._again(g) and any(self.keys.items[i] == key for i in group.items)
-        ]
-        return max(starts, default=self.profile.program.deaths[key])
-
-    def _start(self, segment: int) -> int:
-        """First backward step of a segment's slot that reads something the segment saved."""
-        if not hasattr(self, "_starts"):
-            self._starts: dict[int, int] = {}
-            slot_of = {slot: i for i, slot in enumerate(self.keys.segments)}
-            for i, item in enumerate(self.problem.items):
-                key = self.keys.items[i]
-                birth, back = self.profile.program.births[key], self.keys.gaps[i][1]
-                if item.extra or item.away or back is None or birth >= self.profile.turn:
-                    continue
-                number = slot_of.get(self.profile.slot_of[birth])
-                if number is not None:
-                    self._starts[number] = min(self._starts.get(number, back), back)
-        return self._starts[segment]
+    @cached_property
+    def _starts(self) -> dict[int, int]:
+        """First backward step that reads something a segment saved, by segment."""
+        found: dict[int, int] = {}
+        slot_of = {slot: i for i, slot in enumerate(self.keys.segments)}
+        for i, item in enumerate(self.problem.items):
+            birth, back = self.profile.program.births[self.keys.items[i]], self.keys.gaps[i][1]
+            if item.extra or item.away or back is None or birth >= self.profile.turn:
+                continue
+            number = slot_of.get(self.profile.slot_of[birth])
+            if number is not None:
+                found[number] = min(found.get(number, back), back)
+        return found
 
     def _windows(self, item: int, key: int) -> tuple[list[tuple[int, bool]], list[int]]:
         """Steps after which a part leaves (and whether it is written), and before which it must be back."""
@@ -151,12 +147,8 @@ class _Writer:
         leave, back = self.keys.gaps[item]
         if back is None:
             return [(leave, True)], []
-        users = [
-            self._start(group.segment)
-            for g, group in enumerate(self.problem.groups)
-            if self._again(g) and item in group.items
-        ]
-        return [(leave, True)], [min([*users, *([back] if not entry.extra else [])], default=back)]
+        users = self._users.get(item, [back])
+        return [(leave, True)], [min(users) if entry.extra else min(*users, back)]
 
     # ---- writing --------------------------------------------------------------------------------------------------
     def write(self) -> Program:
@@ -167,7 +159,7 @@ class _Writer:
         fetches = self._fetches()
         starts = defaultdict(list)
         for segment in {self.problem.groups[g].segment for g, on in enumerate(self.decisions.executed) if on}:
-            starts[self._start(segment)].append(segment)
+            starts[self._starts[segment]].append(segment)
         for i in range(len(self.profile.steps)):
             for part in fetches.get(i, []):
                 self._fetch(part)
@@ -224,8 +216,7 @@ class _Writer:
 
     def _earliest(self, part: _Part, step: int) -> int:
         """A part cannot come back before it has left."""
-        left = [i for i, _ in part.leaves if i < step]
-        return max(left) + 1 if left and not part.away else (max(left) + 1 if left else 0)
+        return max((i + 1 for i, _ in part.leaves if i < step), default=0)
 
     def _buffer(self, key: int, kind: str) -> str:
         self.versions[key] += 1
@@ -291,12 +282,8 @@ class _Writer:
 
     def _drop(self, task: int, buffers: list[str]) -> None:
         """Let `task` free buffers when it ends."""
-        if buffers:
-            old = self.program.tasks[task]
-            self.program.tasks[task] = Task(
-                old.name, old.stream, old.seconds, old.moves, old.links, old.after, old.holds,
-                (*old.drops, *buffers), old.kind,
-            )  # fmt: skip
+        old = self.program.tasks[task]
+        self.program.tasks[task] = replace(old, drops=(*old.drops, *buffers))
 
     def _step(self, i: int) -> None:
         profile, program = self.profile, self.profile.program
@@ -344,7 +331,7 @@ class _Writer:
             {
                 i
                 for g, group in enumerate(self.problem.groups)
-                if group.segment == segment and self._again(g)
+                if group.segment == segment and self.decisions.executed[g]
                 for i in self.keys.groups[g]
             }
         )
