@@ -16,11 +16,11 @@ from typing import Any
 
 from peakline.cost.machine import Machine, machine
 from peakline.cost.price import price
+from peakline.cost.program import working
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
 from peakline.models.kernels import Attention, Gemm, GroupedGemm
-from peakline.models.operators import Node, operator_type
 
 __all__ = ["Hybrid", "Share", "crossover", "hybrid"]
 
@@ -102,23 +102,16 @@ def hybrid(graph: Graph, host: str | Device, memory: str | Device, *, count: int
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     processor, banks = find_device(host), _together(machine(find_device(memory)), count)
-    families = graph.families
     shares = []
-    for block, operator in graph.operators():
-        kind = operator_type(operator.type)
-        node = Node.of(graph, operator, families)
-        kernels = kind.kernels(node)
-        if not kernels:
-            continue
-        times, here, there = block.repeat * block.times, 0.0, 0.0
-        possible = all(isinstance(k, Gemm | GroupedGemm | Attention) for k in kernels)
-        for i, kernel in enumerate(kernels):
-            moved = (kind.reads(node), kind.writes(node)) if i == 0 else (0, 0)
+    for work in working(graph):
+        times, here, there = work.executions, 0.0, 0.0
+        possible = all(isinstance(k, Gemm | GroupedGemm | Attention) for k in work.kernels)
+        for kernel, moved in zip(work.kernels, work.moves):
             here += float(price(kernel, *moved, processor).tiled)
             if possible:
                 there += float(price(kernel, *moved, banks).tiled)
-        shares.append(Share(operator.name, times, times * here, times * there if possible else None))
-    return Hybrid(tuple(shares), max(families.values(), default=1))
+        shares.append(Share(work.operator.name, times, times * here, times * there if possible else None))
+    return Hybrid(tuple(shares), max(graph.families.values(), default=1))
 
 
 def crossover(host: str | Device, memory: str | Device, n: int, k: int, kind: str = "fp16", *, count: int = 1) -> int:

@@ -6,9 +6,9 @@ sum of theirs, at each of the three fidelities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from peakline.cost.gpu import GPU
 from peakline.cost.price import KernelCost, price
 from peakline.hardware import Device
 from peakline.models.dims import Dim
-from peakline.models.graph import Graph
+from peakline.models.graph import Block, Graph, Operator
 from peakline.models.kernels import Attention, Kernel, Scan, Stream
 from peakline.models.operators import Node, operator_type
 
-__all__ = ["OperatorCost", "ProgramCost", "kernel_kind", "price_program"]
+__all__ = ["OperatorCost", "ProgramCost", "Working", "kernel_kind", "price_program", "working"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,20 @@ class ProgramCost:
     by_kind: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Working(NamedTuple):
+    """An operator that starts kernels: where it stands, its kernels, and the bytes each reads and writes."""
+
+    block: Block
+    operator: Operator
+    kernels: tuple[Kernel, ...]
+    moves: tuple[tuple[Dim, Dim], ...]
+
+    @property
+    def executions(self) -> int:
+        """How often it runs in the step."""
+        return self.block.repeat * self.block.times
+
+
 def kernel_kind(kernel: Kernel) -> str:
     """`gemm` (matrix products, grouped ones and convolutions), `prefill` or `decode` (attention), or `stream`."""
     if isinstance(kernel, Attention):
@@ -91,33 +105,41 @@ def kernel_kind(kernel: Kernel) -> str:
     return "stream" if isinstance(kernel, Stream | Scan) else "gemm"
 
 
+def working(graph: Graph) -> Iterator[Working]:
+    """The operators of a graph that start kernels, in program order, with the bytes that each kernel has to move.
+
+    An operator's compulsory bytes belong to its first kernel.
+    """
+    families = graph.families
+    for block, operator in graph.operators():
+        kind = operator_type(operator.type)
+        node = Node.of(graph, operator, families)
+        kernels = kind.kernels(node)
+        if kernels:
+            moves = ((kind.reads(node), kind.writes(node)), *((0, 0) for _ in kernels[1:]))
+            yield Working(block, operator, kernels, moves)
+
+
 def price_program(graph: Graph, device: Device, *, cuda_graph: bool = False) -> ProgramCost:
     """Price `graph` on `device`; `cuda_graph` removes the host's part of launches.
 
     Raises:
         UnsupportedDtype: the device cannot compute in a format the graph uses.
     """
-    families = graph.families
     found: list[OperatorCost] = []
     known: dict[Any, KernelCost] = {}
-    for block, operator in graph.operators():
-        kind = operator_type(operator.type)
-        node = Node.of(graph, operator, families)
-        kernels = kind.kernels(node)
-        if not kernels:
-            continue
-        reads, writes = kind.reads(node), kind.writes(node)
+    for work in working(graph):
+        operator, kernels, (reads, writes) = work.operator, work.kernels, work.moves[0]
         costs = []
-        for i, kernel in enumerate(kernels):  # the operator's compulsory bytes belong to its first kernel
-            moved = (reads, writes) if i == 0 else (0, 0)
+        for kernel, moved in zip(kernels, work.moves):
             key = _key(kernel, moved)
             if key not in known:
                 known[key] = price(kernel, *moved, device, cuda_graph=cuda_graph)
             costs.append(known[key])
-        flops, work = _count(kernels)
+        flops, vector = _count(kernels)
         found.append(
             OperatorCost(
-                operator.name, operator.type, operator.phase, operator.module, block.repeat * block.times, flops, work,
+                operator.name, operator.type, operator.phase, operator.module, work.executions, flops, vector,
                 reads, writes, tuple(costs), tuple(kernel_kind(kernel) for kernel in kernels),
             )
         )  # fmt: skip

@@ -19,12 +19,11 @@ from peakline.cost.evaluate import Evaluation
 from peakline.cost.evaluate import evaluate as price_chunk
 from peakline.cost.machine import Machine, machine
 from peakline.cost.price import CHUNK
-from peakline.cost.program import ExactSum
+from peakline.cost.program import ExactSum, working
 from peakline.hardware import Device
 from peakline.models.dtypes import DType
 from peakline.models.graph import Graph
 from peakline.models.kernels import Kernel, Stream
-from peakline.models.operators import Node, operator_type
 from peakline.sweeping.structure import _padded
 
 __all__ = ["Program", "RunCost", "price_programs", "program_of"]
@@ -80,23 +79,16 @@ class RunCost:
 
 def program_of(graph: Graph, shape: tuple[int, ...]) -> Program:
     """The kernels of `graph` in order, equal ones once."""
-    families = graph.families
     works: list[Work] = []
     known: dict[Any, list[int]] = {}
     order: list[tuple[int, int]] = []
     flops, vector = ExactSum(), ExactSum()
-    for block, operator in graph.operators():
-        kind = operator_type(operator.type)
-        node = Node.of(graph, operator, families)
-        kernels = kind.kernels(node)
-        if not kernels:
-            continue
-        executions = block.repeat * block.times
-        moved = (kind.reads(node), kind.writes(node))
+    for operator in working(graph):
+        executions = operator.executions
         products: Any = 0
         others: Any = 0
-        for i, kernel in enumerate(kernels):
-            order.append((_number(works, known, kernel, *(moved if i == 0 else (0, 0))), executions))
+        for kernel, moved in zip(operator.kernels, operator.moves):
+            order.append((_number(works, known, kernel, *moved), executions))
             if isinstance(kernel, Stream):
                 others = others + kernel.flops
             else:
