@@ -24,11 +24,11 @@ from peakline.execution.replay import (
     random_state,
     refer,
     storage_of,
-    tensors,
     write_down,
 )
 from peakline.execution.script import Action, Expected, Script
 from peakline.execution.stores import Store, Stored, Ticket
+from peakline.models.capture.views import tensors_in
 
 __all__ = ["Handle", "Iteration"]
 
@@ -110,7 +110,7 @@ class Iteration:
     # ---- the forward pass -----------------------------------------------------------------------------------------
     def run(self, operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operator of the forward pass and line it up with the plan."""
-        given = [] if operator is FRESH else list(tensors([*args, *kwargs.values()]))
+        given = [] if operator is FRESH else list(tensors_in([*args, *kwargs.values()]))
         for tensor in given:
             if not self._known(tensor):
                 self._learn(tensor, None)
@@ -121,7 +121,7 @@ class Iteration:
         state = random_state(torch.device(device)) if again is not None and is_random(operator) else None
         result = operator(*args, **kwargs)
         made: dict[int, torch.Tensor] = {}
-        for tensor in tensors(result):
+        for tensor in tensors_in(result):
             if not self._known(tensor):
                 made.setdefault(storage_of(tensor), tensor)
         packet = f"{operator.namespace}.{operator._schema.name.partition('::')[2]}"

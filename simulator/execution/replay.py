@@ -8,12 +8,14 @@ arguments, the same state of the random number generator, and private copies of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+
+from peakline.models.capture.views import tensors_in
 
 __all__ = [
     "FRESH",
@@ -24,7 +26,6 @@ __all__ = [
     "is_random",
     "mutable",
     "storage_of",
-    "tensors",
     "write_down",
 ]
 
@@ -71,15 +72,6 @@ def storage_of(tensor: torch.Tensor) -> int:
     """What identifies the tensor's storage while it lives."""
     identify: Any = getattr(torch._C, "_storage_id")  # noqa: B009  (missing in torch's stubs)
     return int(identify(tensor))
-
-
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Tensors among arguments or results, lists included."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from tensors(inner)
 
 
 def is_random(operator: Any) -> bool:
@@ -158,7 +150,7 @@ def execute(written: Written, memory: Callable[[int], torch.Tensor]) -> dict[int
 
     args = [real(value, place in changes) for place, value in enumerate(written.args)]
     kwargs = {name: real(value, name in changes) for name, value in written.kwargs.items()}
-    known = {storage_of(t) for t in tensors([*args, *kwargs.values()])}
+    known = {storage_of(t) for t in tensors_in([*args, *kwargs.values()])}
     before = random_state(written.state[0]) if written.state else None
     if written.state:
         _set_state(written.state)
@@ -169,7 +161,7 @@ def execute(written: Written, memory: Callable[[int], torch.Tensor]) -> dict[int
         if before:
             _set_state(before)
     made: dict[int, torch.Tensor] = {}
-    for tensor in tensors(result):
+    for tensor in tensors_in(result):
         made.setdefault(storage_of(tensor), tensor)
     fresh = [tensor for number, tensor in made.items() if number not in known]
     return dict(zip(written.makes, fresh, strict=True))

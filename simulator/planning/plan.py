@@ -25,6 +25,7 @@ from peakline.planning.whole import in_whole, is_captured
 from peakline.solvers.offload.linear import Infeasible, bound, solve
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Deadlock, Timeline, simulate
+from peakline.timeline import step_seconds
 
 __all__ = ["ALLOWED", "SCHEMA", "Decision", "NothingFits", "OffloadPlan", "plan"]
 
@@ -300,7 +301,7 @@ def plan(
         workload, found, asked, room, words, "device" if attempt.profile.host is None else "host",
         _read(attempt.profile, problem, keys, decisions),
         _executed(timeline),
-        timeline, min(outcome[3].lower_bound for outcome in outcomes), sum(profile(before).seconds),
+        timeline, min(outcome[3].lower_bound for outcome in outcomes), sum(step_seconds(before)),
         int(before.memory.live), decisions.method, time.perf_counter() - started,
         (*(around.notes if around else ()), *_notes(before.fits, attempt), *_wear(timeline, ssd_device)),
         Made(attempt.profile, problem, keys, decisions),

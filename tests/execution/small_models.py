@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from cpu_steps import Residual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,21 +19,6 @@ transformers.logging.set_verbosity_error()
 DEVICE = "xeon-8480plus"
 adamw = partial(torch.optim.AdamW, lr=1e-3, fused=True)
 sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True)
-
-
-class Residual(nn.Module):
-    """Two convolutions with batch normalisation, in-place ReLU and a short cut."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(outside), nn.BatchNorm2d(outside)
-        self.short = nn.Conv2d(inside, outside, 1, stride) if stride > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)) + self.short(x))
 
 
 class ResNet(nn.Module):
