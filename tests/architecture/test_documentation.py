@@ -61,12 +61,22 @@ def test_the_page_on_json_documents_exactly_the_fields_there_are() -> None:
     assert _paths(data) | {"memory.largest", "memory.stores"} == documented
 
 
-def test_the_page_on_the_command_line_names_every_option() -> None:
-    import inspect
+def _commands() -> dict[str, Any]:
+    import typer.main
 
-    from peakline.cli.estimate import estimate
+    from peakline.cli.app import app
 
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("name", sorted(_commands()))
+def test_the_page_on_the_command_line_names_every_option_of_every_command(name: str) -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for parameter in inspect.signature(estimate).parameters:
-        option = "--" + parameter.strip("_").replace("_", "-")
-        assert option in page or parameter == "model", option
+    options = {option for parameter in _commands()[name].params for option in parameter.opts if option[:2] == "--"}
+    assert f"## peakline {name}" in page
+    assert {option for option in options if option not in page} == set()
+
+
+def test_the_page_on_python_names_everything_public() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in pk.__all__ if name[0] != "_" and not re.search(rf"\b{name}\b", page)] == []
