@@ -1,10 +1,13 @@
-"""Keep, move or recompute as a mixed-integer linear program; one function per constraint, named after what it forbids.
+"""Keep, move, pack or recompute as a mixed-integer linear program; one function per constraint.
 
-Variables: y[i,t] ∈ [0, 1] the fraction of item i that goes to tier t, k[i] ∈ [0, 1] what stays of it, r[g] ∈ {0, 1}
-whether group g is executed again, w[s] ≥ 0 seconds for which slot s waits, O[t,s] and I[t,s] the bytes that have gone
-to tier t and come back from it by slot s, z[l] ∈ [0, 1] whether anything of segment l is executed again.
+Each is named after what it forbids.
 
-    minimise  Σ_g seconds[g]·r[g] + Σ_s w[s] + v
+Variables: y[i,t] ∈ [0, 1] the fraction of item i that goes to tier t, c[i] ∈ [0, 1] the fraction that is packed (held
+in fewer bits), k[i] ∈ [0, 1] what stays of it, r[g] ∈ {0, 1} whether group g is executed again, w[s] ≥ 0 seconds for
+which slot s waits, O[t,s] and I[t,s] the bytes that have gone to tier t and come back from it by slot s, z[l] ∈ [0, 1]
+whether anything of segment l is executed again.
+
+    minimise  Σ_g seconds[g]·r[g] + Σ_i (pack[i] + unpack[i])·c[i] + Σ_s w[s] + v
 
 where v ≥ 0 is what the last copies take beyond the last slot.
 
@@ -15,31 +18,37 @@ optimum is a lower bound for every plan that keeps the order of operators and ex
 with its segment.
 
 Sources: MEMO (arXiv:2407.12117, §4.1) for the fraction moved per layer; Checkmate (arXiv:1910.02653) for
-recomputation as integer choice; the cumulative curves are those of fluid scheduling.
+recomputation as integer choice; ActNN (arXiv:2104.14129) for activations held in fewer bits; the cumulative curves are
+those of fluid scheduling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from peakline.solvers.offload.problem import Decisions, Problem
 
-__all__ = ["CONSTRAINTS", "Infeasible", "bound", "solve"]
+__all__ = ["CONSTRAINTS", "Infeasible", "bound", "least_budget", "solve", "tightest"]
 
 MEGA = 1e6
 """Bytes are counted in millions and seconds in milliseconds, so that coefficients stay within a few powers of ten."""
 
 MILLI = 1e-3
 
+SLACK = 1 << 12
+"""Bytes by which the smallest budget is passed: the solver meets its limits within a tolerance."""
+
 
 class Infeasible(ValueError):
-    """No decision fits the budget; `least` is the smallest budget that something would fit."""
+    """No decision fits the budget; `least` is the smallest that something would fit, None where no budget is enough."""
 
-    def __init__(self, budget: int, least: int) -> None:
+    def __init__(self, budget: int, least: int | None) -> None:
         self.least = least
-        super().__init__(f"nothing fits a budget of {budget:,} bytes; the least that would is {least:,}")
+        more = "no budget is enough" if least is None else f"the least that would is {least:,}"
+        super().__init__(f"nothing fits a budget of {budget:,} bytes; {more}")
 
 
 class _Model:
@@ -58,6 +67,9 @@ class _Model:
             ]
             for i, item in enumerate(problem.items)
         ]
+        self.c = [
+            None if item.packing is None else pulp.LpVariable(f"c_{i}", 0, 1) for i, item in enumerate(problem.items)
+        ]
         self.k = [pulp.LpVariable(f"k_{i}", 0, 0 if item.must_move else 1) for i, item in enumerate(problem.items)]
         self.r = [pulp.LpVariable(f"r_{g}", 0, 1, kind) for g in range(len(problem.groups))]
         self.z = [pulp.LpVariable(f"z_{l}", 0, 1) for l in range(len(problem.segments))]
@@ -65,10 +77,16 @@ class _Model:
         self.out = [[pulp.LpVariable(f"O_{t}_{s}", 0) for s in slots] for t in tiers]
         self.back = [[pulp.LpVariable(f"I_{t}_{s}", 0) for s in slots] for t in tiers]
         self.tail = pulp.LpVariable("tail", 0)
-        self.over = pulp.LpVariable("over", 0, None if free_budget else 0)
+        self.over = pulp.LpVariable("over", None if free_budget else 0, None if free_budget else 0)
         self.executed_in: list[list[Any]] = [[] for _ in slots]
         for g, group in enumerate(problem.groups):
             self.executed_in[problem.segments[group.segment].slot].append((group.seconds / MILLI, self.r[g]))
+        self.packs: list[Any] = []
+        for item, c in zip(problem.items, self.c):
+            if item.packing is not None:
+                self.executed_in[item.leaves[0][0]].append((item.packing.pack / MILLI, c))
+                self.executed_in[item.returns[0]].append((item.packing.unpack / MILLI, c))
+                self.packs.append(((item.packing.pack + item.packing.unpack) / MILLI, c))
 
     def add(self, constraint: Any, name: str) -> None:
         self.program += constraint, name
@@ -88,11 +106,20 @@ class _Model:
         """The fractions of an item in each tier, as terms."""
         return [(1.0, y) for y in self.y[item] if y is not None]
 
+    def there(self, item: int) -> list[Any]:
+        """What is left of an item somewhere: kept, moved or packed, as terms."""
+        return [(1.0, self.k[item]), *self.moved(item), *([(1.0, self.c[item])] if self.c[item] is not None else [])]
+
+    def longer(self) -> Any:
+        """Milliseconds beyond the program's own: recomputation, packing, waiting, the tail."""
+        recomputed = [(g.seconds / MILLI, r) for g, r in zip(self.p.groups, self.r)]
+        return self.total([*recomputed, *self.packs, *((1.0, w) for w in (*self.wait, self.tail))])
+
 
 def no_item_is_lost(m: _Model) -> None:
-    """k[i] + Σ_t y[i,t] + r[group of i] = 1; for an extra item, which may be lost, k[i] + Σ_t y[i,t] ≤ 1."""
+    """k[i] + Σ_t y[i,t] + c[i] + r[group of i] = 1; for an extra item, which may be lost, k[i] + Σ_t y[i,t] ≤ 1."""
     for i, item in enumerate(m.p.items):
-        terms = [(1.0, m.k[i]), *m.moved(i)]
+        terms = m.there(i)
         if item.extra:
             m.add(m.total(terms) <= 1, f"no_item_is_lost_{i}")
         else:
@@ -101,11 +128,11 @@ def no_item_is_lost(m: _Model) -> None:
 
 
 def no_group_without_its_operands(m: _Model) -> None:
-    """r[g] ≤ k[i] + Σ_t y[i,t] (+ r[group of i] within the segment); r[g] ≤ r[h] for groups it needs."""
+    """r[g] ≤ k[i] + Σ_t y[i,t] + c[i] (+ r[group of i] within the segment); r[g] ≤ r[h] for groups it needs."""
     for g, group in enumerate(m.p.groups):
         for i in group.items:
             item = m.p.items[i]
-            terms = [(1.0, m.k[i]), *m.moved(i)]
+            terms = m.there(i)
             if item.group >= 0 and m.p.groups[item.group].segment == group.segment:
                 terms.append((1.0, m.r[item.group]))
             m.add(m.r[g] <= m.total(terms), f"no_group_without_its_operands_{g}_{i}")
@@ -205,7 +232,7 @@ def no_common_link_beyond_its_bandwidth(m: _Model) -> None:
 
 
 def no_slot_beyond_the_budget(m: _Model) -> None:
-    """bytes[s] − dropped − away + kept extras + transients ≤ budget, at the fullest moment of every slot."""
+    """bytes[s] − dropped − away − saved by packing + kept extras + transients ≤ budget, when every slot is fullest."""
     slots = len(m.p.slots)
     change: list[list[Any]] = [[] for _ in range(slots)]
     for i, item in enumerate(m.p.items):
@@ -215,6 +242,9 @@ def no_slot_beyond_the_budget(m: _Model) -> None:
                 change[s] += [(item.bytes / MEGA * c, v) for c, v in [(1.0, m.k[i]), *m.moved(i)]]
             elif item.group >= 0:
                 change[s].append((-item.bytes / MEGA, m.r[item.group]))
+        if item.packing is not None:
+            for s in range(item.packing.idle[0], item.packing.idle[1] + 1):
+                change[s].append(((item.packing.bytes - item.bytes) / MEGA, m.c[i]))
     for t in range(len(m.p.tiers)):
         start = [
             (item.bytes / MEGA, m.y[i][t]) for i, item in enumerate(m.p.items) if item.away and m.y[i][t] is not None
@@ -281,15 +311,16 @@ def _schedule(m: _Model, tier: int, slots_of: Callable[[Any], list[int]]) -> dic
     return found
 
 
-def _built(problem: Problem, *, hopeful: bool, integer: bool, free_budget: bool = False) -> _Model:
+def _built(
+    problem: Problem, *, hopeful: bool, integer: bool, free_budget: bool = False, limit: float | None = None
+) -> _Model:
+    """The program; with `free_budget` it asks for the smallest budget, within `limit` seconds where one is given."""
     model = _Model(problem, hopeful=hopeful, integer=integer, free_budget=free_budget)
     for forbid in CONSTRAINTS:
         forbid(model)
-    if free_budget:
-        model.program.setObjective(model.over)
-    else:
-        recomputed = [(g.seconds / MILLI, r) for g, r in zip(problem.groups, model.r)]
-        model.program.setObjective(model.total([*recomputed, *((1.0, w) for w in (*model.wait, model.tail))]))
+    if limit is not None:
+        model.add(model.longer() <= (limit - problem.seconds) / MILLI, "no_time_beyond_the_limit")
+    model.program.setObjective(model.over if free_budget else model.longer())
     return model
 
 
@@ -312,11 +343,52 @@ def bound(problem: Problem, *, time_limit: float = 60.0) -> float:
     return problem.seconds + MILLI * float(model.pulp.value(model.program.objective))
 
 
-def least_budget(problem: Problem, *, hopeful: bool = False) -> int:
-    """The smallest budget in bytes at which there is a (fractional) decision."""
-    model = _built(problem, hopeful=hopeful, integer=False, free_budget=True)
-    _run(model, 60.0, 0.0)
+def least_budget(problem: Problem, *, hopeful: bool = False, limit: float | None = None) -> int:
+    """The smallest budget in bytes at which there is a (fractional) decision, whatever the problem's own budget is.
+
+    Args:
+        limit: seconds that the program may take; None without bound.
+
+    Raises:
+        Infeasible: no budget is enough: what must move finds no room in the tiers, or the limit is too short.
+    """
+    model = _built(problem, hopeful=hopeful, integer=False, free_budget=True, limit=limit)
+    if not _run(model, 60.0, 0.0):
+        raise Infeasible(problem.budget, None)
     return problem.budget + round(MEGA * float(model.pulp.value(model.over)))
+
+
+def tightest(problem: Problem, *, limit: float | None = None, time_limit: float = 20.0) -> tuple[Decisions, int]:
+    """Decisions for the smallest budget there is (cautious, groups rounded), the fastest at it; and that budget.
+
+    They depend on the problem alone, not on its budget.
+
+    Args:
+        limit: seconds that the program may take; None without bound.
+
+    Raises:
+        Infeasible: no budget is enough.
+    """
+    relaxed = _built(problem, hopeful=False, integer=False, free_budget=True, limit=limit)
+    if not _run(relaxed, 60.0, 0.0):
+        raise Infeasible(problem.budget, None)
+    shares = [float(relaxed.pulp.value(r) or 0.0) for r in relaxed.r]
+    best: tuple[int, set[int]] | None = None
+    for threshold in (1e-6, 0.5, 1.0 - 1e-6):
+        chosen = _closed(problem, {g for g, share in enumerate(shares) if share >= threshold})
+        model = _fixed(_built(problem, hopeful=False, integer=False, free_budget=True, limit=limit), chosen)
+        if _run(model, 60.0, 0.0):
+            least = problem.budget + round(MEGA * float(model.pulp.value(model.over)))
+            if best is None or least < best[0]:
+                best = least, chosen
+    if best is None:
+        raise Infeasible(problem.budget, None)
+    least, chosen = best
+    at = replace(problem, budget=least + SLACK)
+    fastest = _fixed(_built(at, hopeful=False, integer=False, limit=limit), chosen)
+    if not _run(fastest, time_limit, 0.0):
+        raise Infeasible(problem.budget, least)
+    return _decisions(fastest, at.seconds, "linear program (HiGHS) for the smallest budget, rounded"), at.budget
 
 
 def solve(
@@ -361,19 +433,29 @@ def _rounded(
     problem: Problem, shares: list[float], threshold: float, lower: float, time_limit: float
 ) -> Decisions | None:
     """Groups with a share of at least `threshold`, and all that they need, are executed; the rest is solved again."""
-    chosen = {g for g, share in enumerate(shares) if share >= threshold}
-    pending = list(chosen)
-    while pending:
-        for h in problem.groups[pending.pop()].groups:
-            if h not in chosen:
-                chosen.add(h)
-                pending.append(h)
-    model = _built(problem, hopeful=False, integer=False)
-    for g, r in enumerate(model.r):
-        r.lowBound = r.upBound = 1.0 if g in chosen else 0.0
+    chosen = _closed(problem, {g for g, share in enumerate(shares) if share >= threshold})
+    model = _fixed(_built(problem, hopeful=False, integer=False), chosen)
     if not _run(model, time_limit, 0.0):
         return None
     return _decisions(model, lower, "linear program (HiGHS), rounded")
+
+
+def _closed(problem: Problem, chosen: set[int]) -> set[int]:
+    """The groups, and those whose results they need that are no items."""
+    found, pending = set(chosen), list(chosen)
+    while pending:
+        for h in problem.groups[pending.pop()].groups:
+            if h not in found:
+                found.add(h)
+                pending.append(h)
+    return found
+
+
+def _fixed(model: _Model, chosen: set[int]) -> _Model:
+    """The model with exactly these groups executed."""
+    for g, r in enumerate(model.r):
+        r.lowBound = r.upBound = 1.0 if g in chosen else 0.0
+    return model
 
 
 def _decisions(model: _Model, lower: float, method: str) -> Decisions:
@@ -391,4 +473,5 @@ def _decisions(model: _Model, lower: float, method: str) -> Decisions:
         seconds=p.seconds + MILLI * float(value(model.program.objective)),
         lower_bound=lower,
         method=method,
+        packed=tuple(share(c) for c in model.c) if any(c is not None for c in model.c) else (),
     )

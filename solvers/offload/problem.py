@@ -2,16 +2,16 @@
 
 A *slot* is a stretch of the program; it has its seconds, and the bytes that are alive at its fullest moment if nothing
 leaves. An *item* is a tensor (or many of one kind) with a time in which nobody needs it. It may stay; it may be moved
-to a tier and back, whole or in part; or it may be dropped and made again by its *group*: the operators that must be
-executed together to have it again. Groups of one *segment* (a layer) are executed in one go, in the slot where the
-first of the segment's items is needed again.
+to a tier and back, whole or in part; it may be held in fewer bits where it is (*packed*); or it may be dropped and made
+again by its *group*: the operators that must be executed together to have it again. Groups of one *segment* (a layer)
+are executed in one go, in the slot where the first of the segment's items is needed again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Decisions", "Group", "Item", "Problem", "Segment", "Slot", "Tier"]
+__all__ = ["Decisions", "Group", "Item", "Packing", "Problem", "Segment", "Slot", "Tier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,22 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """An item held in fewer bits while nobody needs it.
+
+    Attributes:
+        bytes: of the packed item, scales included.
+        pack, unpack: seconds of computing, in the slot after which it leaves and in the one at whose start it is back.
+        idle: (first, last) slots at whose fullest moment only the packed bytes are there.
+    """
+
+    bytes: int
+    pack: float
+    unpack: float
+    idle: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A tensor that may leave memory for a while.
 
@@ -55,6 +71,7 @@ class Item:
         must_move: it must be (a gradient for an optimizer on the host).
         gone_by: slot at whose start the tier must have it all (the host's turn), or None.
         extra: nothing holds it in `idle` unless it is kept for a group's sake.
+        packing: what it is in fewer bits, or None if it may not be packed.
     """
 
     name: str
@@ -68,6 +85,7 @@ class Item:
     must_move: bool = False
     gone_by: int | None = None
     extra: bool = False
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +156,7 @@ class Decisions:
         seconds: time of the program so, by the model that chose it.
         lower_bound: seconds that no decision of this class can beat.
         method: what found it.
+        packed: fraction of each item that is packed; empty where nothing may be.
     """
 
     moved: tuple[tuple[float, ...], ...]
@@ -147,3 +166,8 @@ class Decisions:
     seconds: float
     lower_bound: float
     method: str
+    packed: tuple[float, ...] = ()
+
+    def packed_share(self, item: int) -> float:
+        """The fraction of an item that is packed."""
+        return self.packed[item] if self.packed else 0.0
