@@ -16,7 +16,13 @@ from peakline.cost.gpu import GPU, Tiled, constants
 from peakline.cost.gpu_attention import attention_tiled
 from peakline.cost.gpu_gemm import gemm_tiled
 from peakline.cost.gpu_stream import RowWalk, scan_tiled, stream_tiled
-from peakline.cost.io_bounds import attention_traffic, convolution_traffic, matmul_traffic
+from peakline.cost.io_bounds import (
+    attention_backward_traffic,
+    attention_traffic,
+    convolution_traffic,
+    fused_attention_traffic,
+    matmul_traffic,
+)
 from peakline.cost.machine import Machine
 from peakline.cost.numeric import Ops, Real, ops_for
 from peakline.models.dtypes import DType, dtype
@@ -272,8 +278,20 @@ def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copie
         softmax = 10.0 * batch * heads * pairs
         tiled = generic_tiled(machine, products, softmax, kind, 1.0, reads, writes)
 
+    q, k = kind.bits / 8.0, kv_kind.bits / 8.0
+    everything = batch * (heads * queries * qk_dim * q + kv_heads * keys * (qk_dim + v_dim) * k)
+    latent = ops.where(reads < everything, 2.0, 1.0)  # V is a part of K, as in a latent cache
+
     def traffic(capacity: float, copies: int) -> Real:
-        return attention_traffic(batch * heads * pairs, qk_dim, capacity, kind.bits / 8.0, kv_kind.bits / 8.0, copies)
+        """The largest of the bounds that hold: from the scores alone, from both products, from the gradients'."""
+        each = batch * heads * pairs
+        least = ops.maximum(
+            attention_traffic(each, qk_dim, capacity, q, k, copies),
+            fused_attention_traffic(each, qk_dim, v_dim, capacity, q, k, k, q, copies, latent=latent),
+        )
+        if not backward:
+            return least
+        return ops.maximum(least, attention_backward_traffic(each, qk_dim, v_dim, capacity, q, k, k, q, copies))
 
     return Plan(flops / machine.rate(kind)[0], traffic, tiled, issue)
 

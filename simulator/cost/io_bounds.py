@@ -20,7 +20,16 @@ from __future__ import annotations
 
 from peakline.cost.numeric import Real, ops_for
 
-__all__ = ["attention_traffic", "convolution_traffic", "fused_attention_traffic", "matmul_traffic"]
+__all__ = [
+    "attention_backward_traffic",
+    "attention_traffic",
+    "cascade_traffic",
+    "convolution_traffic",
+    "fused_attention_traffic",
+    "matmul_traffic",
+]
+
+_BACKWARD = 3.0 / 32.0 / 3.0**0.25  # see `attention_backward_traffic`
 
 
 def matmul_traffic(products: Real, capacity: float, a: float, b: float, c: float, copies: int = 1) -> Real:
@@ -61,7 +70,7 @@ def convolution_traffic(
     return matmul_traffic(products / ops_for(taps).sqrt(taps), capacity, a, b, c, copies)
 
 
-def attention_traffic(pairs: Real, dim: float, capacity: float, q: float, k: float, copies: int = 1) -> Real:
+def attention_traffic(pairs: Real, dim: Real, capacity: float, q: float, k: float, copies: int = 1) -> Real:
     """Least bytes of attention that never stores its scores: Θ(pairs·d²/S) for S ≥ d², Θ(pairs·d/√S) below ([4]).
 
     With explicit constants, from the products of Q·Kᵀ alone. A segment that moves S bytes sees at most 2S bytes of Q
@@ -85,34 +94,81 @@ def attention_traffic(pairs: Real, dim: float, capacity: float, q: float, k: flo
     return ops_for(pairs).maximum(capacity * (dim / (whole + cut) * pairs - copies), 0.0)
 
 
+def cascade_traffic(
+    products: Real,
+    row: Real,
+    column: Real,
+    capacity: float,
+    score: float,
+    v: float,
+    o: float,
+    copies: int = 1,
+    *,
+    reuse: Real = 1.0,
+    shared: Real = 1.0,
+) -> Real:
+    """Least bytes of two products after each other, (L·R)·V → O, whose intermediate ("scores") need not be stored.
+
+    A score must be whole before it is passed on, so count the second product's scalar products. Segments read X - S
+    bytes, where the first touch of an output counts as a read instead of its final write (as for C := AB above); a
+    segment then has X bytes of L, R, V, O and begun scores to work with. Its scores are those it forms from whole rows
+    of L and columns of R, at most r·c of them with r·row + c·column bytes, and those begun before it, which were held
+    or read. By Loomis-Whitney it makes at most √(scores·V·O) products. Sharing out X best gives a quarter to each of L,
+    R, V and O in the first case, a third to each of scores, V and O in the second; scores being convex in the bytes
+    shared out between the two cases, nothing in between does better:
+
+        h(X) = max( X² / (16·√(row·column·v·o)),  (X/3)^1.5 / √(score·v·o) ),
+        Q ≥ (X - S)·(products / h(X) - copies)    for X = 2S, best in the first case, and for X = 3S, in the second.
+
+    Forming scores again is allowed.
+
+    Args:
+        products: scalar products of the second multiplication.
+        row, column: bytes of L and of R without which no score of that row, of that column, can be formed.
+        capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
+        score, v, o: bytes of one element; of a score at least those of a begun one.
+        copies: private memories among which the products are divided.
+        reuse: in how many products with the same element of V a score may stand (taps of a convolution); the h's grow
+            with its root.
+        shared: 2 where the elements of V are part of R's columns, so that the same bytes serve twice: R then gets half
+            of X, and the first h is twice as large. Else 1.
+
+    Returns:
+        Bytes, 0 where the bound says nothing (the problem fits).
+    """
+    ops = ops_for(products, row, column, reuse, shared)
+    if capacity <= 0:
+        return 0.0 * products
+    sides, again = ops.sqrt(row * column), ops.sqrt(reuse)
+    least: Real = 0.0 * products
+    for reach in (2.0 * capacity, 3.0 * capacity):
+        whole = reach * reach * shared / (16.0 * sides * (v * o) ** 0.5)
+        begun = (reach / 3.0) ** 1.5 / (score * v * o) ** 0.5
+        most = ops.maximum(whole, begun) * again
+        least = ops.maximum(least, (reach - capacity) * (products / most - copies))
+    return least
+
+
 def fused_attention_traffic(
     pairs: Real,
-    dim: float,
-    v_dim: float,
+    dim: Real,
+    v_dim: Real,
     capacity: float,
     q: float,
     k: float,
     v: float,
     o: float,
     copies: int = 1,
+    *,
+    latent: Real = 1.0,
 ) -> Real:
     """Least bytes of attention with both its products: four times `attention_traffic` for S ≫ d², and attained there.
 
-    A score must be whole before the softmax passes it on, so count the products P·V. Segments read X - S bytes, where
-    the first touch of an output counts as a read instead of its final write (as for C := AB above); a segment then has
-    X bytes of Q, K, V, O and begun scores to work with. Its scores are those it forms from whole rows of Q and K, at
-    most r·c of them with d·(r·q + c·k) bytes, and those begun before it, which were held or read. By Loomis-Whitney a
-    segment makes at most √(scores·V·O) products. Sharing out X best gives a quarter to each of Q, K, V and O in the
-    first case, a third to each of scores, V and O in the second; scores being convex in the bytes shared out between
-    the two cases, nothing in between does better:
-
-        h(X) = max( X² / (16·d·√(q·k·v·o)),  (X/3)^1.5 / √(min(q,k)·v·o) ),
-        Q ≥ (X - S)·(pairs·d_v / h(X) - copies)    for X = 2S, best in the first case, and for X = 3S, in the second.
-
-    With one width: 4·pairs·d·d_v/S - S for S ≫ d², which flash attention moves to leading order when its tiles of
-    queries and outputs fill the memory (2·pairs·d/rows with S = 2·rows·d); 2·pairs·d_v/√S - 2S below. Forming scores
-    again is allowed. Key heads shared by several query heads are one set of columns, so grouped queries are covered.
-    The backward pass makes the same products with dO and dV in place of V and O, so it moves no less.
+    It is `cascade_traffic` with scores whose rows take d elements of Q and whose columns take d of K. With one width:
+    4·pairs·d·d_v/S - S for S ≫ d², which flash attention moves to leading order when its tiles of queries and outputs
+    fill the memory (2·pairs·d/rows with S = 2·rows·d); 2·pairs·d_v/√S - 2S below. Key heads shared by several query
+    heads are one set of columns, so grouped queries are covered. The backward pass makes the same products with dO and
+    dV in place of V and O, so it moves no less (`attention_backward_traffic` says more).
 
     Args:
         pairs: (query, key) pairs over all heads and the batch.
@@ -120,16 +176,51 @@ def fused_attention_traffic(
         capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
         q, k, v, o: bytes of one element.
         copies: private memories among which the pairs are divided.
+        latent: 2 where V is a part of K (a latent cache), else 1: `shared` of `cascade_traffic`.
 
     Returns:
         Bytes, 0 where the bound says nothing (the problem fits).
     """
+    return cascade_traffic(pairs * v_dim, dim * q, dim * k, capacity, min(q, k), v, o, copies, shared=latent)
+
+
+def attention_backward_traffic(
+    pairs: Real,
+    dim: Real,
+    v_dim: Real,
+    capacity: float,
+    q: float,
+    k: float,
+    v: float,
+    o: float,
+    copies: int = 1,
+) -> Real:
+    """Least bytes of attention's gradients: 8·3^¼ ≈ 10.5 times pairs·d²/S for S ≫ d² with one width.
+
+    Count the products Pᵀ·dO → dV, dS·K → dQ and dSᵀ·Q → dK. A score P needs its rows of Q and K, its gradient dS those
+    of dO and V too. With x bytes each of Q, dO, K, V (rows and columns of at least δ bytes, elements of at least ε) and
+    y bytes of the three results, Loomis-Whitney three times and Cauchy-Schwarz over the results give
+
+        products² ≤ y·G / (δε)²,   G = x_Q·x_K·x_dO + min(x_Q, x_dO)·min(x_K, x_V)·(x_Q + x_K).
+
+    Moving bytes between Q and dO, and between K and V, towards equal shares never lowers G; then q = x_Q = x_dO and
+    k = x_K = x_V with 2q + 2k = s give at most s³/(12√3), and y = X/4, s = 3X/4 is the best split:
+
+        h(X)² = ( (3/32)·3^(-¼)·X² / (δε) )² + (X/3)³ / (ε²·score),
+
+    the second term for scores begun before, which add to G. Q ≥ (X - S)·(pairs·(2d + d_v)/h(X) - copies). The
+    gradients are outputs, so their first touch stands for their final write. Arguments as for
+    `fused_attention_traffic`; gradients lie in the formats of what they are gradients of.
+    """
+    ops = ops_for(pairs, dim, v_dim)
     if capacity <= 0:
         return 0.0 * pairs
-    ops = ops_for(pairs)
-    least: Real = 0.0 * pairs
+    side = ops.minimum(dim * min(q, k), v_dim * min(v, o))
+    element = min(q, k, v, o)
+    products = pairs * (2.0 * dim + v_dim)
+    least: Real = 0.0 * products
     for reach in (2.0 * capacity, 3.0 * capacity):
-        whole = reach * reach / (16.0 * dim * (q * k * v * o) ** 0.5)
-        begun = (reach / 3.0) ** 1.5 / (min(q, k) * v * o) ** 0.5
-        least = ops.maximum(least, (reach - capacity) * (v_dim / max(whole, begun) * pairs - copies))
+        whole = _BACKWARD * reach * reach / (side * element)
+        begun = (reach / 3.0) ** 3 / (element * element * min(q, k))
+        least = ops.maximum(least, (reach - capacity) * (products / ops.sqrt(whole * whole + begun) - copies))
     return least

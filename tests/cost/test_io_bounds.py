@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pebbles import accesses, cache_traffic, least_traffic, tilings
 
-from peakline.cost.io_bounds import attention_traffic, convolution_traffic, matmul_traffic
+from peakline.cost.io_bounds import (
+    attention_backward_traffic,
+    attention_traffic,
+    convolution_traffic,
+    fused_attention_traffic,
+    matmul_traffic,
+)
 
 capacities = st.floats(1, 1e9)
 sizes = st.integers(1, 10**6)
@@ -135,3 +141,50 @@ def test_bounds_of_arrays_are_the_bounds_of_their_elements():
     products = np.array([1e6, 1e9, 1e12])
     together = matmul_traffic(products, 1e5, 2, 2, 2)
     assert list(together) == [matmul_traffic(p, 1e5, 2, 2, 2) for p in products.tolist()]
+
+
+def backward_traffic(n: int, d: int, rows: int, cols: int) -> tuple[int, int]:
+    """(elements held, elements moved) by the two kernels of FlashAttention's split backward pass, one head.
+
+    One keeps `cols` rows of K, V, dK, dV and streams Q and dO; the other keeps `rows` of Q, dO and dQ and streams K, V.
+    """
+    held = max(4 * cols * d + 2 * d, 3 * rows * d + 2 * d)
+    of_keys = 4 * n * d + -(-n // cols) * 2 * n * d
+    of_queries = 3 * n * d + -(-n // rows) * 2 * n * d
+    return held, of_keys + of_queries
+
+
+@pytest.mark.parametrize("d", [4, 64])
+def test_the_backward_bound_stands_below_every_tiling_and_within_a_third_of_a_good_one(d):
+    n = 1 << 20
+    ratios = []
+    for rows in (1, 4, 64, 1024, 8192):
+        for cols in (1, 3, 48, 768, 6144):
+            held, moved = backward_traffic(n, d, rows, cols)
+            least = max(attention_backward_traffic(float(n * n), d, d, held, 1, 1, 1, 1), 7 * n * d)
+            assert least <= moved
+            ratios.append(moved / least)
+    assert min(ratios) < 1.4
+
+
+def test_the_backward_bound_is_two_and_a_half_times_that_of_the_forward_pass_above_d_squared():
+    d, pairs, capacity = 64, 1e24, 1e6 * 64 * 64
+    back = attention_backward_traffic(pairs, d, d, capacity, 1, 1, 1, 1)
+    assert back / fused_attention_traffic(pairs, d, d, capacity, 1, 1, 1, 1) == pytest.approx(2 * 3**0.25, rel=0.01)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=4, max_size=4))
+def test_no_split_of_a_segments_bytes_forms_more_gradients_than_the_bound_allows(parts):
+    """The share-out behind the constant: G never exceeds s³/(12√3)."""
+    q, o, k, v = parts
+    formed = q * k * o + min(q, o) * min(k, v) * (q + k)
+    assert formed <= sum(parts) ** 3 / (12 * 3**0.5) * (1 + 1e-12)
+
+
+@given(sizes, sizes, capacities, st.sampled_from([1, 8]))
+def test_values_that_are_part_of_the_keys_lower_the_bound(pairs, dim, capacity, copies):
+    apart, together = (
+        fused_attention_traffic(float(pairs) * 1e6, dim, dim, capacity, 2, 2, 2, 2, copies, latent=latent)
+        for latent in (1.0, 2.0)
+    )
+    assert together <= apart
