@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
 
-__all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Traffic"]
+__all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Timing", "Traffic"]
 
 SCHEMA = "peakline.plan/1"
 
@@ -99,11 +99,69 @@ class Certificate:
         return "optimal" if self.objective == self.lower_bound else "feasible"
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a plan takes where operators compute on one unit and transfers share one link; seconds, bytes/s.
+
+    Attributes:
+        bandwidth: of the link.
+        compute_rate: FLOP/s for operators that give `flops` in place of seconds; None where none does.
+        overlap: whether transfers go on while operators run.
+        queue: ("load" or "store", tensor) in the order in which the link takes them; empty: the order of the steps.
+        makespan: from the first transfer to the last; compute, transfer: seconds that the unit and the link are busy.
+        lower_bound: no plan of the problem at this capacity takes less.
+        method: what found the plan and what proved the bound.
+    """
+
+    bandwidth: float
+    compute_rate: float | None
+    overlap: bool
+    queue: tuple[tuple[str, str], ...]
+    makespan: float
+    compute: float
+    transfer: float
+    lower_bound: float
+    method: str
+
+    @property
+    def stall(self) -> float:
+        """Seconds that the unit waits: makespan − compute."""
+        return self.makespan - self.compute
+
+    @property
+    def gap(self) -> float:
+        """(makespan − bound) / makespan; 0 where they meet up to rounding (1e-9)."""
+        return 0.0 if self.status == "optimal" else (self.makespan - self.lower_bound) / self.makespan
+
+    @property
+    def status(self) -> Literal["optimal", "feasible"]:
+        """`optimal` where makespan and bound meet up to rounding (1e-9)."""
+        return "optimal" if self.makespan <= self.lower_bound * (1 + 1e-9) else "feasible"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan's field `time` as JSON values."""
+        return {
+            "bandwidth": self.bandwidth,
+            **({"compute_rate": self.compute_rate} if self.compute_rate is not None else {}),
+            "overlap": self.overlap,
+            **({"queue": [list(entry) for entry in self.queue]} if self.queue else {}),
+            "makespan": self.makespan,
+            "compute": self.compute,
+            "transfer": self.transfer,
+            "stall": self.stall,
+            "lower_bound": self.lower_bound,
+            "gap": self.gap,
+            "status": self.status,
+            "method": self.method,
+        }
+
+
 @dataclass(frozen=True)
 class Plan:
     """Steps for a scratchpad of `capacity` bytes; `peak`: most bytes resident at once; `final_store` comes last.
 
     `allow` names the options that its steps may use: bypass, in-place, recompute (an operator may run again).
+    `time` says how long it takes, if that was asked; `alternatives` which of its alternatives an operator was split by.
     """
 
     capacity: int
@@ -113,6 +171,8 @@ class Plan:
     peak: int
     certificate: Certificate
     allow: tuple[str, ...] = ()
+    time: Timing | None = None
+    alternatives: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema `peakline.plan/1`."""
@@ -120,6 +180,7 @@ class Plan:
         return {
             "schema": SCHEMA,
             **({"allow": list(self.allow)} if self.allow else {}),
+            **({"alternatives": dict(self.alternatives)} if self.alternatives else {}),
             "capacity": self.capacity,
             "steps": [step.to_dict() for step in self.steps],
             "final_store": list(self.final_store),
@@ -138,6 +199,7 @@ class Plan:
                 "method": proof.method,
                 "seconds": proof.seconds,
             },
+            **({"time": self.time.to_dict()} if self.time is not None else {}),
         }
 
     def _repr_html_(self) -> str:
@@ -151,6 +213,8 @@ class Plan:
             f"({proof.status}; {proof.method}, {proof.seconds:.2g} s)",
             "steps": f"{len(self.steps):,}",
         }
+        if self.time is not None:
+            rows["time"] = f"{self.time.makespan:.4g} s, {self.time.stall:.3g} s of it stalled; gap {self.time.gap:.2%}"
         left = "style='text-align:left'"
         cells = (f"<tr><th {left}>{name}</th><td {left}>{escape(text)}</td></tr>" for name, text in rows.items())
         return f"<div class='peakline'><b>plan</b><table>{''.join(cells)}</table></div>"
@@ -198,7 +262,28 @@ class Plan:
                 float(_get(proof, "seconds", (int, float), "certificate")),
             ),
             _names(data, "allow", "plan") if "allow" in data else (),
+            _timing(_get(data, "time", Mapping, "plan")) if "time" in data else None,
+            _pairs(data, "alternatives", "plan") if "alternatives" in data else {},
         )
+
+
+def _timing(data: Mapping[str, Any]) -> Timing:
+    def number(name: str) -> float:
+        return float(_get(data, name, (int, float), "time"))
+
+    queue = _get(data, "queue", list, "time") if "queue" in data else []
+    if not all(isinstance(e, list) and len(e) == 2 and all(isinstance(part, str) for part in e) for e in queue):
+        raise PlanError('time: queue must be a list of ["load" or "store", tensor]')
+    if not isinstance(data.get("overlap"), bool):
+        raise PlanError(f"time: overlap must be true or false, got {data.get('overlap')!r}")
+    return Timing(
+        number("bandwidth"),
+        number("compute_rate") if "compute_rate" in data else None,
+        data["overlap"],
+        tuple((kind, name) for kind, name in queue),
+        *(number(name) for name in ("makespan", "compute", "transfer", "lower_bound")),
+        _get(data, "method", str, "time"),
+    )
 
 
 def _get(data: Mapping[str, Any], field: str, kind: Any, where: str) -> Any:

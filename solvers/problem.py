@@ -3,6 +3,7 @@
     {"tensors": [{"name": "x", "bytes": 4096, "role": "input"}, ...],
      "operators": [{"name": "conv", "inputs": ["x"], "outputs": ["y"]}, ...]}
 
+An operator may say how long it computes, `"seconds": 2e-6`, or how much, `"flops": 4096`; only time asks for it.
 Inputs and parameters exist off-chip before anything runs; activations and outputs are made by one operator each;
 outputs must end off-chip. Operators are listed in an order in which they may run; any topological order is as good.
 """
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any, Literal, TypeAlias, get_args
 
 __all__ = ["OFF_CHIP", "ROLES", "Operator", "Problem", "ProblemError", "Role", "Tensor"]
@@ -41,11 +43,16 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """Reads its inputs and makes its outputs; all of them lie in the scratchpad while it runs."""
+    """Reads its inputs and makes its outputs; all of them lie in the scratchpad while it runs.
+
+    `seconds` that it computes, its operands being there, or `flops` that it computes; None: not said.
+    """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    seconds: float | None = None
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,16 @@ class Problem:
     def to_json(self) -> str:
         """The problem in the JSON format; `from_json` gives it back unchanged."""
         tensors = [{"name": t.name, "bytes": t.bytes, "role": t.role} for t in self.tensors]
-        operators = [{"name": o.name, "inputs": list(o.inputs), "outputs": list(o.outputs)} for o in self.operators]
+        operators = [
+            {
+                "name": o.name,
+                "inputs": list(o.inputs),
+                "outputs": list(o.outputs),
+                **({"seconds": o.seconds} if o.seconds is not None else {}),
+                **({"flops": o.flops} if o.flops is not None else {}),
+            }
+            for o in self.operators
+        ]
         return json.dumps({"tensors": tensors, "operators": operators})
 
 
@@ -145,6 +161,7 @@ def _check(tensors: Sequence[Tensor], operators: Sequence[Operator]) -> None:
         if operator.name in names:
             raise ProblemError(f"operator {operator.name!r}: is given twice")
         names.add(operator.name)
+        _check_work(operator)
         for name in (*operator.inputs, *operator.outputs):
             if name not in by_name:
                 raise ProblemError(f"operator {operator.name!r}: tensor {name!r} is not among the tensors")
@@ -168,6 +185,15 @@ def _check(tensors: Sequence[Tensor], operators: Sequence[Operator]) -> None:
     for tensor in tensors:
         if tensor.role == "output" and tensor.name not in maker:
             raise ProblemError(f"tensor {tensor.name!r}: an output that nobody makes")
+
+
+def _check_work(operator: Operator) -> None:
+    for field, value in (("seconds", operator.seconds), ("flops", operator.flops)):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < inf
+        if value is not None and not number:
+            raise ProblemError(f"operator {operator.name!r}: {field} must be a finite number from 0 on, got {value!r}")
+    if operator.seconds is not None and operator.flops is not None:
+        raise ProblemError(f"operator {operator.name!r}: gives seconds and flops; accepted: one of them")
 
 
 def _cycle(operators: Sequence[Operator], needs: Sequence[set[int]], done: set[int]) -> str:
@@ -219,11 +245,11 @@ def _tensor(position: int, entry: Any) -> Tensor:
 def _operator(position: int, entry: Any) -> Operator:
     name = _name(f"operators[{position}]", entry)
     where = f"operator {name!r}"
-    _only(where, entry, {"name", "inputs", "outputs"})
+    _only(where, entry, {"name", "inputs", "outputs", "seconds", "flops"})
     sides: list[tuple[str, ...]] = []
     for side in ("inputs", "outputs"):
         given = entry.get(side, [])
         if not isinstance(given, list) or not all(isinstance(tensor, str) for tensor in given):
             raise ProblemError(f"{where}: {side} must be a list of tensor names, got {given!r}")
         sides.append(tuple(dict.fromkeys(given)) if side == "inputs" else tuple(given))
-    return Operator(name, sides[0], sides[1])
+    return Operator(name, sides[0], sides[1], entry.get("seconds"), entry.get("flops"))
