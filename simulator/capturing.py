@@ -135,6 +135,6 @@ def target_of(device: str | Device) -> Target:
         )
     usual = Target()
     return Target(
-        "cuda", found.compute_capability, units or usual.multiprocessors,
+        "cuda", found.compute_capability, units or usual.multiprocessors, gpu.threads_per_unit or usual.threads,
         int(gpu.shared_per_block or usual.shared_memory),
     )  # fmt: skip

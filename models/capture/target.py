@@ -16,6 +16,7 @@ class Target:
         kind: `cuda`, or `cpu` for the machine that captures.
         capability: CUDA compute capability, (9, 0) for an H100.
         multiprocessors: number of streaming multiprocessors.
+        threads: threads resident on one.
         shared_memory: bytes of shared memory a block may use at most.
         torch: version whose rules apply, (2, 13).
         cudnn_attention: whether cuDNN's attention comes first, as on Hopper in torch 2.5 (later releases put it last).
@@ -24,6 +25,7 @@ class Target:
     kind: Literal["cuda", "cpu"] = "cuda"
     capability: tuple[int, int] = (9, 0)
     multiprocessors: int = 132
+    threads: int = 2048
     shared_memory: int = 232_448
     torch: tuple[int, int] = (2, 13)
     cudnn_attention: bool = False

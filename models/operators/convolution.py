@@ -138,7 +138,8 @@ class Conv(_ConvolutionCall):
             context.give(w, dw)
         if len(node.inputs) > 2 and context.needs(node.inputs[2]):
             bias = node.inputs[2]
-            (db,) = context.emit("reduce", [dy], {"bias_grad": (bias.shape, bias.dtype)})
+            lies = {"kept": 1} | {k: v for k, v in node.attributes.items() if k == "channels_last"}
+            (db,) = context.emit("reduce", [dy], {"bias_grad": (bias.shape, bias.dtype)}, attributes=lies)
             context.give(bias, db)
 
 

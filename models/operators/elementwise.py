@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim, is_array
+from peakline.models.dims import Dim, Shape, is_array
 from peakline.models.dtypes import DType, dtype
 from peakline.models.graph import Tensor
 from peakline.models.kernels import Kernel, Stream
+from peakline.models.operators.reductions import Multiprocessors, contiguous_sum, meeting_blocks
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, operator_type, register
 
 __all__ = ["activation", "add", "cast", "elementwise_backward", "mul", "reduce_to", "scale", "unary"]
@@ -159,6 +160,8 @@ class Reduce(OperatorType):
     """Sum over the dimensions that were broadcast (or over rows, for a bias).
 
     In a sweep, the attribute `runs` is 0 for the configurations in which nothing was broadcast and no kernel runs.
+    The attribute `kept` names the one dimension that is left where it is not the last ones (a convolution's channels;
+    with `channels_last` they lie side by side).
     """
 
     name: str = "reduce"
@@ -173,9 +176,33 @@ class Reduce(OperatorType):
         runs: Dim = node.attributes.get("runs", 1)
         return node.input_bytes * runs
 
+    def meeting(self, node: Node, on: Multiprocessors) -> tuple[Dim, ...]:
+        """Partial sums, in float32 or wider, where thread blocks share an output."""
+        x, y = node.inputs[0], node.outputs[0]
+        shape, kept = x.shape, _kept(x.shape, y.shape)
+        if "kept" in node.attributes:
+            kept = [axis == node.attributes["kept"] for axis in range(len(shape))]
+            if node.attributes.get("channels_last"):
+                shape, kept = (shape[0], *shape[2:], shape[1]), [kept[0], *kept[2:], kept[1]]
+        if kept is None:
+            return ()
+        return meeting_blocks(contiguous_sum(shape, kept), max(x.dtype.bits // 8, 4), on)
+
     def backward(self, node: Node, context: GradientContext) -> None:
         """The gradient is broadcast: a view."""
         hand_back(node, context, "view", in_place=True)
+
+
+def _kept(shape: Shape, result: Shape) -> list[bool] | None:
+    """Which dimensions of `shape` a sum to `result` keeps, if one was broadcast to the other."""
+    result = result[len(result) - len(shape) :] if len(result) > len(shape) else result
+    kept = [False] * (len(shape) - len(result))
+    for before, after in zip(shape[len(kept) :], result):
+        same = before is after or np.array_equal(before, after)
+        if not same and not (isinstance(after, int) and after == 1):
+            return None
+        kept.append(same)
+    return kept
 
 
 register(Reduce())

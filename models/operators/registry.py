@@ -16,6 +16,7 @@ from peakline.models.dims import Dim, Shape
 from peakline.models.dtypes import DType
 from peakline.models.graph import ALL, Graph, Operator, Role, Tensor, base_name
 from peakline.models.kernels import Kernel, Stream
+from peakline.models.operators.reductions import Multiprocessors
 
 __all__ = ["GradientContext", "Node", "OperatorType", "hand_back", "operator_type", "operator_types", "register"]
 
@@ -122,6 +123,10 @@ class OperatorType:
 
     def workspace(self, node: Node) -> tuple[Dim, ...]:
         """Sizes of the blocks the implementation allocates and frees inside the operator."""
+        return ()
+
+    def meeting(self, node: Node, on: Multiprocessors) -> tuple[Dim, ...]:
+        """Sizes of further such blocks that depend on the GPU, in which thread blocks leave partial results."""
         return ()
 
     def backward(self, node: Node, context: GradientContext) -> None:

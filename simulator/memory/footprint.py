@@ -24,11 +24,12 @@ from peakline.memory.options import AllocatorOptions
 from peakline.memory.replay import Replay
 from peakline.memory.requests import RequestStream, request_streams, script
 from peakline.models.dims import is_array
+from peakline.models.operators.reductions import Multiprocessors
 
 if TYPE_CHECKING:
     from peakline.memory.arena import StaticArena
 
-__all__ = ["LargestTensor", "Memory", "footprint", "request_history"]
+__all__ = ["LargestTensor", "Memory", "footprint", "multiprocessors", "request_history"]
 
 REPLAY_LIMIT = 1024
 """Configurations of a sweep up to which the allocator is replayed for each one."""
@@ -147,6 +148,7 @@ def footprint(
     capacity = device.main.capacity
     if capacity is None:
         raise ValueError(f"device {device.name}: {device.main.name} has no capacity; derive a variant that states it")
+    program = program.on(multiprocessors(device))
     peak = program_peak(program)
     if device.kind != "gpu":
         return _exact(program, peak, capacity)
@@ -195,9 +197,16 @@ def _cached(memory: Memory, device: Device, options: AllocatorOptions) -> Memory
     )  # fmt: skip
 
 
+def multiprocessors(device: Device) -> Multiprocessors | None:
+    """What of a GPU decides how many thread blocks share a sum; None where PyTorch's CUDA kernels do not run."""
+    if device.gpu is None or device.compute_capability is None or not device.units or not device.gpu.threads_per_unit:
+        return None
+    return Multiprocessors(device.units, device.gpu.threads_per_unit)
+
+
 def request_history(program: Program, device: Device) -> list[RequestStream]:
     """The requests that the caching allocator of `device` sees: a training step (one that leaves something) twice."""
-    workspace = device.software.cublas_workspace_bytes
+    workspace, program = device.software.cublas_workspace_bytes, program.on(multiprocessors(device))
     return request_streams(program, repetitions=_repetitions(program), library_workspace=workspace)
 
 

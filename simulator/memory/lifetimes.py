@@ -8,8 +8,8 @@ its last use, and what takes its place lives to the end of the step. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
@@ -17,8 +17,9 @@ from peakline.models.dims import Dim
 from peakline.models.flatten import Resolver, instance_name
 from peakline.models.graph import ALL, RESIDENT_ROLES, Block, Graph, Operator, Tensor, base_name
 from peakline.models.operators import Node, OperatorType, operator_type
+from peakline.models.operators.reductions import Multiprocessors
 
-__all__ = ["Program", "Step", "Storage", "unroll"]
+__all__ = ["Program", "Step", "Storage", "unroll", "workspace"]
 
 
 class Storage(NamedTuple):
@@ -58,12 +59,23 @@ class Program:
         storages: by number.
         steps: executed operators in order; later microbatches (`Block.times`) appear once.
         resident: numbers of the storages that exist before the first operator of a steady step.
+        multiprocessors: of the GPU it runs on, where that is one whose sums are known.
     """
 
     graph: Graph
     storages: list[Storage]
     steps: list[Step]
     resident: list[int]
+    multiprocessors: Multiprocessors | None = None
+
+    def on(self, multiprocessors: Multiprocessors | None) -> Program:
+        """The same program on such a GPU, where its sums meet in buffers of their own."""
+        if multiprocessors == self.multiprocessors:
+            return self
+        other = replace(self, multiprocessors=multiprocessors)
+        own = ("multiprocessors", "workspaces")
+        other.__dict__.update({name: value for name, value in self.__dict__.items() if name not in own})
+        return other
 
     @cached_property
     def previous(self) -> dict[int, int]:
@@ -117,11 +129,9 @@ class Program:
         found: dict[int, tuple[Dim, ...]] = {}
         families = self.graph.families
         for _, operator in self.graph.operators():
-            kind = operator_type(operator.type)
-            if type(kind).workspace is not _NO_WORKSPACE:
-                sizes = kind.workspace(Node.of(self.graph, operator, families))
-                if sizes:
-                    found[id(operator)] = sizes
+            sizes = workspace(self.graph, operator, families, self.multiprocessors)
+            if sizes:
+                found[id(operator)] = sizes
         return found
 
     @cached_property
@@ -137,12 +147,25 @@ class Program:
         return sizes
 
 
+def workspace(
+    graph: Graph, operator: Operator, families: Mapping[str, int], multiprocessors: Multiprocessors | None
+) -> tuple[Dim, ...]:
+    """Sizes of the blocks an operator allocates and frees inside itself, on a GPU with such multiprocessors."""
+    kind = operator_type(operator.type)
+    sizes: tuple[Dim, ...] = ()
+    if type(kind).workspace is not _NO_WORKSPACE:
+        sizes = kind.workspace(Node.of(graph, operator, families))
+    if multiprocessors is not None and type(kind).meeting is not _NO_MEETING:
+        sizes = (*sizes, *kind.meeting(Node.of(graph, operator, families), multiprocessors))
+    return sizes
+
+
 def unroll(graph: Graph) -> Program:
     """Execute the graph's blocks on paper; see `Program`."""
     return _Unroller(graph).run()
 
 
-_NO_WORKSPACE = OperatorType.workspace
+_NO_WORKSPACE, _NO_MEETING = OperatorType.workspace, OperatorType.meeting
 _Plan: TypeAlias = list[tuple[int, int]] | tuple[tuple[int, int] | str, ...]
 
 

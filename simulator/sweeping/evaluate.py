@@ -40,7 +40,7 @@ from peakline.sweeping.pricing import (
     program_of,
     stacked,
 )
-from peakline.sweeping.structure import LiveBytes, live_bytes
+from peakline.sweeping.structure import Lives
 from peakline.sweeping.table import ROLES, Table
 from peakline.sweeping.workload import built
 
@@ -73,7 +73,7 @@ class _Prepared:
 
     graph: Graph
     shape: tuple[int, ...]
-    live: LiveBytes
+    lives: Lives
     program: Program
 
 
@@ -249,8 +249,8 @@ def _evaluate(units: list[_Unit], part: Part, table: Table) -> None:
                 for _, places in unit.rows:
                     table.put(_cut(places, rows), "error", _said(found_one))
             else:
-                graph, shape, live, program = (getattr(found_one, f.name) for f in fields(_Prepared))
-                ready.append(_Ready(graph, shape, live, program, unit, rows))
+                graph, shape, lives, program = (getattr(found_one, f.name) for f in fields(_Prepared))
+                ready.append(_Ready(graph, shape, lives, program, unit, rows))
     by_device: dict[tuple[DeviceSpec, bool], list[_Ready]] = {}
     for one in ready:
         for spec, _ in one.unit.rows:
@@ -275,7 +275,7 @@ def _evaluate(units: list[_Unit], part: Part, table: Table) -> None:
                 table.put(rows, "error", _said(error))
         allocator = dict(one.unit.options).get("allocator")
         devices = [device for device, _, _ in able]
-        held = memories(one.graph, one.shape, one.live, devices, allocator, replay=part.settings.replay)
+        held = memories(one.graph, one.shape, one.lives, devices, allocator, replay=part.settings.replay)
         for (device, rows, cost), memory in zip(able, held):
             _put(one, device, rows, memory, cost, table)
 
@@ -313,7 +313,7 @@ def _prepare(graph: Graph | Exception, rows: slice, unit: _Unit) -> _Prepared | 
     try:
         if "configuration" in unit.sizes:
             shape = sweep_shape(graph)
-        return _Prepared(graph, shape, live_bytes(graph, shape), program_of(graph, shape))
+        return _Prepared(graph, shape, Lives(graph, shape), program_of(graph, shape))
     except Exception as error:
         return error
 

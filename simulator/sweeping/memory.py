@@ -1,7 +1,8 @@
 """Memory of a graph's configurations on several devices: live bytes once, the replay shared where it can be.
 
 As long as the driver refuses nothing, the caching allocator behaves the same on every device: a replay on one of them
-tells what it reserves on all that have room for that, and the same workspace for cuBLAS.
+tells what it reserves on all that have room for that, the same workspace for cuBLAS, and, where thread blocks of sums
+meet in buffers, the same number of multiprocessors.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peakline.hardware import Device
-from peakline.memory.footprint import footprint
+from peakline.memory.footprint import footprint, multiprocessors
 from peakline.memory.lifetimes import Program, unroll
 from peakline.memory.options import AllocatorOptions
 from peakline.models.graph import Graph
+from peakline.models.operators.reductions import Multiprocessors
 from peakline.models.select import select
-from peakline.sweeping.structure import LiveBytes
+from peakline.sweeping.structure import LiveBytes, Lives
 from peakline.sweeping.table import ROLES
 
 __all__ = ["Measured", "memories"]
@@ -66,7 +68,7 @@ class _Unrolled:
 def memories(
     graph: Graph,
     shape: tuple[int, ...],
-    live: LiveBytes,
+    lives: Lives,
     devices: Sequence[Device],
     allocator: str | None,
     *,
@@ -79,7 +81,7 @@ def memories(
     out: list[Measured | Exception] = []
     for device in devices:
         try:
-            out.append(_measured(unrolled, shape, live, device, options, shared, replay))
+            out.append(_measured(unrolled, shape, lives, device, options, shared, replay))
         except Exception as error:
             out.append(error)
     return out
@@ -88,7 +90,7 @@ def memories(
 def _measured(
     unrolled: _Unrolled,
     shape: tuple[int, ...],
-    live: LiveBytes,
+    lives: Lives,
     device: Device,
     options: AllocatorOptions,
     shared: dict[Any, _Unlimited],
@@ -99,11 +101,13 @@ def _measured(
     capacity = device.main.capacity
     if capacity is None:
         raise ValueError(f"device {device.name}: {device.main.name} has no capacity; derive a variant that states it")
+    on = lives.kind(multiprocessors(device))
+    live = lives.bytes(on)
     if device.kind != "gpu":
         return Measured(live, live.live, live.live, live.live, capacity, 0, live.live <= capacity, 0, True)
     context = device.software.context_bytes + device.software.library_bytes
     if replay:
-        return _replayed(unrolled, shape, live, device, options, shared, capacity, context)
+        return _replayed(unrolled, shape, live, device, on, options, shared, capacity, context)
     return Measured(live, None, None, None, capacity, context, live.live + context <= capacity, None, False)
 
 
@@ -121,13 +125,14 @@ def _replayed(
     shape: tuple[int, ...],
     live: LiveBytes,
     device: Device,
+    on: Multiprocessors | None,
     options: AllocatorOptions,
     shared: dict[Any, _Unlimited],
     capacity: int,
     context: int,
 ) -> Measured:
     count = live.live.size
-    same = device.software.cublas_workspace_bytes
+    same = device.software.cublas_workspace_bytes, on
     if options.memory_fraction is not None or options.expandable_segments:
         shared = {}  # both look at the device's total
     known = shared.get(same)

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peakline.memory.lifetimes import unroll
+from peakline.memory.lifetimes import unroll, workspace
 from peakline.memory.live import occupancy
 from peakline.models.dims import Dim
 from peakline.models.graph import Block, Graph, Operator, Tensor
-from peakline.models.operators import Node, OperatorType, operator_type
+from peakline.models.operators.reductions import Multiprocessors
 from peakline.sweeping.table import ROLES
 
-__all__ = ["LiveBytes", "live_bytes"]
+__all__ = ["LiveBytes", "Lives", "live_bytes"]
 
 _EXACT = 2.0**53
 _KEPT = 512
@@ -53,32 +53,62 @@ class LiveBytes:
     by_role: NDArray[np.int64]
 
 
-def live_bytes(graph: Graph, shape: tuple[int, ...]) -> LiveBytes:
+def live_bytes(graph: Graph, shape: tuple[int, ...], on: Multiprocessors | None = None) -> LiveBytes:
     """The figures of `peakline.memory.live.program_peak` for every configuration of `graph`.
+
+    Args:
+        on: the GPU's multiprocessors, where thread blocks of sums meet in buffers.
 
     Raises:
         ValueError: more bytes than can be added up exactly (9 PB).
     """
-    workspaces = _workspaces(graph)
-    skeleton = _skeleton(graph, tuple(workspaces))
+    return _live_bytes(graph, shape, on, _workspaces(graph, on))
+
+
+class Lives:
+    """Live bytes of a graph's configurations on any device, worked out when first asked for."""
+
+    def __init__(self, graph: Graph, shape: tuple[int, ...]) -> None:
+        self.graph, self.shape = graph, shape
+        self._positions: dict[Multiprocessors | None, dict[int, Dim]] = {}
+        self._known: dict[Multiprocessors | None, LiveBytes] = {}
+
+    def kind(self, on: Multiprocessors | None) -> Multiprocessors | None:
+        """`on` if thread blocks of any sum meet there in a buffer; None: the memory is the same as anywhere else."""
+        return None if on is None or self._inside(on).keys() == self._inside(None).keys() else on
+
+    def bytes(self, on: Multiprocessors | None) -> LiveBytes:
+        """`live_bytes` on devices of this `kind`."""
+        if on not in self._known:
+            self._known[on] = _live_bytes(self.graph, self.shape, on, self._inside(on))
+        return self._known[on]
+
+    def _inside(self, on: Multiprocessors | None) -> dict[int, Dim]:
+        if on not in self._positions:
+            self._positions[on] = _workspaces(self.graph, on)
+        return self._positions[on]
+
+
+def _live_bytes(
+    graph: Graph, shape: tuple[int, ...], on: Multiprocessors | None, workspaces: dict[int, Dim]
+) -> LiveBytes:
+    skeleton = _skeleton(graph, tuple(workspaces), on)
     sizes = _bytes_of(graph, skeleton.tensors)
     sizes += [workspaces[position] for position in skeleton.workspaces]
     return _peak(skeleton, sizes, shape)
 
 
-def _workspaces(graph: Graph) -> dict[int, Dim]:
+def _workspaces(graph: Graph, on: Multiprocessors | None) -> dict[int, Dim]:
     """Bytes of each operator's workspace, by the operator's position."""
     families = graph.families
     found: dict[int, Dim] = {}
     for position, (_, operator) in enumerate(graph.operators()):
-        kind = operator_type(operator.type)
-        if type(kind).workspace is not _NO_WORKSPACE:
-            blocks = kind.workspace(Node.of(graph, operator, families))
-            if blocks:
-                total: Dim = 0
-                for size in blocks:
-                    total = total + size
-                found[position] = total
+        blocks = workspace(graph, operator, families, on)
+        if blocks:
+            total: Dim = 0
+            for size in blocks:
+                total = total + size
+            found[position] = total
     return found
 
 
@@ -95,7 +125,6 @@ def _bytes_of(graph: Graph, names: Sequence[str]) -> list[Dim]:
     return out
 
 
-_NO_WORKSPACE = OperatorType.workspace
 _SIZES_OF_A_TENSOR = ("shape", "dtype", "bytes_override")
 _TENSOR = tuple(f.name for f in fields(Tensor) if f.name not in _SIZES_OF_A_TENSOR)
 _OPERATOR = tuple(f.name for f in fields(Operator) if f.name not in ("attributes", "module"))
@@ -105,14 +134,14 @@ _GRAPH = tuple(f.name for f in fields(Graph) if f.name not in ("name", "tensors"
 _known: dict[Any, Skeleton] = {}
 
 
-def _skeleton(graph: Graph, workspaces: tuple[int, ...]) -> Skeleton:
+def _skeleton(graph: Graph, workspaces: tuple[int, ...], on: Multiprocessors | None) -> Skeleton:
     key = _structure(graph), workspaces
     found = _known.get(key)
     if found is None:
         while len(_known) >= _KEPT:
             for oldest in list(_known)[:1]:  # a copy: other threads may be at it
                 _known.pop(oldest, None)
-        found = _known[key] = _worked_out(graph, workspaces)
+        found = _known[key] = _worked_out(graph, workspaces, on)
     return found
 
 
@@ -136,8 +165,8 @@ def _frozen(value: Any) -> Any:
     return tuple(value.items()) if hasattr(value, "items") else value
 
 
-def _worked_out(graph: Graph, workspaces: tuple[int, ...]) -> Skeleton:
-    table = occupancy(unroll(graph))
+def _worked_out(graph: Graph, workspaces: tuple[int, ...], on: Multiprocessors | None) -> Skeleton:
+    table = occupancy(unroll(graph).on(on))
     rows = _hills(table.counts)
     owners = [name for name in table.names if name in graph.tensors]
     held = table.counts[rows]

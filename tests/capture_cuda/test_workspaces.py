@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,16 +19,23 @@ from peakline.models.builder import GraphBuilder  # noqa: E402
 from peakline.models.capture.calls import Call, View  # noqa: E402
 from peakline.models.capture.cuda import workspaces  # noqa: E402
 from peakline.models.capture.cuda.attention_blocks import splits  # noqa: E402
-from peakline.models.capture.cuda.reductions import Reduction, reduction, staging  # noqa: E402
+from peakline.models.capture.cuda.reductions import reduction  # noqa: E402
 from peakline.models.capture.target import Target  # noqa: E402
 from peakline.models.dtypes import dtype  # noqa: E402
 from peakline.models.operators import Node, operator_type  # noqa: E402
 from peakline.models.operators.attention import attention  # noqa: E402
 from peakline.models.operators.convolution import conv  # noqa: E402
 from peakline.models.operators.embedding import embedding  # noqa: E402
+from peakline.models.operators.reductions import (  # noqa: E402
+    Multiprocessors,
+    Reduction,
+    contiguous_sum,
+    staging,
+)
 from peakline.models.transforms.training import train  # noqa: E402
 
 CUDA = Target()
+H100 = Multiprocessors(CUDA.multiprocessors, CUDA.threads)
 BF16 = torch.bfloat16
 Record = Callable[..., Any]
 
@@ -187,23 +194,42 @@ def test_a_reduction_knows_whether_neighbours_are_added_together() -> None:
     assert (across.outputs, across.inputs, across.along_fastest) == (8, 64, True)
     assert (down.outputs, down.inputs, down.along_fastest) == (64, 8, False)
     whole = reduction(View(0, (4, 8, 2), (16, 2, 1), 0, dtype("fp32")), ())
-    assert whole.reduced == ((64, 1),)
+    assert (whole.outputs, whole.inputs, whole.loads) == (1, 64, 1)  # one run of 64, too short to load by four
+    assert reduction(View(0, (4, 80, 2), (160, 2, 1), 0, dtype("fp32")), ()).loads == 4
 
 
 def test_a_bias_gradient_over_many_rows_meets_in_memory() -> None:
     """8,192 × 768: 32 threads of 4 outputs and 16 rows a block make 6 blocks; 128 share an output's rows on 132 SMs."""
-    assert staging(bias_gradient(8192, 768), 4, CUDA) == 4 * 768 * 128 * 32 * 4
-    assert staging(bias_gradient(256, 768), 4, CUDA) == 0
+    assert staging(bias_gradient(8192, 768), 4, H100) == 4 * 768 * 128 * 32 * 4
+    assert staging(bias_gradient(256, 768), 4, H100) == 0
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([16, 40, 108, 132]))
 def test_the_meeting_place_holds_every_share_and_is_absent_where_outputs_fill_the_device(
     rows: int, columns: int, sms: int
 ) -> None:
-    size = staging(bias_gradient(rows, columns), 4, replace(CUDA, multiprocessors=sms))
+    size = staging(bias_gradient(rows, columns), 4, Multiprocessors(sms, 2048))
     assert size == 0 or size >= 2 * 4 * columns
     if rows < 256:  # a thread adds up at most 256 by itself
         assert size == 0
+
+
+SIZES = st.sampled_from([1, 2, 3, 8, 64, 129, 768, 3072, 8192])
+
+
+@given(st.lists(st.tuples(SIZES, SIZES, st.booleans(), st.booleans()), min_size=1, max_size=4))
+def test_a_sum_of_a_sweep_meets_as_each_of_its_configurations_recorded(
+    dimensions: list[tuple[int, int, bool, bool]],
+) -> None:
+    kept = [stays for _, _, stays, _ in dimensions]
+    sizes = [np.array([one, other]) if swept else one for one, other, _, swept in dimensions]
+    found = np.broadcast_to(staging(contiguous_sum(sizes, kept), 4, H100), (2,))
+    for i in range(2):
+        shape = tuple(int(np.broadcast_to(size, (2,))[i]) for size in sizes)
+        strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+        summed = tuple(axis for axis, stays in enumerate(kept) if not stays)
+        view = View(0, shape, strides, 0, dtype("fp32"))
+        assert found[i] == (staging(reduction(view, summed), 4, H100) if summed else 0)
 
 
 def test_norms_of_lists_keep_a_sum_per_chunk(record: Record) -> None:
