@@ -20,6 +20,9 @@ __all__ = ["DEVICE", "Route", "executed_program"]
 DEVICE = "device"
 COMPUTE = "compute"
 
+PACKED = -1
+"""The tier of what stays on the device in fewer bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -37,7 +40,10 @@ class Route:
 
 @dataclass(slots=True)
 class _Part:
-    """A part of an item that lies in one tier: its bytes, and where it leaves and returns (steps)."""
+    """A part of an item that lies in one tier, or packed: its bytes, and where it leaves and returns (steps).
+
+    What is packed takes `packed` bytes meanwhile, and `seconds` of computing to pack and to unpack.
+    """
 
     key: int
     tier: int
@@ -47,6 +53,8 @@ class _Part:
     away: bool
     present: bool = False
     version: int = 0
+    packed: int = 0
+    seconds: tuple[float, float] = (0.0, 0.0)
 
 
 def executed_program(
@@ -95,7 +103,8 @@ class _Writer:
         for i, item in enumerate(p.items):
             key, size = self.keys.items[i], item.bytes
             moved = [round(size * share) for share in self.decisions.moved[i]]
-            stays = size - sum(moved)
+            packed = round(size * self.decisions.packed_share(i))
+            stays = size - sum(moved) - packed
             if item.extra:
                 wanted = sum(moved) + round(size * self.decisions.kept[i])
                 if wanted < size / 2 or i not in self._users:
@@ -107,6 +116,12 @@ class _Writer:
                     leaves, returns = self._windows(i, key)
                     part = _Part(key, tier, bytes_, leaves, returns, item.away)
                     self.parts.setdefault(key, []).append(part)
+            if packed and item.packing is not None:
+                share, (leaves, returns) = packed / size, self._windows(i, key)
+                part = _Part(key, PACKED, packed, leaves, returns, False)
+                part.packed = round(share * item.packing.bytes)
+                part.seconds = share * item.packing.pack, share * item.packing.unpack
+                self.parts.setdefault(key, []).append(part)
             if key in again:
                 self.dropped_after[self._last_forward(key)].append(key)
         self.again = again
@@ -212,6 +227,10 @@ class _Writer:
                 first = self.profile.slots[slot][0]
                 found[max(min(first, step), self._earliest(part, step))].append(part)
                 before += part.bytes
+        for parts in self.parts.values():
+            for part in parts:
+                for step in part.returns if part.tier == PACKED else ():
+                    found[step].append(part)
         return found
 
     def _earliest(self, part: _Part, step: int) -> int:
@@ -224,6 +243,9 @@ class _Writer:
 
     def _fetch(self, part: _Part) -> None:
         if part.present:
+            return
+        if part.tier == PACKED:
+            self._unpack(part)
             return
         route = self.routes[part.tier]
         part.present, part.version = True, part.version + 1
@@ -238,10 +260,32 @@ class _Writer:
         self.waits[part.key].append(self.program.add(task))
 
     def _part(self, part: _Part) -> str:
-        return f"{self._name(part.key)}/{self.routes[part.tier].tier.name}.{part.version}"
+        where = "packed" if part.tier == PACKED else self.routes[part.tier].tier.name
+        return f"{self._name(part.key)}/{where}.{part.version}"
+
+    def _pack(self, part: _Part) -> None:
+        """Hold a part in fewer bits, right after the step that used it last."""
+        part.present = False
+        hold = Hold(f"{self._name(part.key)} packed", DEVICE, part.packed)
+        name = f"pack {self._name(part.key)}"
+        task = Task(name, COMPUTE, part.seconds[0], holds=(hold,), drops=(self._part(part),), kind="pack")
+        self.last = self.program.add(task)
+
+    def _unpack(self, part: _Part) -> None:
+        """Have a packed part back, right before the step that uses it."""
+        part.present, part.version = True, part.version + 1
+        hold = Hold(self._part(part), DEVICE, part.bytes)
+        task = Task(
+            f"unpack {self._name(part.key)}", COMPUTE, part.seconds[1], holds=(hold,),
+            drops=(f"{self._name(part.key)} packed",), kind="unpack",
+        )  # fmt: skip
+        self.last = self.program.add(task)
 
     def _leave(self, part: _Part, dirty: bool, after: int) -> None:
         """Send a part away once `after` has ended; what the tier still has is only dropped."""
+        if part.tier == PACKED:
+            self._pack(part)
+            return
         route = self.routes[part.tier]
         part.present = False
         holds = () if part.away else (Hold(f"{self._name(part.key)}@{route.tier.name}", route.tier.name, part.bytes),)

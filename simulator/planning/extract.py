@@ -9,8 +9,8 @@ checkpointing would do it, just before the first of their saved tensors is read.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from peakline.planning.held import held_until
 from peakline.planning.turns import HostOptimizer, in_turns
 from peakline.planning.whole import is_captured
 from peakline.result import Estimate
-from peakline.solvers.offload.problem import Group, Item, Problem, Segment, Slot, Tier
+from peakline.solvers.offload.problem import Group, Item, Packing, Problem, Segment, Slot, Tier
 from peakline.timeline import step_seconds
 
 __all__ = ["Profile", "problem_of", "profile"]
@@ -177,7 +177,7 @@ class Keys:
 
 def problem_of(
     profile: Profile, budget: int, tiers: Sequence[Tier], *, recompute: bool = True, swap: bool = True,
-    states: frozenset[str] = frozenset(),
+    states: frozenset[str] = frozenset(), packings: Mapping[int, Packing] | None = None,
 ) -> tuple[Problem, Keys]:  # fmt: skip
     """The problem of fitting `profile` into `budget` bytes.
 
@@ -185,18 +185,22 @@ def problem_of(
         tiers: where items may go; empty for recomputation alone.
         recompute, swap: what may be done with activations.
         states: roles that may be moved as well (`parameter`, `optimizer_state`, `gradient`).
+        packings: storages that may be held in fewer bits between the passes, with what that saves and costs.
     """
     keys = Keys()
-    saved = _saved(profile)
-    groups = _Groups(profile, saved) if recompute else None
+    between = saved(profile)
+    groups = _Groups(profile, between) if recompute else None
     items: list[Item] = []
     number: dict[int, int] = {}
-    for key, (last, first) in saved.items():
+    for key, (last, first) in between.items():
         number[key] = len(items)
         keys.items.append(key)
         keys.gaps.append((last, first))
         group = groups.of.get(key, -1) if groups else -1
         items.append(_saved_item(profile, key, last, first, group, groups, bool(tiers) and swap))
+        if packings and key in packings:
+            until = min(first, groups.needed.get(key, first)) if groups else first
+            items[-1] = replace(items[-1], packing=replace(packings[key], idle=_idle(profile, last, until)))
     if groups:
         for key in groups.boundary:
             number[key] = len(items)
@@ -228,7 +232,7 @@ def problem_of(
     return Problem(slots, tuple(items), made, segments, tuple(tiers), budget), keys
 
 
-def _saved(profile: Profile) -> dict[int, tuple[int, int]]:
+def saved(profile: Profile) -> dict[int, tuple[int, int]]:
     """Storages made before the turn and read after it: their last forward and first backward touch."""
     program, turn = profile.program, profile.turn
     found = {}

@@ -20,22 +20,25 @@ def is_captured(graph: Graph) -> bool:
 
 
 def in_whole(problem: Problem, decisions: Decisions, *, up: bool = False) -> Decisions:
-    """The decisions with every item in one place; an item goes to the tier that takes most of it.
+    """The decisions with every item in one place: an item goes to the tier that takes most of it, or is packed.
 
     Args:
-        up: whatever moves in part moves as a whole.
+        up: whatever moves or is packed in part is so as a whole.
     """
-    moved, kept, owed = [], [], 0.0
-    for item, shares, stays in zip(problem.items, decisions.moved, decisions.kept):
+    moved, packed, kept, owed = [], [], [], 0.0
+    for i, (item, out, stays) in enumerate(zip(problem.items, decisions.moved, decisions.kept)):
+        shares = (*out, decisions.packed_share(i))
         share = sum(shares)
         if share <= 0.0 or (item.group >= 0 and decisions.executed[item.group]):
-            moved.append(tuple(0.0 for _ in shares))
+            moved.append(tuple(0.0 for _ in out))
+            packed.append(0.0)
             kept.append(stays)
             continue
         owed += share * item.bytes
         goes = up or item.must_move or owed >= item.bytes / 2
         owed -= item.bytes * goes
         best = max(range(len(shares)), key=shares.__getitem__)
-        moved.append(tuple(float(goes and t == best) for t in range(len(shares))))
+        moved.append(tuple(float(goes and t == best) for t in range(len(out))))
+        packed.append(float(goes and best == len(out)))
         kept.append(0.0 if goes else 1.0)
-    return replace(decisions, moved=tuple(moved), kept=tuple(kept))
+    return replace(decisions, moved=tuple(moved), kept=tuple(kept), packed=tuple(packed) if decisions.packed else ())

@@ -31,23 +31,26 @@ from typing import Any
 
 from peakline.solvers.offload.problem import Decisions, Problem
 
-__all__ = ["CONSTRAINTS", "Infeasible", "bound", "least_budget", "solve", "tightest"]
+__all__ = ["CONSTRAINTS", "NEVER", "Infeasible", "bound", "least_budget", "solve", "tightest"]
 
 MEGA = 1e6
 """Bytes are counted in millions and seconds in milliseconds, so that coefficients stay within a few powers of ten."""
 
 MILLI = 1e-3
 
+NEVER = 1 << 62
+"""Bytes beyond any budget."""
+
 SLACK = 1 << 12
 """Bytes by which the smallest budget is passed: the solver meets its limits within a tolerance."""
 
 
 class Infeasible(ValueError):
-    """No decision fits the budget; `least` is the smallest that something would fit, None where no budget is enough."""
+    """No decision fits the budget; `least` is the smallest that something would fit, `NEVER` where none is enough."""
 
-    def __init__(self, budget: int, least: int | None) -> None:
+    def __init__(self, budget: int, least: int) -> None:
         self.least = least
-        more = "no budget is enough" if least is None else f"the least that would is {least:,}"
+        more = "no budget is enough" if least >= NEVER else f"the least that would is {least:,}"
         super().__init__(f"nothing fits a budget of {budget:,} bytes; {more}")
 
 
@@ -354,7 +357,7 @@ def least_budget(problem: Problem, *, hopeful: bool = False, limit: float | None
     """
     model = _built(problem, hopeful=hopeful, integer=False, free_budget=True, limit=limit)
     if not _run(model, 60.0, 0.0):
-        raise Infeasible(problem.budget, None)
+        raise Infeasible(problem.budget, NEVER)
     return problem.budget + round(MEGA * float(model.pulp.value(model.over)))
 
 
@@ -371,7 +374,7 @@ def tightest(problem: Problem, *, limit: float | None = None, time_limit: float 
     """
     relaxed = _built(problem, hopeful=False, integer=False, free_budget=True, limit=limit)
     if not _run(relaxed, 60.0, 0.0):
-        raise Infeasible(problem.budget, None)
+        raise Infeasible(problem.budget, NEVER)
     shares = [float(relaxed.pulp.value(r) or 0.0) for r in relaxed.r]
     best: tuple[int, set[int]] | None = None
     for threshold in (1e-6, 0.5, 1.0 - 1e-6):
@@ -382,7 +385,7 @@ def tightest(problem: Problem, *, limit: float | None = None, time_limit: float 
             if best is None or least < best[0]:
                 best = least, chosen
     if best is None:
-        raise Infeasible(problem.budget, None)
+        raise Infeasible(problem.budget, NEVER)
     least, chosen = best
     at = replace(problem, budget=least + SLACK)
     fastest = _fixed(_built(at, hopeful=False, integer=False, limit=limit), chosen)
