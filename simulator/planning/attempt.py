@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from peakline.planning.coarse import coarse, root
 from peakline.planning.execute import executed_program
-from peakline.planning.extract import Keys, Profile, problem_of
+from peakline.planning.extract import Keys, Profile, problem_of, saved
+from peakline.planning.packing import Codec, packings
 from peakline.planning.policies import good_enough
 from peakline.planning.tiers import Surroundings
 from peakline.planning.turns import HostOptimizer
 from peakline.planning.whole import in_whole, is_captured
 from peakline.solvers.offload.linear import Infeasible, bound, solve
-from peakline.solvers.offload.problem import Decisions, Problem
+from peakline.solvers.offload.problem import Decisions, Packing, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
 __all__ = ["Attempt", "modes", "stretches"]
@@ -46,11 +48,27 @@ def stretches(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profi
 class Attempt:
     """One way to run the optimizer, and everything else decided for it."""
 
-    def __init__(self, taken: Profile, words: tuple[str, ...], around: Surroundings | None, time_limit: float) -> None:
-        self.profile, self.words, self.around, self.time_limit = taken, words, around, time_limit
+    def __init__(
+        self, taken: Profile, words: tuple[str, ...], around: Surroundings | None, time_limit: float,
+        codec: Codec | None = None,
+    ) -> None:  # fmt: skip
+        self.profile, self.words, self.around, self.time_limit, self.codec = taken, words, around, time_limit, codec
         self.whole = is_captured(taken.estimate.graph)
         states = {"optimizer_state", "gradient"} if "offload-optimizer" in words else set()
         self.states = frozenset(states | ({"parameter"} if "offload-params" in words else set()))
+
+    @cached_property
+    def _packings(self) -> dict[int, Packing]:
+        return {} if self.codec is None else packings(self.profile, list(saved(self.profile)), self.codec)
+
+    def problem(self, room: int) -> tuple[Problem, Keys]:
+        """What is to be decided for `room` bytes."""
+        around = self.around
+        problem, keys = problem_of(
+            self.profile, room, around.tiers if around else (), recompute="recompute" in self.words,
+            swap="swap" in self.words, states=self.states, packings=self._packings,
+        )  # fmt: skip
+        return (replace(problem, common=around.common) if around else problem), keys
 
     def within(self, room: int) -> tuple[Problem, Keys, Decisions, Timeline]:
         """The best decisions whose replay stays within `room` bytes.
@@ -58,13 +76,7 @@ class Attempt:
         Raises:
             Infeasible: there are none.
         """
-        around = self.around
-        problem, keys = problem_of(
-            self.profile, room, around.tiers if around else (), recompute="recompute" in self.words,
-            swap="swap" in self.words, states=self.states,
-        )  # fmt: skip
-        if around:
-            problem = replace(problem, common=around.common)
+        problem, keys = self.problem(room)
         lower = bound(problem, time_limit=self.time_limit)
         simple = self._simple(problem, keys, lower, lower * (1 + GREEDY))
         if simple is not None:
@@ -77,7 +89,7 @@ class Attempt:
             if self.whole:
                 decisions = in_whole(problem, decisions, up=attempt >= ATTEMPTS)
             try:
-                timeline = self._carried_out(problem, keys, decisions, room)
+                timeline = self.carried_out(problem, keys, decisions, room)
                 simple = None
                 if timeline.makespan > lower * (1 + GREEDY):
                     simple = self._simple(problem, keys, lower, timeline.makespan)
@@ -87,7 +99,7 @@ class Attempt:
                 budget -= short + short // 8
         fewer = tuple(word for word in self.words if word != "swap")
         if self.whole and "recompute" in fewer and "swap" in self.words:  # activations are too large to move in whole
-            return Attempt(self.profile, fewer, self.around, self.time_limit).within(room)
+            return Attempt(self.profile, fewer, self.around, self.time_limit, self.codec).within(room)
         raise Infeasible(room, room + short)
 
     def _simple(self, problem: Problem, keys: Keys, lower: float, limit: float) -> tuple[Decisions, Timeline] | None:
@@ -101,7 +113,7 @@ class Attempt:
         seconds = timeline.makespan
         return replace(decisions, seconds=seconds, lower_bound=lower, method=f"greedy: {name}"), timeline
 
-    def _carried_out(self, problem: Problem, keys: Keys, decisions: Decisions, room: int) -> Timeline:
+    def carried_out(self, problem: Problem, keys: Keys, decisions: Decisions, room: int | None) -> Timeline:
         """The step as simulated, in a device of `room` bytes: allocations wait for what is on its way out.
 
         Raises:
