@@ -21,6 +21,7 @@ from peakline.hardware.sections import (
     Npu,
     Pim,
     PowerDraw,
+    Process,
     Rates,
     Software,
     Storage,
@@ -51,7 +52,7 @@ class Device(BaseModel):
         status: `product`, `research` (built and measured), or `hypothetical` (only modelled).
         memory: levels by name, from nearest to the arithmetic to farthest.
         compute: units, clocks and peak rates; None for memories, drives and links.
-        links, power, software, calibration: see `peakline.hardware.sections`.
+        links, power, process, software, calibration: see `peakline.hardware.sections`.
         gpu, npu, pim, fpga, mcu, cpu, storage: what only that kind has; None elsewhere.
         sources: citations by the short names its file uses.
     """
@@ -73,6 +74,7 @@ class Device(BaseModel):
     compute: Compute | None = None
     links: dict[str, Link] = Field(default_factory=dict)
     power: PowerDraw = Field(default_factory=PowerDraw)
+    process: Process = Field(default_factory=Process)
     software: Software = Field(default_factory=Software)
     calibration: Calibration | None = None
     gpu: Gpu | None = None

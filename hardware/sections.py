@@ -41,6 +41,7 @@ __all__ = [
     "OpEnergy",
     "Pim",
     "PowerDraw",
+    "Process",
     "Rates",
     "Software",
     "Storage",
@@ -158,7 +159,8 @@ class Link(Section):
         kind: e.g. `PCIe 5.0 x16`, `NVLink 4`.
         bandwidth: bytes per second in each direction, all lanes and links together.
         achieved: bytes per second in each direction that large copies reach.
-        latency: seconds.
+        latency: seconds before the first byte of a copy arrives.
+        duplex: `half` where both directions share the wires.
         count: links or lanes making it up.
         topology: e.g. `3D torus`, `switch`.
         energy_per_byte: joules.
@@ -168,6 +170,7 @@ class Link(Section):
     bandwidth: LinkBandwidth = None
     achieved: LinkBandwidth = None
     latency: Seconds = None
+    duplex: Literal["full", "half"] = "full"
     count: Count = None
     topology: str | None = None
     energy_per_byte: EnergyPerByte = None
@@ -179,6 +182,12 @@ class PowerDraw(Section):
     tdp: Power = None
     idle: Power = None
     active: Power = None
+
+
+class Process(Section):
+    """How the arithmetic is made: the node in nanometres, as its maker calls it."""
+
+    nm: Number = None
 
 
 class Software(Section):
@@ -409,6 +418,8 @@ class Storage(Section):
         interface: e.g. `PCIe 4.0 x4, NVMe`.
         random_read, random_write: requests of `request` bytes per second.
         request: bytes of one random request.
+        read_latency, write_latency: seconds of one such request with nothing else in flight.
+        internal_bandwidth: bytes per second between the flash and what computes beside it, on a drive that computes.
         sustained_write: bytes per second once a write cache is full.
         endurance: bytes that may be written over the drive's life.
         drive_writes_per_day: over the warranty.
@@ -418,6 +429,9 @@ class Storage(Section):
     random_read: RequestRate = None
     random_write: RequestRate = None
     request: Bytes = None
+    read_latency: Seconds = None
+    write_latency: Seconds = None
+    internal_bandwidth: Bandwidth = None
     sustained_write: Bandwidth = None
     endurance: Bytes = None
     drive_writes_per_day: Number = None

@@ -32,6 +32,9 @@ def plan(
     ssd_device: Annotated[
         str, typer.Option(help="The drive, by name or file.", rich_help_panel=_PLAN)
     ] = "samsung-pm1743-7.68tb",
+    gpudirect: Annotated[
+        bool, typer.Option("--gpudirect", help="The drive bypasses host memory.", rich_help_panel=_PLAN)
+    ] = False,
     objective: Annotated[
         str, typer.Option(help="time, or memory: the smallest budget.", rich_help_panel=_PLAN)
     ] = "time",
@@ -80,6 +83,7 @@ def plan(
     words = [word.strip() for word in allow.split(",") if word.strip()]
     around: dict[str, Any] = {
         "host": host, "ssd": ssd, "allow": words, "host_device": host_device, "ssd_device": ssd_device,
+        "gpudirect": gpudirect,
     }  # fmt: skip
     if objective not in ("time", "memory"):
         raise ValueError(f"--objective: {objective!r} is unknown; accepted: time, memory")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from peakline.cost.storage import drive_of
 from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
@@ -36,6 +37,7 @@ def plan(
     allow: Collection[str] = ("recompute", "swap"),
     host_device: str | Device = HOST_MEMORY,
     ssd_device: str | Device = DRIVE,
+    gpudirect: bool = False,
     time_limit: float = 10.0,
 ) -> OffloadPlan:
     """Fit a workload into a budget in the least time.
@@ -48,6 +50,7 @@ def plan(
         ssd: bytes of the drive that may be used; None for no drive.
         allow: some of `recompute`, `swap` (activations), `offload-optimizer` (states and gradients; the better of
             bringing them in turn by turn and of updating on the host), `offload-params`.
+        gpudirect: the drive's bytes do not pass through the host's memory (GPUDirect Storage).
         time_limit: seconds for each program the solver is given.
 
     Raises:
@@ -62,7 +65,7 @@ def plan(
     room = asked - before.memory.context - 2 * found.software.cublas_workspace_bytes
     around = surroundings(
         found, host=None if host is None else bytes_of("host", host), ssd=None if ssd is None else bytes_of("ssd", ssd),
-        host_device=host_device, ssd_device=ssd_device,
+        host_device=host_device, ssd_device=ssd_device, gpudirect=gpudirect,
     ) if set(words) - {"recompute"} else None  # fmt: skip
     aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
     outcomes: list[Any] = []
@@ -94,20 +97,13 @@ def plan(
 def _wear(timeline: Timeline, drive: str | Device) -> list[str]:
     """How long the drive lasts, if this step writes to it over and over."""
     written = timeline.moved.get("ssd write", 0)
-    storage = find_device(drive).storage if written else None
-    if storage is None:
+    if not written:
         return []
-    capacity, rated = find_device(drive).main.capacity, storage.endurance
-    if rated is None and storage.drive_writes_per_day and capacity:
-        rated = int(storage.drive_writes_per_day * capacity * 365 * WARRANTY_YEARS)
-    if rated is None:
+    seconds = drive_of(drive).lifetime(written / timeline.makespan)
+    if seconds is None:
         return [f"every step writes {written:,} bytes to the drive, whose endurance is not published"]
-    days = rated / (written / timeline.makespan) / 86_400
+    days = seconds / 86_400
     return [f"every step writes {written:,} bytes to the drive: its rated endurance lasts {days:,.0f} days of training"]
-
-
-WARRANTY_YEARS = 5
-"""Years over which drive writes per day are rated (JEDEC JESD218A, enterprise drives; Samsung PM1743 brief)."""
 
 
 def _read(taken: Profile, problem: Problem, keys: Keys, decisions: Decisions) -> tuple[Decision, ...]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peakline.cost.links import Channel, channel_of
+from peakline.cost.storage import Drive, drive_of
 from peakline.hardware import Device, device, devices
+from peakline.hardware.sections import Link as DeviceLink
 from peakline.planning.execute import Route
 from peakline.solvers.offload.problem import Tier
 from peakline.streams import Link
@@ -47,14 +50,15 @@ class Surroundings:
 
 
 def surroundings(
-    found: Device, *, host: int | None, ssd: int | None, host_device: str | Device = HOST_MEMORY,
-    ssd_device: str | Device = DRIVE,
+    found: Device, *, host: int | None = None, ssd: int | None = None, host_device: str | Device = HOST_MEMORY,
+    ssd_device: str | Device = DRIVE, gpudirect: bool = False,
 ) -> Surroundings:  # fmt: skip
     """The memory beside `found`.
 
     Args:
         host: bytes of pinned host memory that may be used; None for what the host device has.
         ssd: bytes of the drive that may be used; None for no drive.
+        gpudirect: the drive's bytes go to the device without passing through the host's memory (GPUDirect Storage).
 
     Raises:
         ValueError: the device has no link to a host, or it is a CPU and no drive is named.
@@ -68,34 +72,29 @@ def surroundings(
             f"{found.name} has no links.host.bandwidth, so nothing can be moved off it; state one: "
             "peakline.device(name, **{'links.host.bandwidth': '25 GB/s'})"
         )
-    rate = link.achieved or _attained(link.kind) or 0.0
-    if not rate:
-        rate = ATTAINED * link.bandwidth
+    way = _channel(link)
+    rate = way.bandwidth
+    if not link.achieved and _catalogued(link.kind) is None:
         notes.append(f"copies over {link.kind or 'the host link'} are taken to reach {ATTAINED:.0%} of its peak")
-    latency = link.latency or 0.0
     dram = memory.main.bandwidth or 0.0
     if not dram:
         raise ValueError(f"{memory.name}: memory.{memory.main.name}.bandwidth is unknown")
-    links = {
-        "host out": Link("host out", rate, latency),
-        "host in": Link("host in", rate, latency),
-        "host memory": Link("host memory", dram),
-    }
+    out, into = ("host link", "host link") if way.half_duplex else ("host out", "host in")
+    links = {name: Link(name, rate, way.latency) for name in (out, into)} | {"host memory": Link("host memory", dram)}
     capacity = host if host is not None else memory.main.capacity
     if host is None:
         notes.append(f"host memory: that of {memory.name}; name yours with host=")
     tiers = [Tier("host", min(rate, dram), min(rate, dram), capacity)]
-    routes = [Route(StreamTier("host", capacity), ("host out", "host memory"), ("host in", "host memory"))]
+    routes = [Route(StreamTier("host", capacity), (out, "host memory"), (into, "host memory"))]
     if ssd is not None:
         drive = device(ssd_device)
-        write, read = _rates(drive)
-        links["ssd write"], links["ssd read"] = Link("ssd write", write), Link("ssd read", read)
-        tiers.append(Tier("ssd", min(rate, write), min(rate, read), ssd))
-        through = ("host memory",)  # staged in pinned host memory: written once and read once
-        routes.append(
-            Route(StreamTier("ssd", ssd), ("host out", *through, "ssd write"), ("host in", *through, "ssd read"))
-        )
-        notes.append(f"drive: {drive.title or drive.name}")
+        plain, more = _drive_links(drive)
+        links |= more
+        tiers.append(Tier("ssd", min(rate, plain.writing.bandwidth), min(rate, plain.reading.bandwidth), ssd))
+        # staged in pinned host memory (written once and read once), or straight from the drive
+        through = () if gpudirect else ("host memory",)
+        routes.append(Route(StreamTier("ssd", ssd), (out, *through, "ssd write"), (into, *through, "ssd read")))
+        notes.append(f"drive: {drive.title or drive.name}{', without passing through host memory' * gpudirect}")
     return Surroundings(tuple(tiers), tuple(routes), links, (rate, rate), dram, tuple(notes))
 
 
@@ -109,28 +108,33 @@ def _of_cpu(found: Device, ssd: int | None, ssd_device: str | Device) -> Surroun
     drive, dram = device(ssd_device), found.main.bandwidth or 0.0
     if not dram:
         raise ValueError(f"{found.name}: memory.{found.main.name}.bandwidth is unknown")
-    write, read = _rates(drive)
-    links = {"ssd write": Link("ssd write", write), "ssd read": Link("ssd read", read)}
+    plain, links = _drive_links(drive)
+    write, read = plain.writing.bandwidth, plain.reading.bandwidth
     route = Route(StreamTier("ssd", ssd), ("ssd write",), ("ssd read",))
     notes = (f"drive: {drive.title or drive.name}",)
     return Surroundings((Tier("ssd", write, read, ssd),), (route,), links, (write, read), dram, notes, hosted=False)
 
 
-def _rates(drive: Device) -> tuple[float, float]:
-    """Bytes/s that a drive writes and reads."""
-    read = drive.main.read_bandwidth or drive.main.bandwidth
-    write = drive.main.write_bandwidth or drive.main.bandwidth
-    if not read or not write:
-        raise ValueError(f"{drive.name}: memory.{drive.main.name} names no read and write bandwidth")
-    return write, read
+def _drive_links(drive: Device) -> tuple[Drive, dict[str, Link]]:
+    """A drive's figures, and its writes and reads as links."""
+    plain = drive_of(drive)
+    sides = {"ssd write": plain.writing, "ssd read": plain.reading}
+    return plain, {name: Link(name, side.bandwidth, side.latency or 0.0) for name, side in sides.items()}
 
 
-def _attained(kind: str | None) -> float | None:
-    """Measured rate of the catalogued link of this kind (`PCIe 4.0 x16`)."""
+def _channel(link: DeviceLink) -> Channel:
+    """The host link as pinned copies see it: measured figures of the device, else of the link of its kind."""
+    known, own = _catalogued(link.kind), channel_of(link)
+    rate = link.achieved or (known and known.achieved) or ATTAINED * own.bandwidth
+    return Channel(rate, own.latency or (known and known.latency) or 0.0, own.half_duplex)
+
+
+def _catalogued(kind: str | None) -> DeviceLink | None:
+    """The catalogued link of this kind (`PCIe 4.0 x16`) whose copies were measured."""
     if kind is None:
         return None
     for name in devices("link"):
         for entry in device(name).links.values():
             if entry.kind == kind and entry.achieved:
-                return entry.achieved
+                return entry
     return None
