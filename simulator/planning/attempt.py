@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -20,8 +21,14 @@ from peakline.streams import Deadlock, Timeline, simulate
 
 __all__ = ["Attempt", "modes", "stretches"]
 
-ATTEMPTS = 5
-"""Times the budget given to the solver is lowered by what the replay shows it to be passed."""
+ATTEMPTS = 8
+"""Budgets that the solver is given at most."""
+
+STEPS = 128
+"""The first reserve is this part of what must leave; the next ones add twice as much each time."""
+
+CONFIRMED = 0.001
+"""A replay within this of the solver's time has nothing to win from a larger reserve."""
 
 GREEDY = 0.005
 """A greedy policy within this of the lower bound is the plan: no solver can win more."""
@@ -81,26 +88,86 @@ class Attempt:
         simple = self._simple(problem, keys, lower, lower * (1 + GREEDY))
         if simple is not None:
             return problem, keys, *simple
-        budget, short = room, 0
-        for attempt in range(ATTEMPTS * (1 + self.whole)):
-            if attempt == ATTEMPTS:  # rounded, tensors never fit: send rather more of them away
-                budget = room
-            decisions = solve(replace(problem, budget=budget), time_limit=self.time_limit, lower_bound=lower)
-            if self.whole:
-                decisions = in_whole(problem, decisions, up=attempt >= ATTEMPTS)
+        found: tuple[Decisions, Timeline] | None = None
+        least = room
+        try:
+            found = self._refined(problem, keys, room, lower)
+        except Infeasible as error:
+            least = error.least
+        limit = found[1].makespan if found else float("inf")
+        if limit > lower * (1 + GREEDY):
+            found = self._simple(problem, keys, lower, limit) or found
+        if found is not None and (not self.whole or found[1].makespan <= lower * (1 + GREEDY)):
+            return problem, keys, *found
+        if self.whole and {"recompute", "swap"} <= set(self.words):  # moving activations in whole may lose more
+            fewer = tuple(word for word in self.words if word != "swap")
             try:
-                timeline = self.carried_out(problem, keys, decisions, room)
-                simple = None
-                if timeline.makespan > lower * (1 + GREEDY):
-                    simple = self._simple(problem, keys, lower, timeline.makespan)
-                return problem, keys, *(simple or (decisions, timeline))
+                other = Attempt(self.profile, fewer, self.around, self.time_limit, self.codec).within(room)
+            except Infeasible:
+                pass
+            else:
+                if found is None or other[-1].makespan < found[1].makespan:
+                    return (*other[:2], replace(other[2], lower_bound=lower), other[3])
+        if found is None:
+            raise Infeasible(room, least)
+        return problem, keys, *found
+
+    def _refined(self, problem: Problem, keys: Keys, room: int, lower: float) -> tuple[Decisions, Timeline]:
+        """The fastest of what is decided for smaller and smaller budgets and replayed within `room`.
+
+        The solver lets bytes flow; the replay moves tensors. What it lacks for that it gets by a reserve that the
+        solver may not use, which costs little and wins stalls, until the replay takes what the solver says.
+
+        Raises:
+            Infeasible: nothing was decided, or nothing of it stayed within the room.
+        """
+        best: tuple[Decisions, Timeline] | None = None
+        first = step = max((problem.peak - room) // STEPS, 1)
+        low, high, reserve, short = 0, room, 0, 0  # reserves that are too small, and that are large enough or too large
+        until = time.perf_counter() + self.time_limit
+        for _ in range(ATTEMPTS):
+            smaller = replace(problem, budget=room - reserve)
+            try:
+                decisions = solve(smaller, time_limit=self.time_limit, lower_bound=lower)
+            except Infeasible as error:
+                if not reserve:
+                    raise
+                high, short = reserve, error.least - smaller.budget
+            else:
+                found, short = self._replayed(problem, keys, decisions, room)
+                beaten = best is not None and decisions.seconds >= best[1].makespan
+                if beaten or (found is not None and found[1].makespan <= decisions.seconds * (1 + CONFIRMED)):
+                    high = reserve
+                else:
+                    low = reserve
+                if found is not None and (best is None or found[1].makespan < best[1].makespan):
+                    best = found
+            if high - low <= first or (best is not None and time.perf_counter() > until):
+                break
+            reserve = (low + high) // 2 if high < room else low + max(step, short + short // 8)
+            step *= 2
+        if best is None:
+            raise Infeasible(room, room + short)
+        return best
+
+    def _replayed(
+        self, problem: Problem, keys: Keys, decisions: Decisions, room: int
+    ) -> tuple[tuple[Decisions, Timeline] | None, int]:
+        """The decisions as simulated, None where they do not stay within the room; and the bytes they are short of.
+
+        Where tensors move as a whole, rounded to as many bytes as were decided, and rounded up.
+        """
+        best: tuple[Decisions, Timeline] | None = None
+        short = 0
+        for variant in [in_whole(problem, decisions, up=up) for up in (False, True)] if self.whole else [decisions]:
+            try:
+                timeline = self.carried_out(problem, keys, variant, room)
             except Deadlock as error:
                 short = error.needed - error.free
-                budget -= short + short // 8
-        fewer = tuple(word for word in self.words if word != "swap")
-        if self.whole and "recompute" in fewer and "swap" in self.words:  # activations are too large to move in whole
-            return Attempt(self.profile, fewer, self.around, self.time_limit, self.codec).within(room)
-        raise Infeasible(room, room + short)
+            else:
+                if best is None or timeline.makespan < best[1].makespan:
+                    best = variant, timeline
+        return best, short
 
     def _simple(self, problem: Problem, keys: Keys, lower: float, limit: float) -> tuple[Decisions, Timeline] | None:
         """What a greedy policy does, if it takes at most `limit` seconds."""
