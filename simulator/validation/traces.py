@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,27 @@ def predicted_peaks(row: MemoryRow, environment: Environment) -> dict[str, int]:
     where: Any = "cpu" if row.device == "cpu" else device_recorded(environment)
     if where is None:
         raise ValueError(f"device {environment.device_name!r} is not in the catalogue")
-    graph = capture(steps_of(row.case), device=where, steps=min(row.case.steps, 2), name=row.case.name)
+    with _threads(environment.cpu_threads if row.device == "cpu" else None):
+        graph = capture(steps_of(row.case), device=where, steps=min(row.case.steps, 2), name=row.case.name)
     if row.device == "cpu":
         return {"peak allocated": int(program_peak(unroll(graph)).bytes)}
     found = estimate(graph, where, allocator=row.case.allocator or environment.allocator or None).memory
     bytes_ = {"peak allocated": found.allocated, "peak reserved": found.reserved}
     return {what: int(value) for what, value in bytes_.items() if value is not None}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch uses so many threads for an operator, as it did where a trace was recorded: the CPU's kernels keep partial
+    results for each."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def steps_of(case: MemoryCase) -> Callable[[], Callable[[], None]]:
