@@ -281,7 +281,10 @@ def _timing(data: Mapping[str, Any]) -> Timing:
         number("compute_rate") if "compute_rate" in data else None,
         data["overlap"],
         tuple((kind, name) for kind, name in queue),
-        *(number(name) for name in ("makespan", "compute", "transfer", "lower_bound")),
+        number("makespan"),
+        number("compute"),
+        number("transfer"),
+        number("lower_bound"),
         _get(data, "method", str, "time"),
     )
 

@@ -1,4 +1,4 @@
-"""The referee of time: executes a plan on one compute unit and one link, and trusts nobody. Shares no code with solvers.
+"""The referee of time: executes a plan on one compute unit and one link, and trusts nobody; no solver's code.
 
 The unit runs the operators in the order of the steps; the link takes one transfer at a time, in the order of the
 plan's `queue`, or else of its steps (stores of a step before its loads). Either starts what is next as soon as

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.fixed_order import Replacement, furthest_use
 
-__all__ = ["improve"]
+__all__ = ["improve", "moved"]
 
 _START, _END = 0.02, 0.0005  # temperatures, as shares of the first order's traffic
 
@@ -25,7 +25,7 @@ def improve(dag: Dag, order: Sequence[int], capacity: int, *, tries: int, seed: 
     for attempt in range(tries):
         if best.cost == 0 or time.perf_counter() > deadline:
             break
-        new = _moved(dag, current.schedule.order, chance)
+        new = moved(dag, current.schedule.order, chance)
         if new is None:
             continue
         priced = furthest_use(dag, new, capacity)
@@ -37,7 +37,7 @@ def improve(dag: Dag, order: Sequence[int], capacity: int, *, tries: int, seed: 
     return best
 
 
-def _moved(dag: Dag, order: Sequence[int], chance: random.Random) -> list[int] | None:
+def moved(dag: Dag, order: Sequence[int], chance: random.Random) -> list[int] | None:
     """The order with one operator elsewhere; None if the one chosen cannot move."""
     at = chance.randrange(len(order))
     i = order[at]

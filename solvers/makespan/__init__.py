@@ -1,0 +1,5 @@
+"""The shortest time: order, residency and prefetches together, where transfers go on beside operators."""
+
+from peakline.solvers.makespan.solve import fastest
+
+__all__ = ["fastest"]
