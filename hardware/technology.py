@@ -1,8 +1,8 @@
 """What arithmetic and memory cost in energy, by process and technology: published tables, interpolated between nodes.
 
-Arithmetic and small memories were tabulated for 45 nm and 7 nm [1, 2]. Between and beyond them energies follow the power
-of the node that joins the two, E(ν) = E₇ · (E₄₅/E₇)^(ln(ν/7)/ln(45/7)): about ν^0.5, because voltages no longer fall with
-sizes. Below 7 nm this extrapolates.
+Arithmetic and small memories were tabulated for 45 nm and 7 nm [1, 2]. Between and beyond them energies follow the
+power of the node that joins the two, E(ν) = E₇ · (E₄₅/E₇)^(ln(ν/7)/ln(45/7)): about ν^0.5, because voltages no longer
+fall with sizes. Below 7 nm this extrapolates.
 
 Energies of a datum's way through a chip (instruction, operand collection, wires) are not in these tables, so sums of
 them are lower bounds on what a meter reads.
@@ -10,8 +10,8 @@ them are lower bounds on what a meter reads.
 References:
     [1] M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: 45 nm.
     [2] N. Jouppi et al., "Ten lessons from three generations shaped Google's TPUv4i", ISCA 2021, table 2: 45 and 7 nm.
-    [3] M. O'Connor et al., "Fine-grained DRAM: energy-efficient DRAM for extreme bandwidth systems", MICRO 2017: HBM2 and
-        GDDR5.
+    [3] M. O'Connor et al., "Fine-grained DRAM: energy-efficient DRAM for extreme bandwidth systems", MICRO 2017: HBM2
+        and GDDR5.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ _BF16_MULTIPLY_7NM = 0.21
 """pJ [2], which has no figure for 45 nm: taken to scale as fp16's."""
 
 _ACCUMULATOR = {
-    "int4": "int32", "int8": "int32", "int16": "int32", "int32": "int32", "fp4": "fp32", "fp8": "fp32", "fp16": "fp32",
+    "int4": "int32", "int8": "int32", "int16": "int32", "int32": "int32", "fp4": "fp16", "fp8": "fp16", "fp16": "fp32",
     "bf16": "fp32", "tf32": "fp32", "fp32": "fp32",
 }  # fmt: skip
-"""What products are summed up in: matrix engines accumulate in 32 bits."""
+"""What products are summed up in: matrix engines accumulate in 32 bits, products of 8 bits and less in about 14 of
+mantissa (DeepSeek-V3, arXiv:2412.19437, §3.3.2), for which fp16's addition stands."""
 
 _BITS = {"int4": 4, "int8": 8, "int16": 16, "int32": 32}
 _MANTISSA = {"fp4": 2, "fp8": 4, "bf16": 8, "fp16": 11, "tf32": 11, "fp32": 24}
@@ -51,14 +52,14 @@ the middle, and DDR3 and DDR4 1300 pJ per 64 bits [2]."""
 
 def _between(at: tuple[float, float], nm: float) -> float:
     old, new = at
-    return new * (old / new) ** (log(nm / 7.0) / log(45.0 / 7.0))
+    return float(new * (old / new) ** (log(nm / 7.0) / log(45.0 / 7.0)))
 
 
 def operation_energy(dtype: str, nm: float) -> float | None:
     """Joules of one operation (half a multiply-accumulate) in a format at a node; None for formats without a figure.
 
     Products that the tables lack follow from the nearest one by the area of the multiplier, the square of its factors'
-    bits. Sums are 32 bits wide.
+    bits. Sums are wider (`_ACCUMULATOR`).
 
     Raises:
         ValueError: a node that is no length above zero.
@@ -80,13 +81,17 @@ def operation_energy(dtype: str, nm: float) -> float | None:
 
 
 def sram_energy(capacity: float, nm: float) -> float:
-    """Joules per byte of a read from an on-chip memory of `capacity` bytes; beyond 8 KiB … 1 MiB the trend goes on."""
+    """Joules per byte of a read from an on-chip memory of `capacity` bytes; larger ones than 1 MiB are taken as banks.
+
+    Below 7 nm the figure stays: cells have hardly shrunk since.
+    """
     sizes = sorted(_SRAM)
-    size = max(capacity, 1.0)
+    size = min(max(capacity, 1.0), float(sizes[-1]))
     low, high = (sizes[0], sizes[1]) if size < sizes[1] else (sizes[1], sizes[2])
-    below, above = _between(_SRAM[low], nm), _between(_SRAM[high], nm)
+    node = max(nm, 7.0)
+    below, above = _between(_SRAM[low], node), _between(_SRAM[high], node)
     slope = log(above / below) / log(high / low)
-    return below * (size / low) ** slope / 8 * _PJ
+    return float(below * (size / low) ** slope / 8 * _PJ)
 
 
 def memory_energy(kind: str | None) -> float | None:

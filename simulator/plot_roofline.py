@@ -13,10 +13,11 @@ from peakline.palette import BINDS, CYCLE, GREY, INK, axes_or_new, dressed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from peakline.energy_roofline import EnergyRoofline
     from peakline.hardware import Device
     from peakline.roofline import Point, Roof, Roofline
 
-__all__ = ["plot_binding", "plot_roofline"]
+__all__ = ["plot_binding", "plot_energy", "plot_roofline"]
 
 _MARKERS = {"forward": "o", "backward": "s", "recompute": "D", "optimizer": "^", "communication": "v"}
 _NAMED = 8  # operators with a number
@@ -132,6 +133,38 @@ def _numbers(ax: Axes, points: list[Point], level: str, total: float) -> None:
             ha="center", va="center", fontsize=8, fontweight="bold", color=INK, zorder=5,
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": INK, "shrinkA": 4, "shrinkB": 0},
         )  # fmt: skip
+
+
+def plot_energy(found: EnergyRoofline, ax: Axes | None = None) -> Axes:
+    """Operations per joule against intensity, both logarithmic: the arch, its balance, the ridge, the operators.
+
+    A point's area is its share of the joules. Between ridge and balance a program that is bound by arithmetic in time
+    still spends most of its energy on main memory.
+    """
+    ax = axes_or_new(ax, 11.5, 5.8)
+    points = [p for p in found.points if 0 < p.intensity < float("inf")]
+    marks = [p.intensity for p in points] + [found.balance, found.ridge]
+    x = np.geomspace(min(marks) / 3, max(marks) * 3, 200)
+    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]))
+    ax.plot(x, [found.roof(i) for i in x], color=INK, linewidth=1.5, label="arithmetic and main memory alone")
+    ax.axvline(found.balance, color=CYCLE[0], linewidth=1, label=f"energy balance {found.balance:.3g} op/B")
+    ax.axvline(
+        found.ridge, color=GREY, linewidth=1, linestyle=(0, (4, 2)), label=f"ridge of time {found.ridge:.3g} op/B"
+    )
+    total = sum(p.joules for p in found.points) or 1.0
+    for i, p in enumerate(points):
+        ax.scatter(
+            p.intensity, p.efficiency, s=30 + 900 * p.joules / total, color=CYCLE[0], alpha=0.75,
+            marker=_MARKERS.get(p.phase, "o"), linewidth=0.5, edgecolor="white", zorder=3,
+        )  # fmt: skip
+        if i < _NAMED:
+            share = f"{p.joules / total:.0%}"
+            ax.annotate(str(i + 1), (p.intensity, p.efficiency), (5, 5), textcoords="offset points", fontsize=8)
+            ax.plot([], [], " ", label=f"{i + 1}  {p.operator}, {p.phase}: {share}")
+    ax.set(xlabel=f"operations per byte of {found.level}", ylabel="operations per joule")
+    ax.set_title(f"{found.title}: energy, a lower bound", loc="left")
+    dressed(ax)
+    return ax
 
 
 def plot_binding(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from peakline.cost.energy import Energy
     from peakline.planning.plan import OffloadPlan
 
 __all__ = ["SCHEMA", "Estimate"]
@@ -74,6 +75,38 @@ class Estimate:
         from peakline.cost.energy import energy
 
         return energy(self.cost, self.device, self.graph)
+
+    @cached_property
+    def energy(self) -> Energy | None:
+        """Joules by part, the process and the memory's technology standing in for energies that nobody published.
+
+        None where neither is known (`peakline.cost.energy.consumption`).
+        """
+        from peakline.cost.energy import consumption
+
+        return consumption(self.cost, self.device, self.graph)
+
+    @property
+    def produced(self) -> tuple[str, Any] | None:
+        """What the run makes and how many: `tokens` or `images`; None where the workload counts neither."""
+        work = self.graph.workload
+        if "batch" not in work:
+            return None
+        count = work["batch"] * work.get("accumulation", 1)
+        if work.get("phase") == "decode":
+            return "tokens", count
+        return ("tokens", count * work["seq"]) if "seq" in work else ("images", count)
+
+    def price(self, per_hour: float) -> tuple[float, float | None]:
+        """What a device rented at `per_hour` costs: (one run, a million tokens or images; None where none are counted).
+
+        Raises:
+            ValueError: a price below zero.
+        """
+        if not per_hour >= 0:
+            raise ValueError(f"per_hour: must be a price of at least 0; got {per_hour!r}")
+        step = self.time * per_hour / 3600
+        return step, None if self.produced is None else step / self.produced[1] * 1e6
 
     @cached_property
     def shares(self) -> dict[str, Any]:
@@ -156,10 +189,22 @@ class Estimate:
             "traffic": {k: _bytes(v) for k, v in self.cost.traffic.items()},
             "io_lower_bound": {k: _bytes(v) for k, v in self.cost.io_lower_bound.items()},
             "energy_joules": self.energy_joules,
+            "energy": self._energy_dict(),
             "notes": list(self.notes),
         }
         plain: dict[str, Any] = _plain(out)
         return plain
+
+    def _energy_dict(self) -> dict[str, Any] | None:
+        found = self.energy
+        if found is None:
+            return None
+        per = None if self.produced is None else found.total / self.produced[1]
+        return {
+            "joules": found.total, "parts": dict(found.parts), "watts": found.watts, "at_limit": found.at_limit,
+            "capped_seconds": found.capped_seconds, "per": None if self.produced is None else self.produced[0][:-1],
+            "joules_per": per, "derived": list(found.derived),
+        }  # fmt: skip
 
     def to_json(self) -> str:
         """`to_dict` as one JSON object."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peakline.hardware.units import format_bytes, format_rate, format_time
+from peakline.hardware.units import format_bytes, format_energy, format_power, format_rate, format_time
 
 if TYPE_CHECKING:
     from peakline.cost.program import OperatorCost
@@ -184,15 +184,10 @@ def _workload_words(workload: Mapping[str, Any]) -> str:
 
 def _throughput(est: Estimate) -> tuple[float, str] | None:
     """Tokens, sequences or images per second, as the workload counts them."""
-    work = est.graph.workload
-    if "batch" not in work or not est.cost.tiled:
+    if est.produced is None or not est.cost.tiled:
         return None
-    count, unit = int(work["batch"]) * int(work.get("accumulation", 1)), "images"
-    if work.get("phase") == "decode":
-        unit = "tokens"
-    elif "seq" in work:
-        count, unit = count * int(work["seq"]), "tokens"
-    return count / float(est.cost.tiled), unit
+    unit, count = est.produced
+    return int(count) / float(est.cost.tiled), unit
 
 
 # ---- the breakdown --------------------------------------------------------------------------------------------------
@@ -205,6 +200,7 @@ def tables(est: Estimate) -> list[Table]:
     found.append(_time_table(est, "Time by operator type", "type", operators, lambda o: o.type))
     found.append(_time_table(est, "Time by module", "module", operators, lambda o: o.module or "(none)"))
     found.append(_traffic_table(est))
+    found += _energy_tables(est)
     if est.memory.arena is not None:
         found.insert(3, _arena_table(est))
     return found
@@ -312,6 +308,25 @@ def _traffic_table(est: Estimate) -> Table:
     return Table(
         "Traffic against the least that any schedule moves", ("<level", "tiled", "least", "ratio"), tuple(rows)
     )
+
+
+def _energy_tables(est: Estimate) -> list[Table]:
+    """Joules by part, and what a token or an image takes; nothing where they are not known."""
+    energy = est.energy
+    if energy is None:
+        return []
+    total = float(energy.total)
+    rows = [
+        (_words(name), format_energy(joules, 3), f"{joules / total:.1%}", "derived" if name in energy.derived else "")
+        for name, joules in _descending(energy.parts)
+    ]
+    rows.append(("together", format_energy(total, 3), format_power(energy.watts, 3), "on average"))
+    if energy.at_limit is not None:
+        rows.append(("at the limit", format_energy(energy.at_limit, 3), format_power(energy.tdp or 0.0, 3), "at most"))
+    if est.produced is not None:
+        rows.append((f"a {est.produced[0][:-1]}", format_energy(total / est.produced[1], 3), "", "at least"))
+    title = "Energy" if "active" in energy.parts else "Energy, at least"
+    return [Table(title, ("<part", "joules", "share", "<"), tuple(rows))]
 
 
 # ---- small things ---------------------------------------------------------------------------------------------------

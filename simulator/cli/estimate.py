@@ -89,6 +89,9 @@ def estimate(
         str | None,
         typer.Option(help="tflm, cmsis-nn, x-cube-ai, tinyengine or bare (microcontrollers).", rich_help_panel=_DEVICE),
     ] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="PER_HOUR", help="Of the device: adds a run's.", rich_help_panel=_OUTPUT)
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
     breakdown: Annotated[
         bool, typer.Option("--breakdown", help="Also every operator.", rich_help_panel=_OUTPUT)
@@ -136,12 +139,19 @@ def estimate(
     if trace is not None:
         result.write_trace(trace)
     why = pk.explain(result) if explain else None
+    costs = None if price is None else result.price(price)
     if json_:
-        print(json.dumps({**result.to_dict(), "explanation": why.to_dict()}, indent=2) if why else result.to_json())
+        more: dict[str, Any] = {"explanation": why.to_dict()} if why else {}
+        if costs is not None:
+            more["price"] = {"per_hour": price, "run": costs[0], "per_million": costs[1]}
+        print(json.dumps({**result.to_dict(), **more}, indent=2) if more else result.to_json())
     else:
         from peakline.cli.report import show
 
         show(result, operators=breakdown, why=why)
+        if costs is not None:
+            each = f", {costs[1]:,.4g} for a million {result.produced[0]}" if result.produced and costs[1] else ""
+            print(f"\nPrice: {costs[0]:.4g} for one run{each}, at {price:g} an hour")
     return 0 if bool(result.fits) else 1
 
 

@@ -27,10 +27,15 @@ def roofline(
     ],
     device: Annotated[str, typer.Option("--device", "-d", help="Catalogue name, or path of a YAML file.")],
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="The picture.", rich_help_panel=_OUTPUT)] = None,
+    energy: Annotated[
+        bool,
+        typer.Option("--energy", help="Operations per joule too; --plot draws these.", rich_help_panel=_OUTPUT),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
     **flags: Any,
 ) -> int:
     """How much arithmetic each operator does for the bytes it moves, and what binds it."""
+    from peakline.energy_roofline import energy_roofline
     from peakline.roofline import roofline as roofline_of
 
     if plot is not None:
@@ -39,20 +44,22 @@ def roofline(
 
         check_target(plot)
         file_format(plot)
-    found = roofline_of(estimated(model, device_of(device, flags.pop("set_")), **flags))
+    est = estimated(model, device_of(device, flags.pop("set_")), **flags)
+    found, joules = roofline_of(est), energy_roofline(est) if energy else None
     if plot is not None:
-        from peakline.plot_roofline import plot_roofline
+        from peakline.plot_roofline import plot_energy, plot_roofline
         from peakline.plot_schedule import save_axes
 
-        save_axes(plot_roofline(found), plot)
+        save_axes(plot_roofline(found) if joules is None else plot_energy(joules), plot)
     if json_:
-        print(json.dumps({"schema": SCHEMA, **found.to_dict()}, indent=2))
+        more = {} if joules is None else {"energy": joules.to_dict()}
+        print(json.dumps({"schema": SCHEMA, **found.to_dict(), **more}, indent=2))
         return 0
     from peakline.cli.report import console, print_table
 
     out = console()
     print(found.title)
-    for table in found.tables():
+    for table in [*found.tables(), *([joules.table()] if joules else [])]:
         if out.is_terminal:
             print_table(out, table)
         else:
