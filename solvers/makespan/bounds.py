@@ -7,6 +7,8 @@ Each operator j has a *head*, before which it cannot start whatever the order, a
     tail(j) ≥ p(k) + tail(k)                       for what reads its results
     tail(j) ≥ bytes of the outputs that j or its descendants make / bandwidth
 
+and both grow by what must be loaded between two operators beside those that run there (`windows`).
+
 Operators with heads and tails on one unit need at least what Jackson's preemptive schedule takes (Carlier 1982), and
 so do the transfers on the link: compulsory loads (tail: their latest reader's p + tail), compulsory stores (head:
 their maker's head + p), and the transfers that no plan within the capacity avoids.
@@ -19,9 +21,13 @@ from collections.abc import Sequence
 
 from peakline.solvers.dag import Dag, bits
 
-__all__ = ["ROUNDING", "heads", "jackson", "tails", "time_bound"]
+__all__ = ["ROUNDING", "heads", "jackson", "tails", "time_bound", "windows"]
 
 _MOST_QUEUED = 800  # operators; the ancestors of all of them are queued one operator at a time
+
+_LONGEST_WINDOW = 40  # descendants, the first in the given order, to which windows are drawn
+
+_MOST_SUMMED = 10  # tensors whose subset sums are listed
 
 ROUNDING = 1 - 1e-12
 """Sums of floats may come out above the true ones by less than this."""
@@ -31,7 +37,8 @@ def time_bound(
     dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float, avoidable: int = 0
 ) -> tuple[float, str]:
     """Seconds that every plan takes that moves at least `avoidable` non-compulsory bytes; and what says so."""
-    early, late = heads(dag, seconds, bandwidth), tails(dag, seconds, bandwidth)
+    apart = windows(dag, capacity, seconds, bandwidth) if len(dag) <= _MOST_QUEUED else {}
+    early, late = heads(dag, seconds, bandwidth, apart), tails(dag, seconds, bandwidth, apart)
     found = [
         (jackson([(early[i], p, late[i]) for i, p in enumerate(seconds)]), "heads and tails on the compute unit"),
         (jackson(_transfers(dag, seconds, bandwidth, early, late, avoidable)), "heads and tails on the link"),
@@ -41,8 +48,68 @@ def time_bound(
     return bound * ROUNDING, method
 
 
-def heads(dag: Dag, seconds: Sequence[float], bandwidth: float) -> list[float]:
-    """Seconds before which no plan starts each operator."""
+def windows(dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float) -> dict[int, list[tuple[int, float]]]:
+    """For each operator j the descendants k with the seconds that lie between j's end and k's start in every plan.
+
+    With B the operators on paths from j to k, which run in between, and N the tensors that B or k read and j does not
+    touch, which lie off-chip from the start or are made before j: what of N is not resident when j ends is loaded in
+    between. A tensor takes all its bytes from the moment its load begins, so beside i lie at most
+    f_i(N) = max { |X| : X ⊆ N, |X| ≤ M − working set(i) } bytes of N, and
+
+        start(k) − end(j) ≥ Σ_{i ∈ B} p_i + max(0, (|N| − f_j(N)) / bandwidth − Σ_{i ∈ B} min(p_i, f_i(N) / bandwidth))
+
+    (an operator outside B that runs in between as well takes at least the time that it hides). Windows without such
+    loads are left out: precedence says the same.
+    """
+    reads = [sum(1 << a for a in read) for read in dag.inputs]
+    made = [sum(1 << a for a in outputs) for outputs in dag.outputs]
+    found: dict[int, list[tuple[int, float]]] = {}
+    place = {i: n for n, i in enumerate(dag.problem.given_order)}
+    fits: dict[tuple[int, int], int] = {}
+
+    def beside(i: int, tensors: int) -> int:
+        if (i, tensors) not in fits:
+            fits[i, tensors] = _largest_fit([dag.size[a] for a in bits(tensors)], capacity - dag.working_sets[i])
+        return fits[i, tensors]
+
+    for j in range(len(dag)):
+        there = dag.off_chip
+        for i in bits(dag.ancestors[j]):
+            there |= made[i]
+        there &= ~dag.touch[j]
+        pairs = []
+        for k in sorted(bits(dag.descendants[j]), key=place.__getitem__)[:_LONGEST_WINDOW]:
+            between = list(bits(dag.descendants[j] & dag.ancestors[k]))
+            needed = reads[k]
+            for i in between:
+                needed |= reads[i]
+            needed &= there
+            moving = (dag.weigh(needed) - beside(j, needed)) / bandwidth
+            if moving > 0:
+                moving -= sum(min(seconds[i], beside(i, needed & ~dag.touch[i]) / bandwidth) for i in between)
+            if moving > 0:
+                pairs.append((k, sum(seconds[i] for i in between) + moving))
+        found[j] = pairs
+    return found
+
+
+def _largest_fit(sizes: list[int], room: int) -> int:
+    """Most bytes that some of these sizes have together within `room`; of many sizes a bound on it."""
+    small = [size for size in sizes if size <= room]
+    if sum(small) <= room:
+        return sum(small)
+    if len(small) > _MOST_SUMMED:
+        return room
+    sums = {0}
+    for size in small:
+        sums |= {total + size for total in sums if total + size <= room}
+    return max(sums)
+
+
+def heads(
+    dag: Dag, seconds: Sequence[float], bandwidth: float, apart: dict[int, list[tuple[int, float]]] | None = None
+) -> list[float]:
+    """Seconds before which no plan starts each operator; `apart` as `windows` gives it."""
     found, needed = [0.0] * len(dag), [0] * len(dag)
     for j in dag.problem.given_order:
         needed[j] = dag.touch[j] & dag.off_chip
@@ -52,11 +119,15 @@ def heads(dag: Dag, seconds: Sequence[float], bandwidth: float) -> list[float]:
         found[j] = max(found[j], dag.weigh(needed[j]) / bandwidth)
         if len(dag) <= _MOST_QUEUED and dag.before[j].bit_count() > 1:  # the ancestors one after the other
             found[j] = max(found[j], jackson([(found[i], seconds[i], 0.0) for i in bits(dag.ancestors[j])]))
+        for k, gap in (apart or {}).get(j, ()):
+            found[k] = max(found[k], found[j] + seconds[j] + gap)
     return found
 
 
-def tails(dag: Dag, seconds: Sequence[float], bandwidth: float) -> list[float]:
-    """Seconds that follow each operator in every plan."""
+def tails(
+    dag: Dag, seconds: Sequence[float], bandwidth: float, apart: dict[int, list[tuple[int, float]]] | None = None
+) -> list[float]:
+    """Seconds that follow each operator in every plan; `apart` as `windows` gives it."""
     outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
     found, made = [0.0] * len(dag), [0] * len(dag)
     for j in reversed(dag.problem.given_order):
@@ -67,6 +138,8 @@ def tails(dag: Dag, seconds: Sequence[float], bandwidth: float) -> list[float]:
         found[j] = max(found[j], dag.weigh(made[j]) / bandwidth)
         if dag.after[j].bit_count() > 1:  # the descendants one after the other
             found[j] = max(found[j], sum(seconds[i] for i in bits(dag.descendants[j])))
+        for k, gap in (apart or {}).get(j, ()):
+            found[j] = max(found[j], gap + seconds[k] + found[k])
     return found
 
 
