@@ -19,6 +19,7 @@ from peakline.cost.gpu_stream import RowWalk, scan_tiled, stream_tiled
 from peakline.cost.io_bounds import (
     attention_backward_traffic,
     attention_traffic,
+    both_products_traffic,
     convolution_traffic,
     fused_attention_traffic,
     matmul_traffic,
@@ -289,6 +290,8 @@ def _attention(values: Values, formats: tuple[Any, ...], machine: Machine, copie
             attention_traffic(each, qk_dim, capacity, q, k, copies),
             fused_attention_traffic(each, qk_dim, v_dim, capacity, q, k, k, q, copies, latent=latent),
         )
+        counted = both_products_traffic(each, qk_dim, v_dim, capacity, q, k, k, q, min(q, k), copies, latent=latent)
+        least = ops.maximum(least, counted)
         if not backward:
             return least
         return ops.maximum(least, attention_backward_traffic(each, qk_dim, v_dim, capacity, q, k, k, q, copies))

@@ -23,6 +23,7 @@ from peakline.cost.numeric import Real, ops_for
 __all__ = [
     "attention_backward_traffic",
     "attention_traffic",
+    "both_products_traffic",
     "cascade_traffic",
     "convolution_traffic",
     "fused_attention_traffic",
@@ -146,6 +147,57 @@ def cascade_traffic(
         begun = (reach / 3.0) ** 1.5 / (score * v * o) ** 0.5
         most = ops.maximum(whole, begun) * again
         least = ops.maximum(least, (reach - capacity) * (products / most - copies))
+    return least
+
+
+def both_products_traffic(
+    pairs: Real,
+    inner: Real,
+    outer: Real,
+    capacity: float,
+    l: float,
+    r: float,
+    v: float,
+    o: float,
+    score: float,
+    copies: int = 1,
+    *,
+    gates: int = 1,
+    latent: Real = 1.0,
+) -> Real:
+    """Least bytes of the same two products from counting both: more than `cascade_traffic` where S is below inner².
+
+    A segment reads X - S bytes; the creation of a begun score that is stored later counts as a read instead of that
+    store, and begun scores that it leaves behind take S bytes more. It forms at most X²/(4·row·column) whole scores,
+    each of gates·inner products, and uses them up in at most X²/(16·√(row·column·v·o)). With y bytes of begun scores,
+    Loomis-Whitney allows √y·(√(L·R) + √(V·O)) further products of both kinds, at most √y·(X + S - y)/2:
+
+        H(X) = gates·inner·X²/(4·row·column) + X²/(16·√(row·column·v·o)) + ((X + S)/3)^1.5 / √(score·min(l·r, v·o)),
+        Q ≥ (X - S)·(pairs·(gates·inner + outer)/H(X) - copies)    for X = 2S and X = 5S.
+
+    With one width, √2·pairs·(gates·inner + outer)/√S for S ≪ inner². Scores may be formed again.
+
+    Args:
+        pairs: scores.
+        inner, outer: elements of a row of L and of a row of V.
+        capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
+        l, r, v, o, score: bytes of one element.
+        copies: private memories among which the scores are divided.
+        gates: products that make one score.
+        latent: 2 where V is a part of R's columns, else 1.
+    """
+    ops = ops_for(pairs, inner, outer, latent)
+    if capacity <= 0:
+        return 0.0 * pairs
+    row, column = inner * l, gates * inner * r
+    products = pairs * (gates * inner + outer)
+    least: Real = 0.0 * products
+    for reach in (2.0 * capacity, 5.0 * capacity):
+        square = reach * reach
+        whole = gates * inner * square / (4.0 * row * column)
+        used = square * latent / (16.0 * ops.sqrt(row * column) * (v * o) ** 0.5)
+        begun = ((reach + capacity) / 3.0) ** 1.5 / (score * min(l * r, v * o)) ** 0.5
+        least = ops.maximum(least, (reach - capacity) * (products / (whole + used + begun) - copies))
     return least
 
 
