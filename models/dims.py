@@ -27,6 +27,31 @@ Shape: TypeAlias = tuple[Dim, ...]
 _INT64_LIMIT = 2.0**62
 
 
+class MixedSizes(ValueError):
+    """An array of sizes for which the workload is not one program: some meet a condition and some do not.
+
+    Attributes:
+        condition: bool array; each part of the sizes, met or not, is one program by itself.
+    """
+
+    def __init__(self, what: str, condition: NDArray[np.bool_]) -> None:
+        super().__init__(what)
+        self.condition = condition
+
+
+def decided(condition: bool | NDArray[np.bool_], what: str) -> bool:
+    """A condition on sizes that changes the program, which all configurations must agree on.
+
+    Raises:
+        MixedSizes: they do not; the message starts with `what`.
+    """
+    if not isinstance(condition, np.ndarray):
+        return bool(condition)
+    if condition.all() or not condition.any():
+        return bool(condition.flat[0])
+    raise MixedSizes(f"{what} in some of the configurations only; accepted: sizes on one side, or a sweep", condition)
+
+
 def as_dim(value: Any) -> Dim:
     """Turn a user's number or array into a `Dim`.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim
+from peakline.models.dims import Dim, decided
 from peakline.models.families.decoder_config import DecoderConfig, LayerKind
 from peakline.models.families.decoder_huggingface import ARCHITECTURES, MODEL_TYPES, from_huggingface
 from peakline.models.families.decoder_names import STYLES, Names
@@ -33,12 +33,17 @@ from peakline.models.operators.elementwise import activation, add, cast, mul, sc
 from peakline.models.operators.embedding import embedding
 from peakline.models.operators.gated import gated_activation
 from peakline.models.operators.indexing import contiguous, split, take
+from peakline.models.operators.masks import window_mask
 from peakline.models.operators.matmul import linear
 from peakline.models.operators.normalization import layer_norm, rms_norm
 from peakline.models.operators.rotary import rotary, rotary_tables
 from peakline.models.workload import Family, Workload
 
 __all__ = ["FAMILY", "build"]
+
+
+_WHOLE = ("training", "inference")
+"""Phases run as transformers runs them; serving engines (prefill and decode) have kernels of their own."""
 
 
 @dataclass
@@ -54,6 +59,7 @@ class _Pass:
     tables: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
     alibi: Tensor | None = None
+    window_mask: Tensor | None = None
 
     def p(self, probability: float) -> float:
         """A dropout probability, 0 where the workload switches dropout off."""
@@ -133,6 +139,8 @@ def _shared_inputs(run: _Pass, x: Tensor, queries: Dim) -> None:
     if backend in ("eager", "math"):
         rows: Dim = batch if backend == "eager" else 1
         run.mask = b.input("causal_mask", (rows, 1, queries, run.keys), kind, "buffer")
+    elif _cuts_keys_off(run):
+        run.window_mask = window_mask(b, b.input("cache_position", (1, queries), "int64"), run.keys)
     if c.positions == "alibi":
         run.alibi = b.input("alibi", (batch, c.heads, 1, run.keys), kind, "buffer")
 
@@ -140,9 +148,22 @@ def _shared_inputs(run: _Pass, x: Tensor, queries: Dim) -> None:
 def _backend(run: _Pass) -> Backend:
     """The attention backend; capped scores, ALiBi and implementations without fused attention run eagerly."""
     c, w = run.config, run.workload
-    if w.attention == "auto" and run.b.eager and (c.attention_softcap or c.positions == "alibi" or not c.sdpa):
-        return "eager"
+    if w.attention == "auto" and run.b.eager:
+        if c.attention_softcap or c.positions == "alibi" or not c.sdpa:
+            return "eager"
+        if c.broadcast_head and c.kv_heads < c.heads and w.phase in _WHOLE:
+            return "math"
     return w.backend()
+
+
+def _cuts_keys_off(run: _Pass) -> bool:
+    """Whether a sliding window's mask is written out, instead of a number that kernels take."""
+    c, w = run.config, run.workload
+    if w.phase not in _WHOLE or w.attention != "auto" or not run.b.eager or c.window is None:
+        return False
+    if not any(kind.windowed for kind in c.kinds()):
+        return False
+    return decided(run.keys >= c.window, f"the sliding window of {c.window} tokens cuts keys off")
 
 
 def _layer(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
@@ -187,6 +208,8 @@ def _attention(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
             mask = run.mask
             if mask is not None and run.alibi is not None:
                 mask = run.alibi
+            if kind.windowed and run.window_mask is not None:
+                backend, mask = "efficient", run.window_mask
             y = attention(
                 b,
                 q,
@@ -203,6 +226,9 @@ def _attention(run: _Pass, x: Tensor, kind: LayerKind) -> Tensor:
                 upcast=c.softmax_fp32,
                 scaled=c.scaled_scores,
             )
+            joined = c.rotary_joined or c.rotary_dim < c.head_dim
+            if joined and backend == "flash" and run.b.eager and w.phase in _WHOLE:
+                y = contiguous(b, y, name="out_contiguous")  # laid out head by head, as the concatenated queries are
         y = run.project(y, c.hidden, name=names.out, bias=c.out_bias)
     return dropout(b, y, run.p(c.residual_dropout), name="resid_dropout")
 
@@ -240,7 +266,7 @@ def _turned(run: _Pass, x: Tensor, heads: int, which: str) -> Tensor:
     if c.qk_norm:
         x = rms_norm(b, x, name=f"{which}_norm", unit_offset=c.norm_offset)
     if run.tables is not None:
-        x = rotary(b, x, *run.tables, name=f"{which}_rotary")
+        x = rotary(b, x, *run.tables, name=f"{which}_rotary", joined=run.config.rotary_joined)
     return view(b, x, flat, name=f"{which}_flat")
 
 

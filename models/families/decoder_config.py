@@ -102,7 +102,8 @@ class DecoderConfig:
         fused_qkv, fused_gate_up: one projection for several.
         qk_norm: RMS norm of each head's queries and keys (Qwen3).
         positions: `rope`, `learned` (`position_rows` of them), `alibi` or `none`.
-        rotary_dim: numbers of each head that rotate, all by default.
+        rotary_dim: numbers of each head that rotate, all by default; `rotary_joined`: queries and keys are put together
+            again by a concatenation even then (Phi-3).
         parallel: attention and MLP side by side; `one_norm`: they share one norm.
         post_norms: norms after attention and MLP as well (Gemma-2).
         embed_width: width of the embedding where projections lead to and from `hidden` (OPT-350m).
@@ -115,6 +116,7 @@ class DecoderConfig:
         softmax_fp32: eager attention's softmax runs in float32.
         scaled_scores: eager attention multiplies the scores by a constant (GPT-Neo does not).
         scores_fp32: eager attention casts queries and keys to float32 (GPT-Neo).
+        broadcast_head: a single key-value head is left to SDPA to broadcast, which only its math form does (Falcon).
         sdpa: whether the implementation has fused attention at all; without it, attention is eager by default.
         embed_dropout, attention_dropout, residual_dropout: probabilities.
         moe, mla: mixture of experts, latent attention.
@@ -145,6 +147,7 @@ class DecoderConfig:
     positions: Literal["rope", "learned", "alibi", "none"] = "rope"
     position_rows: int = 0
     rotary_dim: int = 0
+    rotary_joined: bool = False
     parallel: bool = False
     one_norm: bool = False
     post_norms: bool = False
@@ -161,6 +164,7 @@ class DecoderConfig:
     softmax_fp32: bool = True
     scaled_scores: bool = True
     scores_fp32: bool = False
+    broadcast_head: bool = False
     sdpa: bool = True
     embed_dropout: float = 0.0
     attention_dropout: float = 0.0

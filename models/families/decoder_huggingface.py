@@ -104,7 +104,7 @@ def _experts(f: Fields, *, shared: int = 0, shared_gate: bool = False) -> Mixtur
     if list(only) != list(range(len(only))):
         raise ValueError(f"field 'mlp_only_layers' is {only!r}; accepted: the leading layers")
     return MixtureOfExperts(
-        experts=f.int("num_experts"),
+        experts=f.int("num_experts", "num_local_experts"),
         per_token=f.int("num_experts_per_tok"),
         ffn=f.int("moe_intermediate_size"),
         shared_ffn=shared,
@@ -292,7 +292,7 @@ def _phi(f: Fields) -> dict[str, Any]:
 
 def _phi3(f: Fields) -> dict[str, Any]:
     window = f.int("sliding_window", default=None)
-    return _partial(f, _common(f, fused_qkv=True, fused_gate_up=True, window=window))
+    return _partial(f, _common(f, fused_qkv=True, fused_gate_up=True, window=window, rotary_joined=True))
 
 
 def _falcon(f: Fields) -> dict[str, Any]:
@@ -319,6 +319,7 @@ def _falcon(f: Fields) -> dict[str, Any]:
         "mlp_bias": bias,
         "fused_qkv": True,
         "softmax_fp32": False,
+        "broadcast_head": not new,
         "positions": "alibi" if f.flag("alibi", default=False) else "rope",
         "parallel": new or f.flag("parallel_attn", default=True),
         "one_norm": norms == 1,

@@ -11,6 +11,7 @@ from peakline.models.operators import (
     gated,
     indexing,
     loss,
+    masks,
     matmul,
     moe,
     normalization,
@@ -32,6 +33,6 @@ from peakline.models.operators.registry import (
 
 __all__ = [
     "GradientContext", "Node", "OperatorType", "attention", "captured", "convolution", "copies", "dropout",
-    "elementwise", "embedding", "gated", "indexing", "loss", "matmul", "moe", "normalization", "operator_type",
+    "elementwise", "embedding", "gated", "indexing", "loss", "masks", "matmul", "moe", "normalization", "operator_type",
     "operator_types", "optimizer", "pooling", "quantized", "register", "rotary", "scan", "softmax",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from peakline.models.graph import Tensor
 from peakline.models.kernels import Attention, Gemm, Kernel, Stream
 from peakline.models.operators.dropout import dropout
 from peakline.models.operators.elementwise import add, cast, scale, unary
+from peakline.models.operators.masks import mask_bias
 from peakline.models.operators.registry import GradientContext, Node, OperatorType, hand_back, register
 from peakline.models.operators.softmax import softmax
 
@@ -67,7 +68,10 @@ def _kernel(node: Node, backward: bool) -> Attention:
 
 @dataclass(frozen=True)
 class FusedAttention(OperatorType):
-    """Attention without the score matrix in memory; attributes heads, kv_heads, causal, window, backend."""
+    """Attention without the score matrix in memory; attributes heads, kv_heads, causal, window, backend.
+
+    Inputs are q, k and v, after a bias [B, 1, S, T] if the memory-efficient kernel adds one to the scores.
+    """
 
     name: str = "attention"
 
@@ -76,19 +80,19 @@ class FusedAttention(OperatorType):
         return (_kernel(node, backward=False),)
 
     def reads(self, node: Node) -> Dim:
-        """q, k and v; k and v once where v is a part of k (a latent cache, arXiv:2405.04434 §2.1.2)."""
-        q, k, v = (t.storage or t.name for t in node.inputs)
-        return node.input_bytes - (node.inputs[2].bytes if k == v != q else 0)
+        """q, k, v and a bias; k and v once where v is a part of k (a latent cache, arXiv:2405.04434 §2.1.2)."""
+        q, k, v = (t.storage or t.name for t in node.inputs[-3:])
+        return node.input_bytes - (node.inputs[-1].bytes if k == v != q else 0)
 
     def backward(self, node: Node, context: GradientContext) -> None:
-        """dq, dk, dv from q, k, v, out and the log-sum-exp."""
-        q, k, v = node.inputs
+        """dq, dk, dv from q, k, v, out, the log-sum-exp and the bias."""
+        q, k, v = node.inputs[-3:]
         out, lse = node.outputs
         dout = context.grad(out)
         if dout is None or not any(context.needs(t) for t in (q, k, v)):
             return
         outputs = {f"{n}_grad": (t.shape, t.dtype) for n, t in zip("qkv", (q, k, v))}
-        made = context.emit("attention_backward", [dout, out, lse, q, k, v], outputs, attributes=node.attributes)
+        made = context.emit("attention_backward", [dout, out, lse, *node.inputs], outputs, attributes=node.attributes)
         for target, gradient in zip((q, k, v), made):
             if context.needs(target):
                 context.give(target, gradient, view=True)
@@ -257,7 +261,8 @@ def attention(
         backend: `flash` or `efficient` (fused kernels), `math` (SDPA's fallback), `eager` (written out in Python with
             a float32 softmax, as transformers' `eager_attention_forward`).
         window: keys each query sees at most (sliding window); needs `causal`.
-        mask: additive mask that the unfused forms add.
+        mask: additive mask that the unfused forms add, or a boolean one [1, 1, S, T] for `efficient`, which then reads
+            repeated heads (`use_gqa_in_sdpa` in transformers asks for no mask) and computes the whole square.
         softcap: tanh soft-capping of the scores (Gemma-2); only the unfused forms.
         bias: additive position bias [1, heads, S, T] with a gradient (T5).
         upcast: the eager form's softmax runs in float32; False in the scores' format (GPT-2, BERT).
@@ -274,10 +279,32 @@ def attention(
         attributes: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "causal": causal, "backend": backend}
         if window is not None:
             attributes["window"] = window
+        if mask is not None:
+            return _masked(b, q, k, v, heads, kv_heads, mask, outputs, name)
         with b.scope(name):
             return b.add("attention", (q, k, v), outputs, name=backend, attributes=attributes)[0]
     with b.scope(name):
         return _unfused(b, q, k, v, heads, kv_heads, backend, p_dropout, mask, softcap, bias, out, upcast, scaled)
+
+
+def _masked(
+    b: GraphBuilder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    kv_heads: int,
+    mask: Tensor,
+    outputs: dict[str, tuple[Shape, DType]],
+    name: str,
+) -> Tensor:
+    """The memory-efficient kernel under a mask that is written out."""
+    with b.scope(name):
+        k = repeat_heads(b, k, heads // kv_heads, "repeat_k")
+        v = repeat_heads(b, v, heads // kv_heads, "repeat_v")
+        bias = mask_bias(b, mask, q.shape[0], q.dtype)
+        attributes = {"heads": heads, "kv_heads": heads, "causal": False, "backend": "efficient"}
+        return b.add("attention", (bias, q, k, v), outputs, name="efficient", attributes=attributes)[0]
 
 
 def _unfused(
@@ -297,10 +324,12 @@ def _unfused(
     scaled: bool,
 ) -> Tensor:
     """The score matrix written out; every operator inside carries the scope `attention` (selective recomputation)."""
+    kind = q.dtype
+    if backend == "math":  # SDPA's math path computes in float32 since torch 2.5, and scales q and k by d^(-1/4) each
+        q, k, v = (cast(b, t, "fp32", name=f"{n}_fp32") for n, t in zip("qkv", (q, k, v)))
+        q, k = scale(b, q, name="scale_q"), scale(b, k, name="scale_k")
     k = repeat_heads(b, k, heads // kv_heads, "repeat_k")
     v = repeat_heads(b, v, heads // kv_heads, "repeat_v")
-    if backend == "math":  # SDPA's math path scales q and k by d^(-1/4) each
-        q, k = scale(b, q, name="scale_q"), scale(b, k, name="scale_k")
     shape = (q.shape[0], heads, q.shape[1], k.shape[1])
     (scores,) = b.add("attention_scores", (q, k), {"out": (shape, q.dtype)}, name="scores", attributes={"heads": heads})
     if backend == "eager" and scaled:
@@ -310,7 +339,7 @@ def _unfused(
     if bias is not None:
         scores = add(b, scores, bias, name="add_bias")
     if mask is not None:
-        scores = add(b, scores, mask, name="add_mask")
+        scores = add(b, scores, mask, in_place=backend == "math", name="add_mask")
     if backend == "eager" and upcast:
         probabilities = cast(b, softmax(b, scores, "fp32"), q.dtype)
     else:
@@ -319,7 +348,8 @@ def _unfused(
     probabilities = cast(b, probabilities, v.dtype)
     attributes = {"heads": heads}
     outputs = {"out": (out, v.dtype)}
-    return b.add("attention_values", (probabilities, v), outputs, name="values", attributes=attributes)[0]
+    (y,) = b.add("attention_values", (probabilities, v), outputs, name="values", attributes=attributes)
+    return cast(b, y, kind, name="out_cast") if backend == "math" else y
 
 
 def kv_bytes(batch: Dim, tokens: Dim, kv_heads: int, head_dim: int, layers: int, kind: DType) -> Dim:

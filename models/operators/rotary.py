@@ -50,17 +50,19 @@ def rotary_tables(b: GraphBuilder, rows: Dim, tokens: Dim, width: int, kind: DTy
     return view(b, cos, (rows, tokens, 1, width)), view(b, sin, (rows, tokens, 1, width))
 
 
-def rotary(b: GraphBuilder, x: Tensor, cos: Tensor, sin: Tensor, *, name: str) -> Tensor:
+def rotary(b: GraphBuilder, x: Tensor, cos: Tensor, sin: Tensor, *, name: str, joined: bool = False) -> Tensor:
     """Rotate the first `cos.shape[-1]` of each head's numbers, x [B, S, heads, d]; the others pass through.
 
-    Eager: x·cos + cat(−x₂, x₁)·sin, with the parts put together again by a concatenation when only some rotate.
+    Eager: x·cos + cat(−x₂, x₁)·sin, with the parts put together again by a concatenation when only some rotate, or
+    always (`joined`: Phi-3 does so even where no part is left).
     """
     width, head = cos.shape[-1], x.shape[-1]
     with b.scope(name):
         if not b.eager:
             return b.add("rotary", (x, cos, sin), {"out": (x.shape, x.dtype)}, name="rotary", in_place={"out": x})[0]
         if width == head:
-            return _rotated(b, x, cos, sin)
+            y = _rotated(b, x, cos, sin)
+            return cat(b, (y,)) if joined else y
         first, rest = split(b, x, (width, head - width))
         return cat(b, (_rotated(b, first, cos, sin), rest))
 

@@ -42,7 +42,7 @@ from peakline.sweeping.pricing import (
 )
 from peakline.sweeping.structure import Lives
 from peakline.sweeping.table import ROLES, Table
-from peakline.sweeping.workload import built
+from peakline.sweeping.workload import Rows, built
 
 __all__ = ["BLOCK", "WorkerVersionError", "evaluate"]
 
@@ -82,7 +82,7 @@ class _Ready(_Prepared):
     """… and the rows of the table that it is for: those of `part` among the unit's."""
 
     unit: _Unit
-    part: slice
+    part: Rows
 
 
 def evaluate(part: Part) -> Table:
@@ -280,7 +280,7 @@ def _evaluate(units: list[_Unit], part: Part, table: Table) -> None:
             _put(one, device, rows, memory, cost, table)
 
 
-def _prepared(unit: _Unit, models: Mapping[str, Any]) -> list[tuple[_Prepared | Exception, slice]]:
+def _prepared(unit: _Unit, models: Mapping[str, Any]) -> list[tuple[_Prepared | Exception, Rows]]:
     """The unit's graphs, or the errors that stand in their place, and the configurations that each is for.
 
     Small ones are remembered: the next sweep over the same configurations asks for other devices.
@@ -303,13 +303,16 @@ def _prepared(unit: _Unit, models: Mapping[str, Any]) -> list[tuple[_Prepared | 
 
 _SMALL = 64
 _MOST_REMEMBERED = 256
-_remembered: dict[Any, list[tuple[_Prepared | Exception, slice]]] = {}
+_remembered: dict[Any, list[tuple[_Prepared | Exception, Rows]]] = {}
 
 
-def _prepare(graph: Graph | Exception, rows: slice, unit: _Unit) -> _Prepared | Exception:
+def _prepare(graph: Graph | Exception, rows: Rows, unit: _Unit) -> _Prepared | Exception:
     if isinstance(graph, Exception):
         return graph
-    shape = unit.shape if rows == slice(0, math.prod(unit.shape)) else (rows.stop - rows.start,)
+    if isinstance(rows, slice):
+        shape = unit.shape if rows == slice(0, math.prod(unit.shape)) else (rows.stop - rows.start,)
+    else:
+        shape = rows.shape
     try:
         if "configuration" in unit.sizes:
             shape = sweep_shape(graph)
@@ -318,10 +321,12 @@ def _prepare(graph: Graph | Exception, rows: slice, unit: _Unit) -> _Prepared | 
         return error
 
 
-def _cut(places: Any, part: slice) -> Any:
-    if isinstance(places, slice):
-        return slice(places.start + part.start, places.start + part.stop)
-    return places[part]
+def _cut(places: Any, part: Rows) -> Any:
+    if not isinstance(places, slice):
+        return places[part]
+    if not isinstance(part, slice):
+        return places.start + part
+    return slice(places.start + part.start, places.start + part.stop)
 
 
 def _said(error: Exception) -> str:

@@ -8,8 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from peakline.limits import refuse_uncountable
+from peakline.models.dims import MixedSizes
 from peakline.models.dtypes import dtype as dtype_of
 from peakline.models.graph import Graph
 from peakline.models.select import select
@@ -72,17 +74,29 @@ def _of_graph(text: str, configurations: Any) -> Graph:
     return select(graph, int(numbers[0]), int(numbers[-1]) + 1)
 
 
+Rows = slice | NDArray[np.intp]
+"""Rows of a block: a range, or their numbers."""
+
+
 def built(
     options: Mapping[str, Any], sizes: Mapping[str, Any], shape: tuple[int, ...], models: Mapping[str, Any]
-) -> Iterator[tuple[Graph | Exception, slice]]:
+) -> Iterator[tuple[Graph | Exception, Rows]]:
     """The graphs of a block of sizes, and the rows each has: one, unless some sizes cannot be built with the others.
 
-    A block that cannot be built is halved until what cannot be built stands alone.
+    A block of sizes on both sides of a threshold that changes the program is parted there; one that cannot be built is
+    halved until what cannot be built stands alone.
     """
     rows = int(np.prod(shape))
     try:
         graph = build(options, sizes, models)
         refuse_uncountable(graph)
+    except MixedSizes as error:
+        met = np.broadcast_to(error.condition, shape).reshape(-1)
+        for numbers in (np.flatnonzero(met), np.flatnonzero(~met)):
+            chosen = {name: np.broadcast_to(value, shape).reshape(-1)[numbers] for name, value in sizes.items()}
+            for found, part in built(options, chosen, numbers.shape, models):
+                yield found, numbers[part]
+        return
     except Exception as error:
         if rows == 1:
             yield error, slice(0, 1)
@@ -97,4 +111,8 @@ def built(
         if stop - start == 1:
             cut = {name: value[0] for name, value in cut.items()}
         for found, part in built(options, cut, (stop - start,), models):
-            yield found, slice(start + part.start, start + part.stop)
+            yield found, np.arange(start, stop)[part] if not isinstance(part, slice) else _moved(part, start)
+
+
+def _moved(rows: slice, by: int) -> slice:
+    return slice(rows.start + by, rows.stop + by)

@@ -45,7 +45,9 @@ def gpt_layers(batch: int, seq: int, hidden: int, heads: int, layers: int = 1) -
         h = layer_norm(b, x, name="input_norm")
         with b.scope("self_attention"):
             q, k, v = (linear(b, h, hidden, bias=True, name=n) for n in ("q", "k", "v"))
-            o = attention(b, q, k, v, heads=heads, kv_heads=heads, causal=True, backend="math", p_dropout=0.1)
+            o = attention(
+                b, q, k, v, heads=heads, kv_heads=heads, causal=True, backend="eager", upcast=False, p_dropout=0.1
+            )
             o = linear(b, o, hidden, bias=True, name="dense")
         x = add(b, x, dropout(b, o, 0.1))
         h = layer_norm(b, x, name="post_norm")

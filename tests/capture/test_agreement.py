@@ -56,6 +56,13 @@ GPT2 = transformers.GPT2Config(n_layer=4, use_cache=False)
 BERT = transformers.BertConfig(num_hidden_layers=4)
 VIT = transformers.ViTConfig(num_hidden_layers=4, num_labels=1000)
 
+SMALL = {"vocab_size": 8000, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
+         "num_attention_heads": 8, "num_key_value_heads": 2, "use_cache": False, "pad_token_id": None}  # fmt: skip
+WINDOWED = transformers.MistralConfig(sliding_window=256, **SMALL)
+PHI3 = transformers.Phi3Config(**SMALL)
+STABLE = transformers.StableLmConfig(**SMALL)
+FALCON = transformers.FalconConfig(vocab_size=8000, hidden_size=512, num_hidden_layers=2, num_attention_heads=8)
+
 MODELS = {
     "llama": Model(_step(LLAMA, batch=2, seq=512), lambda: transformers.LlamaForCausalLM(LLAMA), _text(32000)),
     "gpt2": Model(_step(GPT2, batch=2, seq=512), lambda: transformers.GPT2LMHeadModel(GPT2), _text(50257)),
@@ -64,6 +71,16 @@ MODELS = {
         _step(VIT, batch=8),
         lambda: transformers.ViTForImageClassification(VIT),
         lambda: dict(zip(("pixel_values", "labels"), _pictures(8)())),
+    ),
+    "mistral beyond its window": Model(
+        _step(WINDOWED, batch=2, seq=512), lambda: transformers.MistralForCausalLM(WINDOWED), _text(8000)
+    ),
+    "phi-3": Model(_step(PHI3, batch=2, seq=512), lambda: transformers.Phi3ForCausalLM(PHI3), _text(8000)),
+    "stablelm": Model(_step(STABLE, batch=2, seq=512), lambda: transformers.StableLmForCausalLM(STABLE), _text(8000)),
+    "falcon": Model(
+        _step(FALCON, batch=2, seq=512),
+        lambda: transformers.FalconForCausalLM(FALCON),
+        lambda: {**_text(8000)(), "use_cache": False},
     ),
     "resnet-50": Model(_step("resnet-50", batch=16), ResNet50, _pictures(16)),
 }

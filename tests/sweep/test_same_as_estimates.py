@@ -142,6 +142,16 @@ def test_vision_and_small_devices_too(model: str, device: str, phase: str, axes:
         _assert_equal(row, _estimate(row, options))
 
 
+def test_sizes_on_both_sides_of_a_sliding_window_are_two_programs_in_one_sweep() -> None:
+    sizes: dict[str, Any] = {"batch": [1, 2], "seq": [100, 4096, 4000]}
+    rows = _rows(pk.sweep("mistral-7b", device="h100-sxm", phase="training", optimizer="sgd", replay=False, **sizes))
+    assert [row["seq"] for row in rows] == [100, 4096, 4000] * 2
+    for row in rows[1:3]:
+        _assert_equal(row, _estimate(row, {"optimizer": "sgd"}))
+    with pytest.raises(ValueError, match="sliding window of 4096 tokens"):
+        pk.training_step("mistral-7b", batch=1, seq=np.array([100, 4096]))
+
+
 def test_cutting_a_sweep_into_other_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def rows() -> pd.DataFrame:
         plan = plan_of(
