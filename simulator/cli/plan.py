@@ -24,7 +24,10 @@ def plan(
     host: Annotated[str | None, typer.Option(help="Pinned host memory: 64GiB.", rich_help_panel=_PLAN)] = None,
     ssd: Annotated[str | None, typer.Option(help="A drive behind it: 1TB.", rich_help_panel=_PLAN)] = None,
     allow: Annotated[
-        str, typer.Option(help="Of recompute,swap,offload-optimizer,offload-params.", rich_help_panel=_PLAN)
+        str,
+        typer.Option(
+            help="Of recompute,swap,offload-optimizer,offload-params,quantise-activations.", rich_help_panel=_PLAN
+        ),
     ] = "recompute,swap",
     host_device: Annotated[
         str, typer.Option(help="The host's memory, by name or file.", rich_help_panel=_PLAN)
@@ -38,6 +41,15 @@ def plan(
     objective: Annotated[
         str, typer.Option(help="time, or memory: the smallest budget.", rich_help_panel=_PLAN)
     ] = "time",
+    slowdown: Annotated[
+        float | None, typer.Option(help="With memory: 1.1 is a tenth longer at most.", rich_help_panel=_PLAN)
+    ] = None,
+    fit: Annotated[
+        str, typer.Option(help="allocated, or reserved: fragmentation counted.", rich_help_panel=_PLAN)
+    ] = "allocated",
+    quantise: Annotated[
+        str, typer.Option(help="Compressed activations: int8, int4, fp8.", rich_help_panel=_PLAN)
+    ] = "int8",
     batch: Annotated[int, typer.Option(help="Sequences or images.", rich_help_panel=_WORK)] = 1,
     seq: Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_WORK)] = None,
     image: Annotated[int | None, typer.Option(help="Height and width in pixels.", rich_help_panel=_WORK)] = None,
@@ -83,21 +95,14 @@ def plan(
     words = [word.strip() for word in allow.split(",") if word.strip()]
     around: dict[str, Any] = {
         "host": host, "ssd": ssd, "allow": words, "host_device": host_device, "ssd_device": ssd_device,
-        "gpudirect": gpudirect,
+        "gpudirect": gpudirect, "fit": fit, "quantise": quantise,
     }  # fmt: skip
-    if objective not in ("time", "memory"):
-        raise ValueError(f"--objective: {objective!r} is unknown; accepted: time, memory")
     if objective == "memory" and (budget is not None or curve is not None):
         raise ValueError("--objective memory finds the budget itself; leave out --budget and --curve")
     if curve is not None:
         return _curve(graph, device, curve, around, plot, out, json_)
     try:
-        if objective == "memory":
-            from peakline.planning.smallest import smallest
-
-            found = smallest(graph, device, **around)
-        else:
-            found = pk.plan(graph, device, budget=budget, **around)
+        found = pk.plan(graph, device, budget=budget, objective=objective, slowdown=slowdown, **around)
     except pk.NothingFits as error:
         if json_:
             print(json.dumps({"schema": "peakline.offload/1", "fits": False, "floor_bytes": error.floor}))

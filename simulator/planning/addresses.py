@@ -7,19 +7,21 @@ placed here, which loses nothing). PyTorch's caching allocator decides as reques
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from peakline.memory.caching_allocator import Allocator
 from peakline.memory.events import EventBuilder
+from peakline.memory.lifetimes import Program as Lifetimes
 from peakline.solvers.allocation.bounds import live_bound
 from peakline.solvers.allocation.greedy import Placement
 from peakline.solvers.allocation.heuristics import by_birth, in_order
 from peakline.solvers.allocation.instance import Instance
 from peakline.solvers.allocation.portfolio import allocate
+from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Hold, Timeline
 
-__all__ = ["ALIGNMENT", "Arena", "arena_of", "reserved_by"]
+__all__ = ["ALIGNMENT", "Arena", "arena_of", "reserved_by", "staying"]
 
 ALIGNMENT = 512
 """Bytes: of every address that CUDA gives (`cudaMalloc`: at least 256) and PyTorch rounds to (`kMinBlockSize`)."""
@@ -108,6 +110,19 @@ def _placed(instance: Instance, seconds: float) -> tuple[Placement, str]:
     if found.offsets is None or found.peak is None or found.peak >= first.arena:
         return first, "largest or earliest first"
     return Placement(found.offsets, found.peak), found.method
+
+
+def staying(program: Lifetimes, problem: Problem, items: Sequence[int], decisions: Decisions) -> list[int]:
+    """Bytes of each tensor that is never off the device: parameters, states, and what stays of those moved in part.
+
+    Args:
+        items: storage of each item of the problem.
+    """
+    left = {}
+    for key, item, shares in zip(items, problem.items, decisions.moved):
+        if item.away:
+            left[key] = item.bytes - sum(round(item.bytes * share) for share in shares)
+    return [size for key in program.resident if (size := left.get(key, int(program.sizes[key])))]
 
 
 def reserved_by(timeline: Timeline, tier: str, resident: Iterable[int]) -> int:

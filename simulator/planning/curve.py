@@ -75,9 +75,9 @@ def curve(
 
 
 def _floor(workload: Graph, device: str | Device, options: dict[str, Any]) -> int:
-    """About the smallest budget that anything fits, rounded up by a percent."""
+    """The smallest budget at which there is a plan."""
     try:
         plan(workload, device, budget=1 << 20, **options)
     except NothingFits as error:
-        return error.floor * 101 // 100
+        return error.floor
     return 1 << 20

@@ -4,10 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["ALLOWED", "bytes_of", "words_of"]
+__all__ = ["ALLOWED", "FITS", "OBJECTIVES", "bytes_of", "one_of", "slowdown_of", "words_of"]
 
-ALLOWED = ("recompute", "swap", "offload-optimizer", "offload-params")
+ALLOWED = ("recompute", "swap", "offload-optimizer", "offload-params", "quantise-activations")
 """What a plan may be allowed to do."""
+
+OBJECTIVES = ("time", "memory")
+"""The least time within a budget, or the least memory within a time."""
+
+FITS = ("allocated", "reserved")
+"""What must fit: tensors alive at once, or what PyTorch's caching allocator holds for them."""
+
+
+def one_of(name: str, given: str, accepted: tuple[str, ...]) -> str:
+    """The word, if it is accepted.
+
+    Raises:
+        ValueError: naming the option and what is accepted.
+    """
+    if given not in accepted:
+        raise ValueError(f"{name}: {given!r} is unknown; accepted: {', '.join(accepted)}")
+    return given
+
+
+def slowdown_of(given: float | None, objective: str) -> float | None:
+    """How many times as long as with memory enough a step may take; None without bound.
+
+    Raises:
+        ValueError: below 1, or where the objective is time.
+    """
+    if given is None:
+        return None
+    if objective != "memory":
+        raise ValueError(
+            "slowdown: bounds the time where memory is the objective; add objective='memory' or leave it out"
+        )
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 1.0 <= given < float("inf"):
+        raise ValueError(f"slowdown: {given!r} is not a number of at least 1 (1.1: a tenth longer)")
+    return float(given)
 
 
 def words_of(allow: Collection[str]) -> tuple[str, ...]:

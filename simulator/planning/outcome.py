@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from peakline.hardware import Device
 from peakline.models.graph import Graph
-from peakline.planning.addresses import Arena, arena_of, reserved_by
+from peakline.planning.addresses import Arena, arena_of, reserved_by, staying
 from peakline.planning.execute import DEVICE
 from peakline.planning.extract import Keys, Profile
 from peakline.solvers.offload.problem import Decisions, Problem
@@ -20,9 +20,17 @@ __all__ = ["SCHEMA", "Decision", "Made", "NothingFits", "OffloadPlan"]
 
 SCHEMA = "peakline.offload/1"
 
+ACTIONS = ("keep", "recompute", "move", "compress")
+"""What may become of a tensor's bytes."""
+
 
 class NothingFits(ValueError):
-    """No plan reaches the budget. `floor` is about the smallest budget, in bytes, that one would."""
+    """No plan reaches the budget.
+
+    Attributes:
+        floor: the smallest budget, in bytes, at which there is a plan for sure; it depends on the workload, the device
+            and what is allowed, not on the budget that was asked for.
+    """
 
     def __init__(self, message: str, floor: int) -> None:
         self.floor = floor
@@ -37,8 +45,9 @@ class Decision:
         tensor: its name, with the layer in it.
         bytes: its size.
         role: of the tensor.
-        action: `keep`, `recompute`, `move`, or `drop` for what was only considered for others' sake.
+        action: `keep`, `recompute`, `move`, `compress`, or `drop` for what was only considered for others' sake.
         moved: bytes moved to each tier by name.
+        compressed: bytes of it that are held in fewer bits meanwhile.
     """
 
     tensor: str
@@ -46,6 +55,7 @@ class Decision:
     role: str
     action: str
     moved: dict[str, int]
+    compressed: int = 0
 
 
 class Made(NamedTuple):
@@ -76,6 +86,11 @@ class OffloadPlan:
         solve_seconds: how long that took.
         notes: assumptions.
         made: what it was made of, for those who carry it out.
+        objective: `time`, or `memory`: then `budget` is what was found, and no plan of its kind goes below `least`.
+        fit: what fits the budget, `allocated` or `reserved` bytes.
+        least: bytes of tensors alive at once that none of its kind can go below, where memory is the objective.
+        slowdown: how many times as long as the step as it is the plan may take, where that was bounded.
+        codec: the format of compressed activations, if they may be.
     """
 
     graph: Graph
@@ -94,6 +109,11 @@ class OffloadPlan:
     solve_seconds: float
     notes: tuple[str, ...]
     made: Made = field(repr=False)
+    objective: str = "time"
+    fit: str = "allocated"
+    least: int | None = None
+    slowdown: float | None = None
+    codec: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -107,8 +127,15 @@ class OffloadPlan:
 
     @property
     def gap(self) -> float:
-        """(time − lower bound) / time: how far from the best the plan can be at most."""
+        """How far from the best the plan can be at most: (time − lower bound) / time, or the same of its bytes."""
+        if self.least is not None:
+            return max(1.0 - self.least / self.needs, 0.0)
         return max(1.0 - self.lower_bound / self.seconds, 0.0)
+
+    @property
+    def needs(self) -> int:
+        """Bytes that must fit: of tensors alive at once, or reserved by the allocator, as was asked for."""
+        return self.reserved if self.fit == "reserved" else self.peak
 
     @property
     def overhead(self) -> float:
@@ -123,12 +150,9 @@ class OffloadPlan:
     @cached_property
     def reserved(self) -> int:
         """Bytes that PyTorch's caching allocator would hold for the same allocations and frees."""
-        taken, left = self.made.profile.program, {}
-        for key, item, shares in zip(self.made.keys.items, self.made.problem.items, self.made.decisions.moved):
-            if item.away:
-                left[key] = item.bytes - sum(round(item.bytes * share) for share in shares)
-        stays = [left.get(key, int(taken.sizes[key])) for key in taken.resident]
-        return reserved_by(self.timeline, DEVICE, [size for size in stays if size])
+        made = self.made
+        stays = staying(made.profile.program, made.problem, made.keys.items, made.decisions)
+        return reserved_by(self.timeline, DEVICE, stays)
 
     @cached_property
     def moved(self) -> dict[str, int]:
@@ -169,17 +193,19 @@ class OffloadPlan:
             name = ".".join("*" if part.isdigit() else part for part in decision.tensor.split("."))
             row = found.setdefault(
                 (name, decision.role),
-                {"tensor": name, "role": decision.role, "count": 0, "bytes": 0, "keep": 0, "recompute": 0, "move": 0},
+                {"tensor": name, "role": decision.role, "count": 0, "bytes": 0} | dict.fromkeys(ACTIONS, 0),
             )
             moved = sum(decision.moved.values())
             row["count"] += 1
             row["bytes"] += decision.bytes
             row["move"] += moved
+            row["compress"] += decision.compressed
+            rest = decision.bytes - moved - decision.compressed
             if decision.action == "recompute":
-                row["recompute"] += decision.bytes - moved
+                row["recompute"] += rest
             elif decision.action != "drop":
-                row["keep"] += decision.bytes - moved
-        return [row for row in found.values() if row["keep"] + row["recompute"] + row["move"]]
+                row["keep"] += rest
+        return [row for row in found.values() if any(row[action] for action in ACTIONS)]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema `peakline.offload/1`."""
@@ -192,25 +218,37 @@ class OffloadPlan:
             "room_bytes": self.room,
             "allow": list(self.allow),
             "optimizer": self.optimizer,
+            "objective": self.objective,
+            "fit": self.fit,
+            "slowdown": self.slowdown,
+            "compression": self.codec,
             "seconds": self.seconds,
             "peak_bytes": self.peak,
             "peaks_bytes": self.peaks(),
             "arena_bytes": self.arena.bytes,
             "reserved_bytes": self.reserved,
             "baseline": {"seconds": self.baseline_seconds, "peak_bytes": self.baseline_peak},
-            "certificate": {
-                "objective": self.seconds, "lower_bound": self.lower_bound, "gap": self.gap, "method": self.method,
-                "status": "optimal" if self.gap < 1e-6 else "feasible", "seconds": self.solve_seconds,
-            },
+            "certificate": self._certificate(),
             "stalls": {stream: self.timeline.stalled(stream) for stream in self.timeline.streams},
             "moved_bytes": self.moved,
             "decisions": [
-                {"tensor": d.tensor, "bytes": d.bytes, "role": d.role, "action": d.action, "moved": d.moved}
+                {
+                    "tensor": d.tensor, "bytes": d.bytes, "role": d.role, "action": d.action, "moved": d.moved,
+                    "compressed": d.compressed,
+                }
                 for d in self.decisions
                 if d.action not in ("keep", "drop")
             ],
             "recompute": list(self.executed),
             "notes": list(self.notes),
+        }  # fmt: skip
+
+    def _certificate(self) -> dict[str, Any]:
+        in_bytes = self.least is not None
+        return {
+            "objective": self.needs if in_bytes else self.seconds, "unit": "bytes" if in_bytes else "seconds",
+            "lower_bound": self.least if in_bytes else self.lower_bound, "gap": self.gap, "method": self.method,
+            "status": "optimal" if self.gap < 1e-6 else "feasible", "seconds": self.solve_seconds,
         }  # fmt: skip
 
     def to_json(self) -> str:

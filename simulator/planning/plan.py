@@ -12,12 +12,12 @@ from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
 from peakline.planning.attempt import Attempt, modes, stretches
-from peakline.planning.extract import Keys, Profile, profile
-from peakline.planning.options import ALLOWED, bytes_of, words_of
+from peakline.planning.extract import profile
+from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, bytes_of, one_of, slowdown_of, words_of
 from peakline.planning.outcome import SCHEMA, Decision, Made, NothingFits, OffloadPlan
+from peakline.planning.packing import CODECS
+from peakline.planning.search import Found, Search
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, surroundings
-from peakline.solvers.offload.linear import Infeasible
-from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Timeline
 from peakline.timeline import step_seconds
 
@@ -38,9 +38,13 @@ def plan(
     host_device: str | Device = HOST_MEMORY,
     ssd_device: str | Device = DRIVE,
     gpudirect: bool = False,
+    objective: str = "time",
+    slowdown: float | None = None,
+    fit: str = "allocated",
+    quantise: str = "int8",
     time_limit: float = 10.0,
 ) -> OffloadPlan:
-    """Fit a workload into a budget in the least time.
+    """Fit a workload into a budget in the least time, or into the least memory.
 
     Args:
         workload: a step without recomputation of its own, as `training_step` builds or `capture` records it.
@@ -49,15 +53,27 @@ def plan(
         host: bytes of pinned host memory that may be used; None for what `host_device` has.
         ssd: bytes of the drive that may be used; None for no drive.
         allow: some of `recompute`, `swap` (activations), `offload-optimizer` (states and gradients; the better of
-            bringing them in turn by turn and of updating on the host), `offload-params`.
+            bringing them in turn by turn and of updating on the host), `offload-params`, `quantise-activations` (saved
+            activations in fewer bits; the only one that changes numbers).
         gpudirect: the drive's bytes do not pass through the host's memory (GPUDirect Storage).
+        objective: `time`: the fastest plan within `budget`; `memory`: the one that needs least, without a budget.
+        slowdown: with `memory`, how many times as long as with memory enough a step may take (1.1: a tenth longer).
+        fit: what must fit: `allocated`, the tensors alive at once; `reserved`, what PyTorch's caching allocator holds
+            for the plan's allocations and frees, fragmentation counted.
+        quantise: format of activations where `quantise-activations` is allowed: `int8`, `int4` or `fp8`.
         time_limit: seconds for each program the solver is given.
 
     Raises:
         NothingFits: the budget is below what anything can reach; the message gives the floor, and what holds it.
-        ValueError: an unknown word in `allow`, a sweep, or an optimizer that cannot be cut into turns.
+        ValueError: an unknown word, a sweep, a budget together with `memory`, or an optimizer that cannot be cut.
     """
     words = words_of(allow)
+    one_of("objective", objective, OBJECTIVES)
+    one_of("fit", fit, FITS)
+    one_of("quantise", quantise, tuple(CODECS))
+    slowdown = slowdown_of(slowdown, objective)
+    if objective == "memory" and budget is not None:
+        raise ValueError("budget: with objective='memory' the budget is what is looked for; leave one of them out")
     started, found = time.perf_counter(), find_device(device)
     before = estimate(workload, found)
     capacity = before.memory.capacity
@@ -66,31 +82,36 @@ def plan(
     around = surroundings(
         found, host=None if host is None else bytes_of("host", host), ssd=None if ssd is None else bytes_of("ssd", ssd),
         host_device=host_device, ssd_device=ssd_device, gpudirect=gpudirect,
-    ) if set(words) - {"recompute"} else None  # fmt: skip
+    ) if set(words) - {"recompute", "quantise-activations"} else None  # fmt: skip
     aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
-    outcomes: list[Any] = []
-    floors: list[Any] = []
+    codec = CODECS[quantise] if "quantise-activations" in words else None
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in modes(words, around)]
-    for number, taken in enumerate([*profiles, *stretches(profiles, words)]):
-        if outcomes and number >= len(profiles):
-            break  # stretches of layers are for budgets that single layers do not reach
-        attempt = Attempt(taken, words, around, time_limit)
-        try:
-            outcomes.append((attempt, *attempt.within(aim)))
-        except Infeasible as error:
-            floors.append((error.least, attempt))
-    if not outcomes:
-        least, attempt = min(floors, key=lambda floor: floor[0])
-        raise NothingFits(_refusal(asked, asked - room, least, attempt), least + asked - room)
-    attempt, problem, keys, decisions, timeline = min(outcomes, key=lambda outcome: outcome[-1].makespan)
+    search = Search(
+        [Attempt(taken, words, around, time_limit, codec) for taken in profiles],
+        [Attempt(taken, words, around, time_limit, codec) for taken in stretches(profiles, words)], fit,
+    )  # fmt: skip
+    seconds = sum(step_seconds(before))
+    least: int | None = None
+    if objective == "memory":
+        smallest = search.smallest(None if slowdown is None else slowdown * seconds)
+        if smallest is None:
+            raise ValueError(
+                f"slowdown: no plan is known to take at most {slowdown:g} times as long as the step as it is"
+            )
+        chosen, least = smallest
+        lower, asked, room = chosen.decisions.lower_bound, chosen.needs(fit) + asked - room, chosen.needs(fit)
+    else:
+        outcome = search.fastest(room, aim)
+        if outcome is None:
+            raise _refusal(asked, asked - room, search.floor(), fit)
+        chosen, lower = outcome
     return OffloadPlan(
-        workload, found, asked, room, words, "device" if attempt.profile.host is None else "host",
-        _read(attempt.profile, problem, keys, decisions),
-        _executed(timeline),
-        timeline, min(outcome[3].lower_bound for outcome in outcomes), sum(step_seconds(before)),
-        int(before.memory.live), decisions.method, time.perf_counter() - started,
-        (*(around.notes if around else ()), *_notes(before.fits, attempt), *_wear(timeline, ssd_device)),
-        Made(attempt.profile, problem, keys, decisions),
+        workload, found, asked, room, words, "device" if chosen.attempt.profile.host is None else "host",
+        _read(chosen), _executed(chosen.timeline), chosen.timeline, lower, seconds, int(before.memory.live),
+        chosen.decisions.method, time.perf_counter() - started,
+        (*(around.notes if around else ()), *_notes(before.fits, chosen.attempt), *_wear(chosen.timeline, ssd_device)),
+        Made(chosen.attempt.profile, chosen.problem, chosen.keys, chosen.decisions), objective, fit, least, slowdown,
+        codec.name if codec else None,
     )  # fmt: skip
 
 
@@ -106,21 +127,25 @@ def _wear(timeline: Timeline, drive: str | Device) -> list[str]:
     return [f"every step writes {written:,} bytes to the drive: its rated endurance lasts {days:,.0f} days of training"]
 
 
-def _read(taken: Profile, problem: Problem, keys: Keys, decisions: Decisions) -> tuple[Decision, ...]:
+def _read(chosen: Found) -> tuple[Decision, ...]:
     """Decisions by tensor, in program order."""
+    problem, decisions = chosen.problem, chosen.decisions
     names = [tier.name for tier in problem.tiers]
     found = []
     for i, item in enumerate(problem.items):
         moved = {name: round(item.bytes * share) for name, share in zip(names, decisions.moved[i]) if share}
+        compressed = round(item.bytes * decisions.packed_share(i))
         again = item.group >= 0 and decisions.executed[item.group]
-        if moved:
+        if moved and sum(moved.values()) >= compressed:
             action = "move"
+        elif compressed:
+            action = "compress"
         elif again:
             action = "recompute"
         else:
             action = "drop" if item.extra and decisions.kept[i] < 0.5 else "keep"
-        role = taken.program.storages[keys.items[i]].tensor.role
-        found.append(Decision(item.name, item.bytes, role, action, moved))
+        role = chosen.attempt.profile.program.storages[chosen.keys.items[i]].tensor.role
+        found.append(Decision(item.name, item.bytes, role, action, moved, compressed))
     return tuple(found)
 
 
@@ -129,12 +154,11 @@ def _executed(timeline: Timeline) -> tuple[str, ...]:
     return tuple(run.task.name.removesuffix(" again") for run in timeline.runs if run.task.kind == "recompute")
 
 
-def _refusal(asked: int, outside: int, least: int, attempt: Attempt) -> str:
+def _refusal(asked: int, outside: int, floor: Found, fit: str) -> NothingFits:
     """Why nothing fits: the floor, and what holds it."""
     from peakline.hardware.units import format_bytes
 
-    taken = attempt.profile
-    fixed: dict[str, int] = {}
+    attempt, taken, fixed = floor.attempt, floor.attempt.profile, dict[str, int]()
     for key in taken.program.resident:
         role = taken.program.storages[key].tensor.role
         if role not in attempt.states:
@@ -144,10 +168,12 @@ def _refusal(asked: int, outside: int, least: int, attempt: Attempt) -> str:
         for role, size in sorted(fixed.items(), key=lambda x: -x[1])[:3]
     )
     more = [word for word in ALLOWED if word not in attempt.words]
-    return (
-        f"budget: nothing fits {format_bytes(asked)}; the least that would is about {format_bytes(least + outside)}"
+    least = floor.needs(fit) + outside
+    return NothingFits(
+        f"budget: nothing fits {format_bytes(asked)}; the least that would is {format_bytes(least)}"
         + (f", of which what may not leave holds {held}" if held else "")
-        + (f"; allowing {' or '.join(more)} might lower it" if more else "")
+        + (f"; allowing {' or '.join(more)} might lower it" if more else ""),
+        least,
     )
 
 
@@ -159,4 +185,8 @@ def _notes(fits: Any, attempt: Attempt) -> list[str]:
         notes.append("the optimizer runs on the host, at the speed of its memory")
     elif attempt.states:
         notes.append("the optimizer runs in turns, layer by layer")
+    if attempt.codec is not None:
+        notes.append(
+            f"activations may be held in {attempt.codec.name} ({attempt.codec.source}), which changes gradients"
+        )
     return notes

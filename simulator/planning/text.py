@@ -41,8 +41,7 @@ def headline(plan: OffloadPlan) -> list[str]:
         f"{plan.device.name} leave to tensors; {format_bytes(plan.baseline_peak)} as it is",
         f"Time: {format_time(plan.seconds)} a step, {plan.overhead:+.1%} against {format_time(plan.baseline_seconds)} "
         "with memory enough",
-        f"Proof: no plan of its kind takes less than {format_time(plan.lower_bound)} (gap {plan.gap:.2%}); "
-        f"{plan.method}",
+        f"Proof: no plan of its kind {_bound(plan)} (gap {plan.gap:.2%}); {plan.method}",
     ]
     arena, reserved = plan.arena.bytes, plan.reserved
     words.append(
@@ -52,11 +51,20 @@ def headline(plan: OffloadPlan) -> list[str]:
     stalls = plan.timeline.stalled("compute")
     waits = ", ".join(f"{cause} {format_time(seconds)}" for cause, seconds in stalls.items() if seconds > 1e-9)
     kinds = plan.timeline.by_kind("compute")
+    packing = kinds.get("pack", 0.0) + kinds.get("unpack", 0.0)
     words.append(
         f"Compute: recomputation {format_time(kinds.get('recompute', 0.0))}"
+        + (f", compression {format_time(packing)}" if packing else "")
         + (f"; waits for {waits}" if waits else "; it never waits")
     )
     return words
+
+
+def _bound(plan: OffloadPlan) -> str:
+    if plan.least is None:
+        return f"takes less than {format_time(plan.lower_bound)}"
+    within = "" if plan.slowdown is None else f" in at most {plan.slowdown:g} times the time"
+    return f"needs less than {format_bytes(plan.least)}{within}"
 
 
 def _whether(needed: int, room: int) -> str:
@@ -64,15 +72,15 @@ def _whether(needed: int, room: int) -> str:
 
 
 def _tensors(plan: OffloadPlan) -> Table:
-    rows = sorted(plan.kinds(), key=lambda row: -(row["recompute"] + row["move"]))
-    shown = [row for row in rows if row["recompute"] + row["move"]]
-    cells = tuple(
-        (row["tensor"], str(row["count"]), *(_size(row[name]) for name in ("keep", "recompute", "move")))
-        for row in shown[:_TOP]
-    )
+    rows = sorted(plan.kinds(), key=lambda row: -(row["recompute"] + row["move"] + row["compress"]))
+    shown = [row for row in rows if row["recompute"] + row["move"] + row["compress"]]
+    columns = {"keep": "kept", "recompute": "recomputed", "move": "moved"}
+    if any(row["compress"] for row in shown):
+        columns["compress"] = "compressed"
+    cells = tuple((row["tensor"], str(row["count"]), *(_size(row[name]) for name in columns)) for row in shown[:_TOP])
     more = len(shown) - _TOP
     title = "Tensors that do not simply stay" + (f" (and {more} smaller kinds)" if more > 0 else "")
-    return Table(title, ("<tensor", "count", "kept", "recomputed", "moved"), cells)
+    return Table(title, ("<tensor", "count", *columns.values()), cells)
 
 
 def _streams(plan: OffloadPlan) -> Table:

@@ -25,7 +25,6 @@ those of fluid scheduling.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -372,26 +371,26 @@ def tightest(problem: Problem, *, limit: float | None = None, time_limit: float 
     Raises:
         Infeasible: no budget is enough.
     """
-    relaxed = _built(problem, hopeful=False, integer=False, free_budget=True, limit=limit)
-    if not _run(relaxed, 60.0, 0.0):
+    model = _built(problem, hopeful=False, integer=False, free_budget=True, limit=limit)
+    if not _run(model, 60.0, 0.0):
         raise Infeasible(problem.budget, NEVER)
-    shares = [float(relaxed.pulp.value(r) or 0.0) for r in relaxed.r]
-    best: tuple[int, set[int]] | None = None
+    shares = [float(model.pulp.value(r) or 0.0) for r in model.r]
+    best: tuple[float, set[int]] | None = None
     for threshold in (1e-6, 0.5, 1.0 - 1e-6):
         chosen = _closed(problem, {g for g, share in enumerate(shares) if share >= threshold})
-        model = _fixed(_built(problem, hopeful=False, integer=False, free_budget=True, limit=limit), chosen)
-        if _run(model, 60.0, 0.0):
-            least = problem.budget + round(MEGA * float(model.pulp.value(model.over)))
-            if best is None or least < best[0]:
-                best = least, chosen
+        if _run(_fixed(model, chosen), 60.0, 0.0):
+            over = float(model.pulp.value(model.over))
+            if best is None or over < best[0]:
+                best = over, chosen
     if best is None:
         raise Infeasible(problem.budget, NEVER)
-    least, chosen = best
-    at = replace(problem, budget=least + SLACK)
-    fastest = _fixed(_built(at, hopeful=False, integer=False, limit=limit), chosen)
-    if not _run(fastest, time_limit, 0.0):
-        raise Infeasible(problem.budget, least)
-    return _decisions(fastest, at.seconds, "linear program (HiGHS) for the smallest budget, rounded"), at.budget
+    over, chosen = best
+    model.over.upBound = over + SLACK / MEGA
+    model.program.setObjective(model.longer())
+    if not _run(_fixed(model, chosen), time_limit, 0.0):
+        raise Infeasible(problem.budget, problem.budget + round(MEGA * over))
+    decisions = _decisions(model, problem.seconds, "linear program (HiGHS) for the smallest budget, rounded")
+    return decisions, problem.budget + round(MEGA * over) + SLACK
 
 
 def solve(

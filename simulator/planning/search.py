@@ -1,0 +1,239 @@
+"""The best over all ways to run a step: in the least time within a budget, or in the least memory within a time.
+
+What a plan *needs* is what its tensors take at once (`allocated`), or what PyTorch's caching allocator holds for the
+same allocations and frees, fragmentation counted (`reserved`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from peakline.planning.addresses import reserved_by, staying
+from peakline.planning.attempt import Attempt
+from peakline.planning.execute import DEVICE
+from peakline.planning.extract import Keys
+from peakline.planning.whole import in_whole
+from peakline.solvers.offload.linear import NEVER, Infeasible, bound, least_budget, tightest
+from peakline.solvers.offload.problem import Decisions, Problem
+from peakline.streams import Deadlock, Timeline
+
+__all__ = ["Found", "Search"]
+
+TRIES = 7
+"""Budgets that are tried at most until what the allocator reserves fits."""
+
+PROBES = 6
+"""Budgets that are tried at most on the way to the least memory."""
+
+WIDE = 0.02
+"""Where a plan is further above its bound, the decisions for the smallest budget and all of the room are tried too."""
+
+NEAR = 200
+"""Two budgets within this part of the larger are not told apart."""
+
+
+class Found(NamedTuple):
+    """Decisions and their simulation."""
+
+    attempt: Attempt
+    problem: Problem
+    keys: Keys
+    decisions: Decisions
+    timeline: Timeline
+
+    def needs(self, fit: str) -> int:
+        """Bytes of the device that it takes: alive at once, or as reserved by the caching allocator."""
+        if fit == "allocated":
+            return self.timeline.peak(DEVICE)
+        stays = staying(self.attempt.profile.program, self.problem, self.keys.items, self.decisions)
+        return reserved_by(self.timeline, DEVICE, stays)
+
+
+@dataclass
+class Search:
+    """Ways to run a step, and what must fit.
+
+    Attributes:
+        attempts: the ways.
+        coarse: further ones, for budgets that these do not reach.
+        fit: `allocated` or `reserved`.
+    """
+
+    attempts: Sequence[Attempt]
+    coarse: Sequence[Attempt]
+    fit: str = "allocated"
+
+    # ---- the least time -------------------------------------------------------------------------------------------
+    def fastest(self, room: int, aim: int) -> tuple[Found, float] | None:
+        """The fastest plan that needs at most `room` bytes, and seconds that none can beat; None where none is known.
+
+        Args:
+            aim: bytes that tensors alive at once may take, at most `room`.
+        """
+        outcome = self._fastest(room, aim)
+        if outcome is not None and aim < room and outcome[0].timeline.makespan > outcome[1] * (1 + WIDE):
+            whole = self._fastest(room, room)
+            outcome = min(outcome, whole or outcome, key=lambda found: found[0].timeline.makespan)
+        if outcome is None:
+            floor = self._smallest[0]
+            if floor is not None and floor.needs(self.fit) <= room:
+                outcome = floor, min(self._bound(attempt, room) for attempt in (*self.attempts, *self.coarse))
+        return outcome
+
+    def _fastest(self, room: int, aim: int) -> tuple[Found, float] | None:
+        """The same, as far as each budget is looked at for itself."""
+        outcomes: list[Found] = []
+        refused: list[Attempt] = []
+        for group in (self.attempts, self.coarse):
+            for attempt in group if not outcomes else ():
+                try:
+                    outcomes.append(self._within(attempt, room, aim))
+                except Infeasible:
+                    refused.append(attempt)
+        if not outcomes:
+            return None
+        lower = min(found.decisions.lower_bound for found in outcomes)
+        lower = min([lower, *(self._bound(attempt, aim) for attempt in refused if attempt in self.attempts)])
+        if min(found.timeline.makespan for found in outcomes) > lower * (1 + WIDE):
+            outcomes += [found for found in self._tight if found.needs(self.fit) <= room]
+        return min(outcomes, key=lambda found: found.timeline.makespan), lower
+
+    def _bound(self, attempt: Attempt, room: int) -> float:
+        try:
+            return bound(attempt.problem(room)[0], time_limit=attempt.time_limit)
+        except Infeasible:
+            return float("inf")
+
+    def _within(self, attempt: Attempt, room: int, aim: int) -> Found:
+        """The fastest plan of one attempt that needs at most `room` bytes.
+
+        What the allocator reserves cannot be asked of a linear program: tensors get less and less room until the replay
+        of the allocator fits, and then more again, halving the interval.
+
+        Raises:
+            Infeasible: there is none.
+        """
+        found = first = Found(attempt, *attempt.within(aim))
+        over = found.needs(self.fit) - room
+        if self.fit == "allocated" or over <= 0:
+            return found
+        best: Found | None = None
+        low, high = 0, aim
+        for _ in range(TRIES):
+            target = (low + high) // 2 if best is not None else high - max(over, high // NEAR)
+            if high - low <= high // NEAR or target <= 0:
+                break
+            try:
+                found = Found(attempt, *attempt.within(target))
+            except Infeasible:
+                if best is None:
+                    raise
+                low = target
+                continue
+            over = found.needs(self.fit) - room
+            if over > 0:
+                high = target
+                continue
+            low = target
+            if best is None or found.timeline.makespan < best.timeline.makespan:
+                best = found
+        if best is None:
+            raise Infeasible(room, NEVER)
+        return best._replace(decisions=replace(best.decisions, lower_bound=first.decisions.lower_bound))
+
+    # ---- the least memory -----------------------------------------------------------------------------------------
+    @cached_property
+    def _tight(self) -> list[Found]:
+        """Each attempt's decisions for the smallest budget of the linear program."""
+        return [found for attempt in (*self.attempts, *self.coarse) if (found := self._tightest(attempt, None))]
+
+    @cached_property
+    def _smallest(self) -> tuple[Found | None, int]:
+        """The plan that needs least, whatever budget is asked for."""
+        found = self.smallest(None)
+        return found if found is not None else (None, NEVER)
+
+    def floor(self) -> Found:
+        """The plan that needs least: at every budget from there on there is a plan.
+
+        Raises:
+            Infeasible: no budget is enough.
+        """
+        if self._smallest[0] is None:
+            raise Infeasible(0, NEVER)
+        return self._smallest[0]
+
+    def smallest(self, limit: float | None) -> tuple[Found, int] | None:
+        """The plan that needs least and takes at most `limit` seconds; and bytes that none of its kind can go below.
+
+        None where none is known to keep the limit.
+        """
+        everyone = (*self.attempts, *self.coarse)
+        least = min(self._least(attempt, limit) for attempt in everyone)
+        if limit is None:
+            candidates = self._tight
+        else:
+            candidates = [found for attempt in everyone if (found := self._tightest(attempt, limit))]
+        best = min(candidates, key=lambda found: found.needs(self.fit), default=None)
+        low, high = least, best.needs(self.fit) if best else max(max(a.profile.live) for a in self.attempts)
+        for probe in range(PROBES):
+            room = high if probe == 0 else (low + high) // 2  # first: the fastest that needs no more
+            outcome = self._fastest(room, room)
+            kept = outcome is not None and (limit is None or outcome[0].timeline.makespan <= limit)
+            if outcome is not None and kept:
+                best = _better(best, outcome[0], self.fit)
+                high = min(high, best.needs(self.fit))
+            elif probe:
+                low = room
+            if high - low <= high // NEAR:
+                break
+        return None if best is None else (best, least)
+
+    def _least(self, attempt: Attempt, limit: float | None) -> int:
+        try:
+            return least_budget(attempt.problem(1)[0], hopeful=True, limit=limit)
+        except Infeasible:
+            return NEVER
+
+    def _tightest(self, attempt: Attempt, limit: float | None) -> Found | None:
+        """The decisions for the smallest budget, in the least room in which their replay goes through."""
+        problem, keys = attempt.problem(max(attempt.profile.live))
+        try:
+            decisions, least = tightest(problem, limit=limit, time_limit=attempt.time_limit)
+        except Infeasible:
+            return None
+        best: Found | None = None
+        variants = [in_whole(problem, decisions, up=up) for up in (False, True)] if attempt.whole else [decisions]
+        for variant in variants:
+            for timeline in _narrowing(attempt, problem, keys, variant, least):
+                if limit is None or timeline.makespan <= limit:
+                    best = _better(best, Found(attempt, problem, keys, variant, timeline), self.fit)
+        return best
+
+
+def _better(one: Found | None, other: Found, fit: str) -> Found:
+    """The one that needs less; the faster of two that need the same."""
+    if one is None:
+        return other
+    return min(one, other, key=lambda found: (found.needs(fit), found.timeline.makespan))
+
+
+def _narrowing(
+    attempt: Attempt, problem: Problem, keys: Keys, decisions: Decisions, least: int
+) -> Iterator[Timeline]:  # fmt: skip
+    """Replays in less and less room: where copies wait for room they are in nobody's way."""
+    timeline = attempt.carried_out(problem, keys, decisions, None)
+    yield timeline
+    low, high = least, timeline.peak(DEVICE)
+    while high - low > high // NEAR // 4:
+        middle = (low + high) // 2
+        try:
+            timeline = attempt.carried_out(problem, keys, decisions, middle)
+        except (Deadlock, ValueError):
+            low = middle
+        else:
+            yield timeline
+            high = timeline.peak(DEVICE)
