@@ -8,21 +8,26 @@ a weight that an optimizer updates, its result is a tensor of its own.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from peakline.cost.machine import machine
+from peakline.cost.price import KernelCost, price
+from peakline.cost.program import working
+from peakline.hardware import Device
 from peakline.memory.lifetimes import Program, Step, unroll
 from peakline.models.graph import ALL, RESIDENT_ROLES, Graph
 from peakline.models.operators import operator_type
 from peakline.solvers.problem import Operator, Problem, ProblemError, Role, Tensor
 
-__all__ = ["Scope", "part_of", "problem_of", "read_problem"]
+__all__ = ["Scope", "on_chip_seconds", "part_of", "problem_of", "read_problem"]
 
 Scope = Literal["all", "activations"]
 
 
-def problem_of(graph: Graph, *, scope: Scope = "all") -> Problem:
+def problem_of(graph: Graph, *, scope: Scope = "all", work: Device | Literal["flops"] | None = None) -> Problem:
     """The graph as tensors and operators for `peakline.solvers`.
 
     Parameters, optimizer states and buffers become `parameter`; inputs and caches `input`; what an operator makes is
@@ -30,13 +35,16 @@ def problem_of(graph: Graph, *, scope: Scope = "all") -> Problem:
     the next step, or all that its operator makes and nobody reads it. Workspace inside an operator is an activation
     that it alone touches. `scope` "activations" leaves parameters out, as where weights stream from elsewhere.
 
-    Raises ValueError for a sweep of configurations or an unknown scope.
+    `work` says what operators take: on a device the seconds that its kernels take beside main memory's transfers
+    (`on_chip_seconds`), or their FLOPs; None: nothing.
+
+    Raises ValueError for a sweep of configurations or an unknown scope; UnsupportedDtype as `price`.
     """
     if scope not in ("all", "activations"):
         raise ValueError(f"scope: must be all or activations, got {scope!r}")
     if graph.is_sweep:
         raise ValueError(f"{graph.name}: a sweep has no single schedule; give one configuration")
-    problem = _Reader(unroll(graph)).read()
+    problem = _Reader(unroll(graph), _work_of(graph, work)).read(isinstance(work, Device))
     if scope == "all":
         return problem
     left = {tensor.name for tensor in problem.tensors if tensor.role == "parameter"}
@@ -44,6 +52,30 @@ def problem_of(graph: Graph, *, scope: Scope = "all") -> Problem:
         tuple(t for t in problem.tensors if t.name not in left),
         tuple(replace(o, inputs=tuple(n for n in o.inputs if n not in left)) for o in problem.operators),
     )
+
+
+def on_chip_seconds(cost: KernelCost, main: str) -> float:
+    """Seconds of a kernel whose operands lie on the chip: launch, the slowest resource but main memory, and what fills
+    and drains beside it (`KernelCost.limits`).
+    """
+    beside = {name: float(seconds) for name, seconds in cost.limits.items() if name != main}
+    fixed = beside.pop("launch", 0.0) + beside.pop("latency", 0.0)
+    return fixed + max(beside.values(), default=0.0)
+
+
+def _work_of(graph: Graph, work: Device | Literal["flops"] | None) -> dict[int, float]:
+    """Seconds or FLOPs of one execution of each operator that starts kernels, by its identity."""
+    if work is None:
+        return {}
+    found: dict[int, float] = {}
+    for item in working(graph):
+        if isinstance(work, Device):
+            main = machine(work).main.name
+            costs = [price(kernel, *moved, work) for kernel, moved in zip(item.kernels, item.moves)]
+            found[id(item.operator)] = sum(on_chip_seconds(cost, main) for cost in costs)
+        else:
+            found[id(item.operator)] = sum(int(kernel.flops) for kernel in item.kernels)
+    return found
 
 
 def part_of(problem: Problem, prefix: str) -> Problem:
@@ -106,19 +138,21 @@ class _Group:
     name: str
     reads: list[_Version] = field(default_factory=list)
     makes: list[_Version] = field(default_factory=list)
+    work: float = 0
 
 
 class _Reader:
     """Walks the unrolled program and keeps track of the current version of every storage."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, work: Mapping[int, float]) -> None:
+        self.program, self.work = program, work
         self.groups: list[_Group] = []
         self.current: dict[int, _Version] = {}
         self.names: dict[str, int] = {}
         self.left: set[int] = set()
 
-    def read(self) -> Problem:
+    def read(self, timed: bool) -> Problem:
+        """The problem; the work is in seconds if `timed`, else in FLOPs."""
         for step in self.program.steps:
             self._step(step)
         self.left = {id(self._version(key)) for key in self.program.previous.values()}
@@ -129,6 +163,8 @@ class _Reader:
                 g.name,
                 tuple(dict.fromkeys(v.name for v in g.reads if v.bytes)),
                 tuple(v.name for v in g.makes if v.bytes),
+                g.work if self.work and timed else None,
+                g.work if self.work and not timed else None,
             )
             for g in self.groups
         )
@@ -157,6 +193,7 @@ class _Reader:
                 new = _Version(self._unique(f"{old.name.split('#')[0]}#"), old.bytes, old.role, host, renews=True)
                 self.current[key] = new
                 host.makes.append(new)
+        host.work += self.work.get(id(step.operator), 0)
         for key in fresh:
             version = self._version(key)
             version.maker = host

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peakline.cli.estimate import workload_of
+from peakline.cli.schedule_time import Rates, rates_of, shortest, time_lines
 from peakline.files import written_whole
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ __all__ = ["schedule"]
 SCHEMA = "peakline.schedule/1"
 _NO = 1
 _REDRAW = 0.2  # seconds between two lines of progress
-_GRAPH, _SOLVER, _OUTPUT = "Graph", "Solver", "Output"
+_GRAPH, _SOLVER, _OUTPUT, _TIME = "Graph", "Solver", "Output", "Objective time"
 
 
 def schedule(
@@ -37,8 +38,20 @@ def schedule(
         str | None, typer.Option(metavar="BYTES", help="Of the scratchpad: 1048576, or with a unit, 1MiB.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="traffic (non-compulsory bytes) or peak (smallest over all orders).")
+        str, typer.Option(help="traffic (non-compulsory bytes), time, or peak (smallest over all orders).")
     ] = "traffic",
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For time: its kernels, its main memory.", rich_help_panel=_TIME)
+    ] = None,
+    bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Of the link: 25GB/s.", rich_help_panel=_TIME)
+    ] = None,
+    compute: Annotated[
+        str | None, typer.Option(metavar="RATE", help="For operators in FLOPs: 2TFLOP/s.", rich_help_panel=_TIME)
+    ] = None,
+    overlap: Annotated[
+        bool, typer.Option("--overlap/--no-overlap", help="Transfers beside operators.", rich_help_panel=_TIME)
+    ] = True,
     time_limit: Annotated[
         float, typer.Option(metavar="SECONDS", help="Best plan and bound by then.", rich_help_panel=_SOLVER)
     ] = 60.0,
@@ -95,12 +108,15 @@ def schedule(
     """
     from peakline.hardware.units import parse_bytes
     from peakline.solvers.replay import replay
+    from peakline.solvers.replay_time import replay_time
     from peakline.solvers.schedule import Infeasible, NotFound
     from peakline.solvers.schedule import schedule as solve
 
     sizes = {"batch": batch, "seq": seq, "image": image, "dtype": dtype, "optimizer": optimizer}
     asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
-    problem = _problem(graph, asked, {k: v for k, v in sizes.items() if v is not None}, scope, only)
+    rates = rates_of(objective, device, bandwidth, compute, overlap)
+    given = {k: v for k, v in sizes.items() if v is not None}
+    problem = _problem(graph, asked, given, scope, only, rates)
     if plot is not None:
         from peakline.files import check_target
         from peakline.plot import file_format
@@ -123,11 +139,13 @@ def schedule(
                 )
         return _sweep(problem, points, time_limit, seed, plot, json_)
     size = None if capacity is None else int(capacity) if _whole(capacity) else parse_bytes(capacity)
-    if size is None and objective == "traffic":
-        raise ValueError("--capacity: the least traffic needs one; --objective peak does not")
+    if size is None and objective in ("traffic", "time"):
+        raise ValueError(f"--capacity: the least {objective} needs one; --objective peak does not")
     try:
         meter = _meter() if sys.stderr.isatty() else None
-        if allow is not None and size is not None:
+        if rates is not None and size is not None:
+            plan = shortest(problem, size, rates, time_limit, seed)
+        elif allow is not None and size is not None:
             from peakline.solvers.schedule.allowing import schedule_allowing
 
             options = tuple(name.strip() for name in allow.split(","))
@@ -148,6 +166,8 @@ def schedule(
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     done = replay(problem, plan)
+    if plan.time is not None:
+        replay_time(problem, plan)
     if out is not None:
         with written_whole(out) as temporary:
             temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
@@ -196,7 +216,9 @@ def _whole(text: str) -> bool:
     return text.strip().lstrip("+-").isdigit()
 
 
-def _problem(graph: str, asked: dict[str, bool], options: dict[str, Any], scope: str, only: str | None) -> Problem:
+def _problem(
+    graph: str, asked: dict[str, bool], options: dict[str, Any], scope: str, only: str | None, rates: Rates | None
+) -> Problem:
     """What the argument names, as a scheduling problem."""
     from peakline.scheduling import part_of, problem_of, read_problem
     from peakline.solvers.problem import Problem
@@ -214,7 +236,7 @@ def _problem(graph: str, asked: dict[str, bool], options: dict[str, Any], scope:
             raise ValueError(f"--scope {scope}: a file lists its own tensors; leave the others out there")
         problem = found
     else:
-        problem = problem_of(found, scope=scope)  # type: ignore[arg-type]
+        problem = problem_of(found, scope=scope, work=rates.work if rates is not None else None)  # type: ignore[arg-type]
     return problem if only is None else part_of(problem, only)
 
 
@@ -223,7 +245,7 @@ def _document(problem: Problem, plan: Plan, done: Replay, objective: str) -> dic
     stated = plan.to_dict()
     return {
         "schema": SCHEMA,
-        "status": stated["certificate"]["status"],
+        "status": stated["time" if "time" in stated else "certificate"]["status"],
         "objective": objective,
         "operators": len(problem.operators),
         "tensors": len(problem.tensors),
@@ -232,6 +254,7 @@ def _document(problem: Problem, plan: Plan, done: Replay, objective: str) -> dic
         "peak": plan.peak,
         "arena": done.arena,
         "certificate": stated["certificate"],
+        **({"time": {k: v for k, v in stated["time"].items() if k != "queue"}} if "time" in stated else {}),
     }
 
 
@@ -254,12 +277,14 @@ def _lines(problem: Problem, plan: Plan, done: Replay, out: Path | None) -> list
     from peakline.hardware.units import format_bytes
 
     proof, moved = plan.certificate, plan.traffic
+    timed = time_lines(plan.time) if plan.time is not None else []
     lines = [
         f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, capacity {format_bytes(plan.capacity)}",
         f"traffic   {format_bytes(moved.load + moved.store)}: load {format_bytes(moved.load)}, "
         f"store {format_bytes(moved.store)}; compulsory {format_bytes(moved.compulsory)}, "
         f"non-compulsory {format_bytes(moved.non_compulsory)} ({moved.non_compulsory} B)",
         f"peak      {format_bytes(plan.peak)} resident, addresses up to {format_bytes(done.arena)}",
+        *timed,
         f"proven    {proof.status}: objective {proof.objective} B, bound {proof.lower_bound} B, gap {proof.gap:.1%}",
         f"method    {proof.method} ({proof.seconds:.2f} s)",
     ]
