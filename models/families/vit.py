@@ -34,6 +34,7 @@ class ViTConfig:
         activation: Hugging Face name.
         swiglu: silu(gate)·up instead of two linear layers (DINOv2's giant).
         layer_scale: a learned scale per channel on each branch (DINOv2).
+        distilled: a second learned token, with a position of its own (DeiT, arXiv:2012.12877 §4).
         registers: learned tokens beside the class token (arXiv:2309.16588).
         mask_token: whether the checkpoint holds one (DINOv2), which only pre-training reads.
         qkv_bias: whether the projections of queries, keys and values have biases.
@@ -52,6 +53,7 @@ class ViTConfig:
     activation: str = "gelu"
     swiglu: bool = False
     layer_scale: bool = False
+    distilled: bool = False
     registers: int = 0
     mask_token: bool = False
     qkv_bias: bool = True
@@ -78,10 +80,11 @@ def patches(b: GraphBuilder, x: Tensor, hidden: int, patch: int, name: str) -> T
 def _embed(b: GraphBuilder, config: ViTConfig, work: Workload) -> Tensor:
     """Patches, class token, position embedding (interpolated for another image size), registers."""
     pixels = image_input(b, work, config.image, config.channels)
-    own = (config.image // config.patch) ** 2 + 1
+    own = (config.image // config.patch) ** 2 + (2 if config.distilled else 1)
     with b.scope("vit.embeddings"):
         x = patches(b, pixels, config.hidden, config.patch, "patch_embeddings.projection")
-        x = concat(b, [_token(b, "cls_token", 1, x), x], axis=1, name="cat")
+        first = ["cls_token", "distillation_token"] if config.distilled else ["cls_token"]
+        x = concat(b, [*(_token(b, name, 1, x) for name in first), x], axis=1, name="cat")
         positions = b.parameter("position_embeddings", (1, own, config.hidden))
         if config.mask_token:
             b.parameter("mask_token", (1, config.hidden))
@@ -170,6 +173,7 @@ def from_huggingface(values: dict[str, Any]) -> ViTConfig:
         activation=fields.text("hidden_act", default="gelu", among=("gelu", "relu", "silu", "gelu_new")),
         swiglu=swiglu,
         layer_scale=dino,
+        distilled=values.get("model_type") == "deit",
         mask_token=dino,
         qkv_bias=fields.flag("qkv_bias", default=True),
         dropout=fields.number("hidden_dropout_prob", default=0.0),
