@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peakline.solvers.offload.chain import Stage, checkpoint_chain, replay
+from peakline.solvers.offload.chain import Stage, checkpoint_chain, least_seconds, replay
 
 SECONDS = st.integers(1, 5).map(float)
 
@@ -15,7 +15,8 @@ SECONDS = st.integers(1, 5).map(float)
 def stages(draw):
     """A stage that saves its output and perhaps more."""
     output = draw(st.integers(1, 4))
-    return Stage(draw(SECONDS), draw(SECONDS), output, output + draw(st.integers(0, 5)), draw(st.integers(0, 2)))
+    saved = output + draw(st.integers(0, 5))
+    return Stage(draw(SECONDS), draw(SECONDS), output, saved, draw(st.integers(0, 2)), left=draw(st.integers(0, 1)))
 
 
 chains = st.lists(stages(), min_size=1, max_size=4).map(tuple)
@@ -27,6 +28,7 @@ def searched(chain, budget):
     As in the paper, what a backward run needs is held only together with the input that it needs as well.
     """
     start = (frozenset(), len(chain) - 1)
+    left = [sum(stage.left for stage in chain[turn + 1 :]) for turn in range(-1, len(chain))]
     queue, seen, number = [(0.0, 0, start)], set(), 0
 
     def size(held):
@@ -46,9 +48,9 @@ def searched(chain, budget):
                 continue
             for whole in (False, True):
                 grown = held | {(i, whole)}
-                if size(grown) + stage.forward_work <= budget:
+                if size(grown) + left[turn + 1] + stage.forward_work <= budget:
                     after.append((stage.forward, (grown, turn)))
-            if i == turn and (i, True) in held and size(held) + stage.backward_work <= budget:
+            if i == turn and (i, True) in held and size(held) + left[turn + 1] + stage.backward_work <= budget:
                 after.append((stage.backward, (held - {(i, True)}, turn - 1)))
         for took, new in after:
             whole = {i for i, all_ in new[0] if all_ and i}
@@ -94,3 +96,24 @@ def test_root_n_memory_costs_about_one_more_forward_pass():
     chain = (Stage(1.0, 2.0, 1, 1),) * n
     found = checkpoint_chain(chain, 8)
     assert found.seconds <= 3 * n + n
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(stages(), min_size=1, max_size=6).map(tuple), st.integers(3, 60), st.integers(4, 40))
+def test_in_coarse_grains_it_still_fits_and_its_bound_still_holds(chain, budget, grains):
+    exact, found = checkpoint_chain(chain, budget), checkpoint_chain(chain, budget, grains=grains)
+    if found is not None:
+        seconds, peak = replay(chain, found)
+        assert peak <= budget
+        assert exact is not None
+        assert exact.seconds <= seconds
+    if exact is not None:
+        assert least_seconds(chain, budget, grains=grains) <= exact.seconds
+        assert least_seconds(chain, budget) == exact.seconds
+
+
+def test_fifty_stages_are_solved_to_a_few_percent():
+    chain = tuple(Stage(1.0, 2.0, 10_000_019 + i, 70_000_003) for i in range(50))
+    found, bound = checkpoint_chain(chain, 1_200_000_000), least_seconds(chain, 1_200_000_000)
+    assert replay(chain, found)[1] <= 1_200_000_000
+    assert bound <= found.seconds <= 1.05 * bound
