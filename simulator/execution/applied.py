@@ -87,6 +87,7 @@ class Applied:
         """Begin."""
         self.script, self.stores, self._undo = script, stores, undo
         self.iteration: Iteration | None = None
+        self._lingering: set[int] = set()
         self._mode = _Following(self)
         self._saving = saved_tensors_hooks(self._pack, _unpack)
         self._hooks = [
@@ -119,11 +120,11 @@ class Applied:
         self.remove()
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        self.iteration = Iteration(self.script, self.stores) if torch.is_grad_enabled() else None
+        self.iteration = Iteration(self.script, self.stores, self._lingering) if torch.is_grad_enabled() else None
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self.iteration is not None:
-            self.iteration.inside = False
+            self.iteration.leave()
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         iteration = self.iteration
@@ -138,7 +139,7 @@ def _unpack(saved: Any) -> torch.Tensor:
 
 
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shows the operators of the forward pass to the iteration under way."""
+    """Shows the operators of a step to the iteration under way."""
 
     def __init__(self, applied: Applied) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,9 +147,12 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         iteration = self.applied.iteration
-        if iteration is None or not iteration.recording or torch._C._current_graph_task_id() >= 0:
+        if iteration is None or iteration.busy or func.namespace in ("profiler", "prim"):
             return func(*args, **(kwargs or {}))
-        if func.namespace in ("profiler", "prim"):
+        if not iteration.recording:
+            iteration.follow(func)
+            return func(*args, **(kwargs or {}))
+        if torch._C._current_graph_task_id() >= 0:
             return func(*args, **(kwargs or {}))
         return iteration.run(func, args, kwargs or {})
 

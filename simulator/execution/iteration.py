@@ -2,13 +2,17 @@
 
 In the forward pass each operator is lined up with the plan's. A storage that the plan lets go is saved as a mere
 reference, and gone when nobody else uses it; what must be executed to have it again is written down. In the backward
-pass the first request for a storage says which step has come: what the plan does until then (fetch what was sent away,
-execute a segment again) is done first.
+pass the next operator, or the first request for a storage, says which step has come: what the plan does until then
+(fetch what was sent away, execute a segment again) is done first.
+
+Variables of a `forward` may hold a storage that no operator will touch again before the backward pass. Those that are
+seen to let it go before the forward pass is over find it emptied at its planned time from the next pass on.
 """
 
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left
 from collections import defaultdict
 from typing import Any
 
@@ -73,9 +77,14 @@ class Handle:
 class Iteration:
     """State of one forward pass and its backward pass."""
 
-    def __init__(self, script: Script, stores: dict[str, Store]) -> None:
-        """Nothing has run."""
-        self.script, self.stores = script, stores
+    def __init__(self, script: Script, stores: dict[str, Store], lingering: set[int]) -> None:
+        """Nothing has run.
+
+        Args:
+            lingering: storages that variables hold for a while beyond their last use, as earlier iterations found;
+                this one adds to them.
+        """
+        self.script, self.stores, self.lingering = script, stores, lingering
         self.position = 0
         self.inside = True
         self.written: dict[int, Written] = {}
@@ -86,8 +95,13 @@ class Iteration:
                 self.users[key] += 1
         self._keys: dict[int, tuple[weakref.ref[Any], int | None]] = {}
         self._memories: weakref.WeakValueDictionary[int, _Memory] = weakref.WeakValueDictionary()
+        self._storages: dict[int, weakref.ref[Any]] = {}
+        self._held: list[int] = []
+        self._owed: set[int] = set()
         self._due = sorted(script.actions)
         self._done = 0
+        self._behind = 0
+        self.busy = False
 
     @property
     def recording(self) -> bool:
@@ -105,7 +119,10 @@ class Iteration:
         return found is not None and found[0]() is not None
 
     def _learn(self, tensor: torch.Tensor, key: int | None) -> None:
-        self._keys[storage_of(tensor)] = (weakref.ref(tensor.untyped_storage()), key)
+        reference = weakref.ref(tensor.untyped_storage())
+        self._keys[storage_of(tensor)] = (reference, key)
+        if key is not None:
+            self._storages[key] = reference
 
     # ---- the forward pass -----------------------------------------------------------------------------------------
     def run(self, operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -124,7 +141,7 @@ class Iteration:
         for tensor in tensors_in(result):
             if not self._known(tensor):
                 made.setdefault(storage_of(tensor), tensor)
-        packet = f"{operator.namespace}.{operator._schema.name.partition('::')[2]}"
+        packet = packet_of(operator)
         if not (made or mutable(operator)) or packet in _UNCOUNTED:
             return result
         difference = _difference(step, packet, list(made.values()))
@@ -139,10 +156,28 @@ class Iteration:
         if again is not None and plain is not None:
             self.written[step.step] = Written(operator, *plain, step.makes, state)
         self.position += 1
+        del given, made, tensor, plain  # a tensor let go here shall be gone
         for key in self.script.sends.get(step.step, ()):
             self._send(key)
-        self._until(step.step + 1)
+        for key in self.script.lets.get(step.step, ()):
+            self._let_go(key)
+        self._until(self.script.expected[self.position].step if self.recording else step.step + 1)
         return result
+
+    def leave(self) -> None:
+        """The module returns: what is held now may be seen by whoever called it, and must stay what it is."""
+        self.inside = False
+        self.lingering.update(key for key in self._held if self._storages[key]() is None)
+
+    def _let_go(self, key: int) -> None:
+        """A storage is gone by the plan; where variables hold it for a while yet, it is emptied."""
+        storage = self._storages[key]() if key in self._storages else None
+        if storage is None or not self.inside:
+            return
+        if key in self.lingering:
+            storage.resize_(0)
+        else:
+            self._held.append(key)
 
     def _memory(self, key: int, base: torch.Tensor | None) -> _Memory:
         found = self._memories.get(key)
@@ -162,7 +197,13 @@ class Iteration:
         if key in self.script.again:
             return Handle(self, None, self._memory(key, None), reference)
         if key in self.script.moved:
-            return Handle(self, None, self._memory(key, plain), reference)
+            memory = self._memory(key, plain)
+            if key in self._owed:  # autograd saves results when the operator has returned
+                self._owed.discard(key)
+                self.busy = True
+                self._send(key)
+                self.busy = False
+            return Handle(self, None, memory, reference)
         return Handle(self, plain, None, reference)
 
     # ---- what the plan does, when its time has come ---------------------------------------------------------------
@@ -178,14 +219,29 @@ class Iteration:
                 f"the backward pass begins, but {step.name} ({step.type}{_at(step.line)}) of the plan has not run: "
                 "the loss is another than the captured one; capture and plan it again"
             )
-        self._until(self.script.first_use.get(key, -1))
+        step = self.script.first_use.get(key, -1)
+        self._behind = max(self._behind, bisect_left(self.script.backward, (step, "")))
+        self._until(step)
+
+    def follow(self, operator: Any) -> None:
+        """An operator of the backward pass is about to run: do all that comes before its step, if it is the next."""
+        if self._behind >= len(self.script.backward):
+            return
+        step, kind = self.script.backward[self._behind]
+        if kind == packet_of(operator):
+            self._behind += 1
+            self._until(step)
 
     def _until(self, step: int) -> None:
         while self._done < len(self._due) and self._due[self._done] <= step:
             actions = self.script.actions[self._due[self._done]]
             self._done += 1
-            for action in actions:
-                self._do(action)
+            self.busy = True
+            try:
+                for action in actions:
+                    self._do(action)
+            finally:
+                self.busy = False
 
     def _do(self, action: Action) -> None:
         if action.kind == "recompute":
@@ -197,6 +253,7 @@ class Iteration:
         if action.kind == "drop":
             memory.stored.ticket.wait()
             memory.base = None
+            self._let_go(action.number)
         else:
             self._fetch(memory)
 
@@ -204,6 +261,8 @@ class Iteration:
         memory = self._memories.get(key)
         if memory is not None and memory.base is not None:
             memory.stored = self.stores[self.script.moved[key]].put(memory.base)
+        else:
+            self._owed.add(key)
 
     def _fetch(self, memory: _Memory) -> None:
         if memory.stored is not None and memory.base is None:
@@ -240,6 +299,11 @@ class Iteration:
             self.users[key] -= 1
             if not self.users[key]:
                 self.needed.pop(key, None)
+
+
+def packet_of(operator: Any) -> str:
+    """An operator's name without its overload: `aten.addmm`."""
+    return f"{operator.namespace}.{operator._schema.name.partition('::')[2]}"
 
 
 def _last_uses(calls: list[Written]) -> dict[int, int]:

@@ -1,8 +1,8 @@
 """A plan as instructions by step: what to expect, what to let go, what to make again, what to send and to fetch, when.
 
 Plain numbers, without torch. Steps are those of the plan's program; storages are its keys. The forward pass is followed
-operator by operator. The backward pass is followed by what autograd asks for: the first time that a storage made in
-the forward pass is read there tells which step has come.
+operator by operator, and must be the plan's. The backward pass is followed by its operators and by what autograd asks
+for: the first time that a storage made in the forward pass is read there tells which step has come at least.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Script:
         operands: storages that each segment reads and does not make itself.
         first_use: step of the backward pass that first touches each storage of the forward pass.
         names: of storages.
+        backward: steps of the backward pass with the types of their operators, in order.
+        lets: storages to be made again that each step of the forward pass is the last to see.
     """
 
     expected: list[Expected]
@@ -78,6 +80,8 @@ class Script:
     operands: dict[int, frozenset[int]] = field(default_factory=dict)
     first_use: dict[int, int] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    backward: list[tuple[int, str]] = field(default_factory=list)
+    lets: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
 def script_of(plan: OffloadPlan) -> Script:
@@ -101,6 +105,11 @@ def script_of(plan: OffloadPlan) -> Script:
         for key in forward
         if (steps := profile.touches.get(key, [])) and (i := bisect_left(steps, turn)) < len(steps)
     }
+    script.backward = [
+        (i, step.operator.type)
+        for i, step in enumerate(profile.steps)
+        if step.operator.phase == "backward" and step.operator.type != "release"
+    ]
     _recomputation(plan, script, forward)
     _moves(plan, script, forward)
     for actions in script.actions.values():
@@ -128,6 +137,9 @@ def _recomputation(plan: OffloadPlan, script: Script, forward: set[int]) -> None
         for item, key in zip(problem.items, keys.items)
         if item.group >= 0 and decisions.executed[item.group] and key in forward
     )
+    for key in script.again:
+        seen = [i for i in profile.touches[key] if i < profile.turn]
+        script.lets[max(profile.held[key], *seen)].append(key)
     steps: dict[int, set[int]] = defaultdict(set)
     for number, group in enumerate(problem.groups):
         if decisions.executed[number]:
