@@ -233,7 +233,10 @@ def problem_of(
 
 
 def saved(profile: Profile) -> dict[int, tuple[int, int]]:
-    """Storages made before the turn and read after it: their last forward and first backward touch."""
+    """Storages made before the turn and read after it: their last forward and first backward touch.
+
+    What variables alone hold that long (a loss, until the step is over) is not autograd's to save, or anybody's to move.
+    """
     program, turn = profile.program, profile.turn
     found = {}
     for key, birth in enumerate(program.births):
@@ -241,7 +244,8 @@ def saved(profile: Profile) -> dict[int, tuple[int, int]]:
             steps = profile.touches[key]
             before, after = [i for i in steps if i < turn], [i for i in steps if i >= turn]
             last = max(before[-1], profile.held[key])
-            if after and profile.slot_of[after[0]] > profile.slot_of[last]:
+            read = any(profile.steps[i].operator.type != "release" for i in after)
+            if read and profile.slot_of[after[0]] > profile.slot_of[last]:
                 found[key] = (last, after[0])
     return found
 
