@@ -30,7 +30,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
 
 from peakline.cost.io_bounds import attention_traffic, both_products_traffic, cascade_traffic
 from peakline.io_complexity.mask import Mask, Values
@@ -41,6 +41,8 @@ __all__ = ["Cascade", "best_cascade", "spilled", "tiled"]
 
 _MOST = 48
 """Sizes of a block that are tried."""
+
+_KEEPS = ((True, True), (True, False), (False, True), (False, False))
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def best_cascade(work: Cascade, capacity: float, passes: int = 1) -> Tiling | No
 
 
 def _candidates(work: Cascade, capacity: float, passes: int) -> Iterator[Tiling]:
-    for keep in product((True, False), repeat=2):
+    for keep in _KEEPS:
         for rows in _row_blocks(work, keep, capacity):
             for columns in _columns_that_fit(work, rows, keep, capacity):
                 whole = columns == work.mask.keys  # then every further pass finds its scores
@@ -197,26 +199,38 @@ def _candidates(work: Cascade, capacity: float, passes: int) -> Iterator[Tiling]
             yield tiled(work, (1, 1), work.mask.keys, (True, True), "columns")
         return
     for keep in ((True, True),) if work.latent else ((True, True), (True, False), (False, True)):
-        sizes = _that_fit(splits(work.mask.keys), lambda c, keep=keep: room(work, (1, 1), c, keep, "columns"), capacity)
+        sizes = _that_fit(splits(work.mask.keys), partial(_beside_columns, work, keep), capacity)
         for columns in sizes[-1:] if keep == (True, True) else _thinned(sizes):
             yield tiled(work, (_rows_that_fit(work, columns, keep, capacity), 1), columns, keep, "columns")
 
 
 def _row_blocks(work: Cascade, keep: tuple[bool, bool], capacity: float) -> Iterator[tuple[int, int]]:
-    """Positions with every head of the group, or with one; heads of one position. Where both L and O stay, the largest
-    that fit with one column or with all."""
+    """Positions with every head of the group, or with one; heads of one position.
+
+    Where both L and O stay, the largest that fit with one column or with all.
+    """
     ways: list[tuple[Values, Callable[[int], tuple[int, int]]]] = [(splits(work.mask.queries), lambda t: (t, 1))]
     if work.group > 1:
         ways += [(ways[0][0], lambda t: (t, work.group)), (splits(work.group), lambda h: (1, h))]
     for sizes, block in ways:
         for columns in (1, work.mask.keys):
-            fit = _that_fit(sizes, lambda t, block=block, n=columns: room(work, block(t), n, keep, "rows"), capacity)
+            fit = _that_fit(sizes, partial(_beside_rows, work, keep, block, columns), capacity)
             yield from map(block, fit[-1:] if keep == (True, True) or columns > 1 else _thinned(fit))
+
+
+def _beside_columns(work: Cascade, keep: tuple[bool, bool], columns: int) -> float:
+    return room(work, (1, 1), columns, keep, "columns")
+
+
+def _beside_rows(
+    work: Cascade, keep: tuple[bool, bool], block: Callable[[int], tuple[int, int]], columns: int, size: int
+) -> float:
+    return room(work, block(size), columns, keep, "rows")
 
 
 def _that_fit(sizes: Values, needs: Callable[[int], float], capacity: float) -> list[int]:
     """The sizes whose room, which grows with them, is at most the capacity."""
-    known = sizes.astype(int).tolist()
+    known: list[int] = sizes.astype(int).tolist()
     return known[: bisect_right(known, capacity, key=needs)]
 
 

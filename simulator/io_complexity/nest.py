@@ -86,12 +86,16 @@ class Nest:
     @property
     def compulsory(self) -> float:
         """Bytes of every operand once."""
-        whole = {name: np.float64(size) for name, size in self.sizes.items()}
-        return float(sum(o.element * _elements(o, whole) for o in self.operands if o.role != "scratch"))
+        return sum(float(o.element * _elements(o, self.whole)) for o in self.operands if o.role != "scratch")
+
+    @property
+    def whole(self) -> Tiles:
+        """One tile as large as the nest."""
+        return {name: np.array(float(size)) for name, size in self.sizes.items()}
 
 
 def _elements(operand: Operand, tiles: Mapping[str, Values]) -> Values:
-    count: Values = np.float64(operand.each) + 0.0 * next(iter(tiles.values()))
+    count = operand.each + 0.0 * next(iter(tiles.values()))
     for axis in operand.axes:
         count = count * (axis.span(tiles[axis.dim]) if isinstance(axis, Window) else tiles[axis])
     return count
@@ -99,7 +103,7 @@ def _elements(operand: Operand, tiles: Mapping[str, Values]) -> Values:
 
 def footprint(nest: Nest, tiles: Tiles) -> Values:
     """Bytes held in a step: one tile of every operand."""
-    total: Values = np.float64(0.0)
+    total = 0.0 * next(iter(tiles.values()))
     for operand in nest.operands:
         total = total + operand.element * _elements(operand, tiles)
     return total
@@ -114,8 +118,9 @@ def traffic(nest: Nest, tiles: Tiles, order: Sequence[str]) -> dict[str, Values]
             continue
         entered = _entered(nest, operand, tiles, trips, order)
         if operand.role == "out":
-            whole = {name: np.float64(size) for name, size in nest.sizes.items()}
-            entered = 2 * entered - _elements(operand, whole)  # every tile leaves; all but its first visit comes back
+            entered = 2 * entered - _elements(
+                operand, nest.whole
+            )  # every tile leaves; all but its first visit comes back
         out[operand.name] = operand.element * entered
     return out
 
@@ -163,7 +168,7 @@ def _start_over(axis: str | Window, size: int, tile: Values, count: Values) -> V
     apart = np.maximum(axis.taps - axis.stride - (count - 2) * tile * axis.stride, 0.0)
     if axis.stride >= axis.taps:
         apart = 0.0 * tile
-    return np.where(count == 1, axis.span(np.float64(size)), apart)
+    return np.where(count == 1, axis.span(np.array(float(size))), apart)
 
 
 def best_tiling(
@@ -197,7 +202,7 @@ def best_tiling(
     held = held[fits]
     best: Tiling | None = None
     for order in permutations(nest.sizes) if orders is None else orders:
-        moved = sum(traffic(nest, tiles, order).values())
+        moved = np.sum([*traffic(nest, tiles, order).values()], axis=0)
         least = int(np.lexsort((held, moved))[0])
         if best is None or moved[least] < best.traffic:
             chosen = {d: int(tiles[d][least]) for d in nest.sizes}

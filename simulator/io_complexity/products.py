@@ -125,8 +125,9 @@ def _staying(
 class Convolution:
     """A convolution of `batch` images: `channels` → `filters`, kernel `taps` = (down, across), in `groups`.
 
-    `space` is the output's height and width. Padding is not moved, so the input is taken as large as the windows
-    reach: (space − 1)·stride + taps, or what `in_space` says. `a`, `b`, `c` are bytes of an input, a weight, a result.
+    `space` is the output's height and width, `padding` the zeros above and left of the input, which nobody moves;
+    `extent` is the input's height and width, where not all that the windows reach but for as much padding on the other
+    sides. `a`, `b`, `c` are bytes of an input, a weight, a result.
     """
 
     batch: int
@@ -139,6 +140,8 @@ class Convolution:
     a: float = 2
     b: float = 2
     c: float = 2
+    padding: tuple[int, int] = (0, 0)
+    extent: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -149,35 +152,72 @@ class Convolution:
         return f"convolution {r}×{s}, {self.channels} → {self.filters}, output {self.batch} × {p}×{q}{by}{groups}"
 
     @property
+    def reach(self) -> tuple[int, int]:
+        """Height and width that the windows cover, padding included."""
+        rows, columns = ((n - 1) * self.stride + t for n, t in zip(self.space, self.taps, strict=True))
+        return rows, columns
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        rows, columns = (n - 2 * p for n, p in zip(self.reach, self.padding, strict=True))
+        return self.extent or (rows, columns)
+
+    @property
+    def inside(self) -> int:
+        """(output position, tap) pairs that meet an input rather than padding."""
+        found = 1
+        for positions, taps, before, extent in zip(self.space, self.taps, self.padding, self.size, strict=True):
+            entries = np.arange(positions)[:, None] * self.stride + np.arange(taps)[None, :] - before
+            found *= int(((entries >= 0) & (entries < extent)).sum())
+        return found
+
+    @property
     def compulsory(self) -> float:
         """Input, weights and output once."""
-        return self.groups * self.nest().compulsory
+        return self.groups * (self.nest().compulsory - self._padding)
+
+    @property
+    def _padding(self) -> float:
+        """Bytes of one group's input that the loops count and nobody moves."""
+        (rows, columns), (down, across) = self.size, (
+            float(axis.span(np.array(float(n)))) for axis, n in zip(self._windows, self.space, strict=True)
+        )  # fmt: skip
+        seen = min(rows, down) * min(columns, across)
+        return self.a * self.batch * (self.channels // self.groups) * max(down * across - seen, 0.0)
+
+    @property
+    def _windows(self) -> tuple[Window, Window]:
+        return Window("p", self.taps[0], self.stride), Window("q", self.taps[1], self.stride)
 
     def bound(self, capacity: float, copies: int = 1) -> float:
-        """Compulsory traffic, or the matmul bound over √reuse ([3]).
+        """The larger of compulsory traffic and `least`."""
+        return max(self.compulsory, self.least(capacity, copies))
 
-        One input stands for at most ⌈r/stride⌉·⌈s/stride⌉ entries of the unrolled matrix. With depthwise groups or
-        one filter the compulsory traffic is what counts.
+    def least(self, capacity: float, copies: int = 1) -> float:
+        """The matmul bound over √reuse ([3]); 0 where it says nothing.
+
+        One input stands for at most ⌈r/stride⌉·⌈s/stride⌉ entries of the unrolled matrix.
         """
-        (p, q), (r, s) = self.space, self.taps
-        products = float(self.batch) * p * q * self.filters * (self.channels // self.groups) * r * s
+        (r, s) = self.taps
+        products = float(self.batch) * self.inside * self.filters * (self.channels // self.groups)
         reuse = -(-r // self.stride) * -(-s // self.stride)
-        least = matmul_traffic(products / reuse**0.5, capacity, self.a, self.b, self.c, copies)
-        return float(max(self.compulsory, least))
+        return float(matmul_traffic(products / reuse**0.5, capacity, self.a, self.b, self.c, copies))
 
     def best(self, capacity: float) -> Tiling | None:
         """The best tiling of the loops; groups one after the other."""
         found = _best_convolution(self, capacity)
-        if found is None or self.groups == 1:
-            return found
-        return Tiling(found.strategy, found.tile, found.footprint, found.traffic * self.groups)
+        if found is None:
+            return None
+        moved = self.groups * (found.traffic - self._padding)
+        return Tiling(found.strategy, found.tile, found.footprint, moved)
 
     def nest(self) -> Nest:
         """The loops of one group: images, rows, columns, filters, channels; taps are never cut."""
         (p, q), (r, s) = self.space, self.taps
         sizes = {"b": self.batch, "p": p, "q": q, "f": self.filters // self.groups, "c": self.channels // self.groups}
         operands = (
-            Operand("input", ("b", Window("p", r, self.stride), Window("q", s, self.stride), "c"), self.a),
+            Operand("input", ("b", *self._windows, "c"), self.a),
             Operand("weights", ("f", "c"), self.b, each=r * s),
             Operand("output", ("b", "p", "q", "f"), self.c, "out"),
         )
