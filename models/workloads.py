@@ -16,6 +16,7 @@ from peakline.models.dtypes import DType
 from peakline.models.dtypes import dtype as dtype_of
 from peakline.models.graph import Graph, Tensor
 from peakline.models.origin import Origin, remember
+from peakline.models.weights import with_weights
 from peakline.models.workload import PHASE_NAMES, Family, Lora, Workload
 
 __all__ = ["ModelSource", "decode", "forward", "inference", "prefill", "training_step"]
@@ -193,7 +194,10 @@ def forward(
     )
     result = family.build(builder, config, work)
     said = _describe(work) | ({"channels_last": True} if channels_last else {})
-    return builder.graph(**said), result
+    graph = builder.graph(**said)
+    if family.kind == "vision" and work.weight_kind is not None:
+        graph = with_weights(graph, work.weight_kind)
+    return graph, result
 
 
 def _lengths(work: Workload, name: str, family: Family, config: Any, seq: Any, context: Any) -> Workload:

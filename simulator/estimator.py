@@ -27,6 +27,8 @@ def estimate(
     allocator: AllocatorOptions | str | None = None,
     cuda_graph: bool = False,
     runtime: str | None = None,
+    patches: int | str | None = None,
+    patch_stage: int | None = None,
 ) -> Estimate:
     """Memory, time and traffic of `graph` on `device`.
 
@@ -37,12 +39,25 @@ def estimate(
         cuda_graph: launches are replayed from a CUDA graph.
         runtime: inference library of a microcontroller: `tflm`, `cmsis-nn`, `x-cube-ai`, `tinyengine`, or `bare` for
             the tensors alone; None for the device's own (`mcu.runtime`).
+        patches: a microcontroller runs the network's first operators in this many patches along each side, or `auto`:
+            as many as it takes to fit, with as little as possible computed twice.
+        patch_stage: how many operators run in patches; None for what lowers the peak most.
 
     Raises:
         ValueError: an unknown device, an impossible setting, or a format the device does not compute in.
     """
     found = _with_runtime(find_device(device), runtime)
     refuse_impossible(graph, found)
+    if patch_stage is not None and patches is None:
+        raise ValueError("patch_stage: say how many patches as well: patches=4, or patches='auto'")
+    if patches is not None:
+        from peakline.memory.patched import with_patches
+
+        def fits(part: Graph) -> bool:
+            memory = footprint(unroll(part), found)
+            return bool(memory.device <= memory.capacity)  # patches do nothing for the flash
+
+        graph = with_patches(graph, found, patches, patch_stage, fits)
     options = AllocatorOptions.parse(allocator) if isinstance(allocator, str) else allocator
 
     large = int(np.prod(sweep_shape(graph))) > CHUNK

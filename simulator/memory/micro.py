@@ -169,18 +169,22 @@ def convolution_of(program: Program, step: Step) -> Conv | None:
 
 
 def operators(program: Program, library: Library) -> tuple[int, Dim]:
-    """(operators that execute, output channels of those with weights); views are none, paddings are one each."""
+    """(operators that execute, output channels of all weights); views are none, paddings are one each."""
     count = 0
     channels: Any = 0
+    seen: set[str] = set()
     for step in program.steps:
+        if len(step.operator.inputs) > 1:
+            weight = _tensor(program, step.operator.inputs[1])
+            if weight.role == "parameter" and weight.name not in seen:
+                seen.add(weight.name)  # patches share weights
+                channels = channels + weight.shape[0]
         if not step.makes:
             continue
         count += 1
         conv = convolution_of(program, step)
         if conv is not None and library.pads and conv.explicit and max(conv.padding) > 0:
             count += 1
-        if len(step.operator.inputs) > 1 and _tensor(program, step.operator.inputs[1]).role == "parameter":
-            channels = channels + _tensor(program, step.operator.inputs[1]).shape[0]
     return count, channels
 
 

@@ -17,7 +17,7 @@ from peakline.memory.micro_spans import overwritten
 from peakline.models.dtypes import nbytes
 from peakline.models.graph import Graph, Tensor, base_name
 
-__all__ = ["PatchPlan", "patch_plan"]
+__all__ = ["PatchPlan", "Window", "cut", "needed_windows", "patch_plan", "plan_of", "space"]
 
 
 class Window(NamedTuple):
@@ -85,42 +85,54 @@ def patch_plan(
         ValueError: a stage beyond the program, an operator in it that is neither a convolution nor an addition, or
             more patches than positions.
     """
-    program = unroll(graph)
+    return plan_of(unroll(graph), patches, stage, runtime, stream)
+
+
+def plan_of(program: Program, patches: int, stage: int, runtime: str, stream: bool = True) -> PatchPlan:
+    """`patch_plan` of a program that is unrolled already."""
     if runtime not in LIBRARIES:
         raise ValueError(f"runtime: must be one of {', '.join(LIBRARIES)}; got {runtime!r}")
     if not 0 <= stage < len(program.steps):
         raise ValueError(f"stage: must be between 0 and {len(program.steps) - 1}; got {stage}")
     if patches < 1:
         raise ValueError(f"patches: must be at least 1; got {patches}")
-    full = [_live(program, p, runtime, None) for p in range(len(program.steps))]
-    macs = [_macs(program, step, None) for step in program.steps]
+    full, macs = _whole(program, runtime)
     if stage == 0 or patches == 1:
         return PatchPlan(patches, stage, max(full), 0, max(full), max(full), sum(macs), sum(macs))
     last = program.steps[stage - 1].makes[0]
-    height, width = _space(program, last)
+    height, width = space(program, last)
     if patches > min(height, width):
         raise ValueError(f"patches: must be at most {min(height, width)} after operator {stage}; got {patches}")
     assembled = program.sizes[last]
     largest, done = 0, 0
-    for rows in _cut(height, patches):
-        for columns in _cut(width, patches):
-            windows = _needed(program, stage, last, Window(*rows, *columns))
+    for rows in cut(height, patches):
+        for columns in cut(width, patches):
+            windows = needed_windows(program, stage, last, Window(*rows, *columns))
             image = 0 if stream else _image_bytes(program)
             live = max(_live(program, p, runtime, windows, stream) for p in range(stage))
             largest = max(largest, live + int(assembled) + image)
             done += sum(_macs(program, program.steps[p], windows) for p in range(stage))
-    rest = max(_live(program, p, runtime, None) for p in range(stage, len(program.steps)))
+    rest = max(full[stage:])
     return PatchPlan(
         patches, stage, max(largest, rest), largest, rest, max(full), done + sum(macs[stage:]), sum(macs)
     )  # fmt: skip
 
 
-def _cut(size: int, parts: int) -> list[tuple[int, int]]:
+def _whole(program: Program, runtime: str) -> tuple[list[int], list[int]]:
+    """(live bytes, multiply-accumulates) of every operator without patches; remembered with the program."""
+    known: dict[str, tuple[list[int], list[int]]] = program.__dict__.setdefault("_without_patches", {})
+    if runtime not in known:
+        live = [_live(program, p, runtime, None) for p in range(len(program.steps))]
+        known[runtime] = live, [_macs(program, step, None) for step in program.steps]
+    return known[runtime]
+
+
+def cut(size: int, parts: int) -> list[tuple[int, int]]:
     """`parts` ranges that cover `size`, as equal as possible."""
     return [(i * size // parts, (i + 1) * size // parts) for i in range(parts)]
 
 
-def _needed(program: Program, stage: int, last: int, window: Window) -> dict[int, Window]:
+def needed_windows(program: Program, stage: int, last: int, window: Window) -> dict[int, Window]:
     """The window of every storage that a patch of the stage's output depends on."""
     needed = {last: window}
     for step in reversed(program.steps[:stage]):
@@ -136,7 +148,7 @@ def _needed(program: Program, stage: int, last: int, window: Window) -> dict[int
 
 
 def _input_window(program: Program, step: Step, key: int, target: Window) -> Window:
-    height, width = _space(program, key)
+    height, width = space(program, key)
     if step.operator.type == "add":
         return target
     conv = convolution_of(program, step)
@@ -157,7 +169,7 @@ def _input_window(program: Program, step: Step, key: int, target: Window) -> Win
 
 def _same(program: Program, step: Step, kernel: tuple[int, int], strides: tuple[int, int]) -> tuple[int, int]:
     """Padding before the first row and column under TensorFlow's `SAME`."""
-    inside, outside = _space(program, step.touches[0]), _space(program, step.makes[0])
+    inside, outside = space(program, step.touches[0]), space(program, step.makes[0])
     totals = [max((o - 1) * s + k - i, 0) for i, o, s, k in zip(inside, outside, strides, kernel)]
     return totals[0] // 2, totals[1] // 2
 
@@ -166,19 +178,29 @@ def _live(program: Program, position: int, runtime: str, windows: dict[int, Wind
     """Bytes of activations alive while an operator runs; with `windows`, those of one patch."""
     step = program.steps[position]
     total = 0
-    for key, (born, dies) in enumerate(zip(program.births, program.deaths)):
-        tensor = program.storages[key].tensor
-        if tensor.role == "input":
-            uses = [p for p, other in enumerate(program.steps) if key in other.touches]
-            alive = bool(uses) and position <= max(uses)
-        else:
-            alive = tensor.role == "activation" and 0 <= born <= position <= dies
-        if alive and not (windows is not None and tensor.role == "input" and not stream):
+    for key in _alive(program)[position]:
+        if not (windows is not None and not stream and program.storages[key].tensor.role == "input"):
             total += _bytes(program, key, windows)
     pair = overwritten(program, position, step, LIBRARIES[runtime])
     if pair is not None:
         total -= min(_bytes(program, key, windows) for key in pair)
     return total
+
+
+def _alive(program: Program) -> list[list[int]]:
+    """Inputs and activations that each step has to hold; remembered with the program."""
+    known: list[list[int]] | None = program.__dict__.get("_held")
+    if known is None:
+        uses = {key: p for p, step in enumerate(program.steps) for key in step.touches}
+        known = [[] for _ in program.steps]
+        for key, (born, dies) in enumerate(zip(program.births, program.deaths)):
+            role = program.storages[key].tensor.role
+            first, last = (0, uses.get(key, -1)) if role == "input" else (born, dies)
+            if role == "input" or (role == "activation" and born >= 0):
+                for position in range(first, min(last + 1, len(known))):
+                    known[position].append(key)
+        program.__dict__["_held"] = known
+    return known
 
 
 def _bytes(program: Program, key: int, windows: dict[int, Window] | None) -> int:
@@ -206,7 +228,8 @@ def _macs(program: Program, step: Step, windows: dict[int, Window] | None) -> in
     return 0 if window is None else int(out.shape[1]) * window.positions * each
 
 
-def _space(program: Program, key: int) -> tuple[int, int]:
+def space(program: Program, key: int) -> tuple[int, int]:
+    """Height and width of a feature map."""
     shape = program.storages[key].tensor.shape
     return int(shape[2]), int(shape[3])
 

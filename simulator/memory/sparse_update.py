@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from peakline.memory.lifetimes import Program, unroll
 from peakline.models.graph import Graph, Tensor, base_name
 
-__all__ = ["SparseUpdate", "extra_memory", "full_update", "training_peak", "weighted_operators"]
+__all__ = [
+    "SparseUpdate",
+    "TrainingPeak",
+    "extra_memory",
+    "full_update",
+    "training_peak",
+    "update_shares",
+    "weighted_operators",
+]
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,17 @@ def training_peak(graph: Graph, update: SparseUpdate) -> TrainingPeak:
         ValueError: an operator number or share that does not exist, or nothing to update.
     """
     return _Training(unroll(graph)).peak(update)
+
+
+def update_shares(graph: Graph, update: SparseUpdate) -> dict[int, float]:
+    """Share of the weights that learns, by the operator's position in the program; 0 where a bias alone does.
+
+    Raises:
+        ValueError: as `training_peak`.
+    """
+    training = _Training(unroll(graph))
+    biased = training.weighted[len(training.weighted) - update.biases :]
+    return dict.fromkeys(biased, 0.0) | training._shares(update)
 
 
 class _Training:
