@@ -165,6 +165,16 @@ class _Writer:
         users = self._users.get(item, [back])
         return [(leave, True)], [min(users) if entry.extra else min(*users, back)]
 
+    @cached_property
+    def _leaving(self) -> dict[int, list[tuple[_Part, bool]]]:
+        """Parts that leave after each step, and whether they are written; the step need not touch them."""
+        found: dict[int, list[tuple[_Part, bool]]] = defaultdict(list)
+        for parts in self.parts.values():
+            for part in parts:
+                for step, dirty in part.leaves:
+                    found[step].append((part, dirty))
+        return found
+
     # ---- writing --------------------------------------------------------------------------------------------------
     def write(self) -> Program:
         self._prepare()
@@ -350,13 +360,11 @@ class _Writer:
             if until == i and key in self.alive and program.deaths[key] <= i:
                 drops += self._gone(key)
                 del self.kept_until[key]
-        for key in dict.fromkeys(step.touches):
-            for part in self.parts.get(key, []):
-                for leave, dirty in part.leaves:
-                    if leave == i and part.present:
-                        if not dirty:
-                            drops.append(self._part(part))
-                        self._leave(part, dirty, task)
+        for part, dirty in self._leaving.get(i, []):
+            if part.present:
+                if not dirty:
+                    drops.append(self._part(part))
+                self._leave(part, dirty, task)
         self._drop(task, drops)
 
     def _gone(self, key: int) -> list[str]:
