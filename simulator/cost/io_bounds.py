@@ -30,6 +30,7 @@ __all__ = [
     "matmul_traffic",
 ]
 
+_MEET = 1.806444  # y of `matmul_traffic`, 2y³ = 3y² + 2, rounded up: the bound stays below both
 _BACKWARD = 3.0 / 32.0 / 3.0**0.25  # see `attention_backward_traffic`
 
 
@@ -43,11 +44,16 @@ def matmul_traffic(products: Real, capacity: float, a: float, b: float, c: float
     holds for C := AB as well: adding the m·n reads of C += AB to a run of C := AB and dropping its m·n
     writes turns one into the other. Independent products only lower what a segment can form (x^1.5 is superadditive).
 
+    With private memories ([2]) the bound is the sum over units, however they divide the products. A unit whose memory
+    starts empty and that forms p of them moves at least 2p·√(abc)/√S - 2S bytes, and every element it touches at least
+    once, 3·(abc)^⅓·p^⅔ (Loomis-Whitney and the inequality of the means). Per product the larger of the two is least
+    where they meet, so no division moves less than 3/y ≈ 1.66 (2y³ = 3y² + 2) instead of 2 times products·√(abc)/√S.
+
     Args:
         products: scalar multiplications, Σ m·n·k.
         capacity: S, bytes of the fast memory (of one unit where each of `copies` units has its own).
         a, b, c: bytes of one element of A, B, C. Partial sums kept wider than `c` only raise the traffic.
-        copies: private memories among which the products are divided ([2]): the bound then is the sum over units.
+        copies: private memories among which the products are divided.
 
     Returns:
         Bytes, 0 where the bound says nothing (the problem fits).
@@ -55,7 +61,12 @@ def matmul_traffic(products: Real, capacity: float, a: float, b: float, c: float
     if capacity <= 0:
         return 0.0 * products
     ops = ops_for(products)
-    return ops.maximum(2.0 * ((a * b * c) / capacity) ** 0.5 * products - 2.0 * copies * capacity, 0.0)
+    rate = ((a * b * c) / capacity) ** 0.5
+    least = ops.maximum(2.0 * rate * products - 2.0 * copies * capacity, 0.0)
+    if copies == 1:
+        return least
+    enough = _MEET**3 * capacity / rate  # products of one unit for which both bounds are equal
+    return ops.where(products >= enough, ops.maximum(least, 3.0 / _MEET * rate * products), least)
 
 
 def convolution_traffic(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pebbles import accesses, cache_traffic, least_traffic, tilings
 
@@ -188,3 +188,22 @@ def test_values_that_are_part_of_the_keys_lower_the_bound(pairs, dim, capacity, 
         for latent in (1.0, 2.0)
     )
     assert together <= apart
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=12), st.integers(2, 20_000), st.sampled_from([1, 2, 4]))
+def test_no_division_among_private_memories_beats_the_bound(blocks, elements, width):
+    """Units that each form a cube of products of some size, from the least elements it can be formed from."""
+    capacity, traffic = float(elements * width), 0.0
+    for side in blocks:
+        p = float(side**3)
+        touched = 3 * side**2 * width
+        traffic += max(touched, 2 * p * width**1.5 / capacity**0.5 - 2 * capacity)
+    products = float(sum(side**3 for side in blocks))
+    assert matmul_traffic(products, capacity, width, width, width, len(blocks)) <= traffic * (1 + 1e-9)
+
+
+def test_many_private_memories_still_leave_five_sixths_of_the_leading_term():
+    products, capacity = 1e15, 1e6
+    alone = matmul_traffic(products, capacity, 1, 1, 1)
+    assert matmul_traffic(products, capacity, 1, 1, 1, 1 << 20) == pytest.approx(0.830 * alone, rel=0.01)
