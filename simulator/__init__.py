@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from peakline.estimator import estimate
     from peakline.explaining.explain import Explanation, explain
     from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
+    from peakline.io_complexity.operators import operator
+    from peakline.io_complexity.report import io
     from peakline.memory.options import AllocatorOptions
     from peakline.models.catalogue import UnknownModel, model_names
     from peakline.models.graph import Graph, GraphError
@@ -47,6 +49,8 @@ _HOME = {
     "sweeping.run": ("sweep", "sweep_to"),
     "sweeping.search": ("largest", "pareto", "sample"),
     "hardware": ("Device", "UnknownDevice", "UnsupportedDtype", "device", "devices"),
+    "io_complexity.operators": ("operator",),
+    "io_complexity.report": ("io",),
     "memory.options": ("AllocatorOptions",),
     "models.catalogue": ("UnknownModel", "model_names"),
     "models.graph": ("Graph", "GraphError"),
@@ -81,8 +85,10 @@ __all__ = [
     "estimate",
     "explain",
     "inference",
+    "io",
     "largest",
     "model_names",
+    "operator",
     "optimise",
     "pareto",
     "place",

@@ -13,6 +13,7 @@ import typer
 from peakline.cli.allocate import allocate
 from peakline.cli.calibrate import calibrate
 from peakline.cli.estimate import estimate
+from peakline.cli.io import io
 from peakline.cli.listings import devices, models
 from peakline.cli.place import place
 from peakline.cli.plan import plan
@@ -50,6 +51,7 @@ app.command()(calibrate)
 app.command()(allocate)
 app.command()(sweep)
 app.command()(roofline)
+app.command()(io)
 app.command()(report)
 app.command()(record)
 

@@ -130,7 +130,7 @@ def _places(device: Device | str | None, capacity: float | str | None, level: st
         raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
     if device is None:
         if size is None:
-            raise ValueError("io needs a device or a capacity: a device's name, or capacity='192KiB'")
+            raise ValueError("device: io needs a device, or the capacity of a fast memory (capacity, such as 192KiB)")
         if level is not None:
             raise ValueError(f"level: {level!r} needs a device")
         return [Boundary("memory", size)]
