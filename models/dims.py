@@ -11,6 +11,7 @@ arrays, because a training step passes 2**63; each array element is the correctl
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -78,11 +79,29 @@ def is_array(*values: Any) -> bool:
 
 
 def prod(factors: Iterable[Dim]) -> Dim:
-    """Product of dimensions, as a `Dim`; the empty product is 1."""
-    result: Dim = 1
+    """Product of dimensions, as a `Dim`; the empty product is 1.
+
+    Plain numbers are multiplied first, then arrays from the smallest on, so that a product over broadcasting axes
+    passes over an array of the full size once.
+    """
+    plain = 1
+    arrays: list[NDArray[np.int64]] = []
     for factor in factors:
-        result = result * factor
+        if isinstance(factor, np.ndarray):
+            arrays.append(factor)
+        else:
+            plain *= factor
+    if not arrays:
+        return plain
+    if len(arrays) > 1:
+        arrays.sort(key=_size)
+    result = arrays[0] if plain == 1 else arrays[0] * plain
+    for array in arrays[1:]:
+        result = result * array
     return result
+
+
+_size = attrgetter("size")
 
 
 def ceil_div(numerator: Dim, denominator: Dim) -> Dim:

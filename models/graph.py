@@ -77,7 +77,12 @@ class Tensor:
     @property
     def bytes(self) -> Dim:
         """Bytes of the tensor's data, sub-byte packing and scales included."""
-        return nbytes(self.elements, self.dtype) if self.bytes_override is None else self.bytes_override
+        if self.bytes_override is not None:
+            return self.bytes_override
+        kind = self.dtype
+        if not kind.block and kind.bits % 8 == 0:
+            return prod((*self.shape, kind.bits // 8))
+        return nbytes(self.elements, kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
+
 from peakline.models.dims import Dim, Shape
 from peakline.models.dtypes import DType
 from peakline.models.graph import ALL, Graph, Operator, Role, Tensor, base_name
@@ -62,11 +64,19 @@ class Node:
 
 def _distinct_bytes(tensors: Sequence[Tensor], counts: Sequence[int]) -> Dim:
     seen: set[str] = set()
-    total: Dim = 0
+    plain = 0
+    arrays: Any = None
     for tensor, count in zip(tensors, counts):
         if tensor.name not in seen:
             seen.add(tensor.name)
-            total = total + tensor.bytes * count
+            size = tensor.bytes if count == 1 else tensor.bytes * count
+            if not isinstance(size, np.ndarray):
+                plain += size
+            else:
+                arrays = size if arrays is None else arrays + size
+    if arrays is None:
+        return plain
+    total: Dim = arrays + plain if plain else arrays
     return total
 
 

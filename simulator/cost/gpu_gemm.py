@@ -13,6 +13,7 @@ split-K is the fastest of a menu; the power limit stretches what would draw more
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -140,6 +141,24 @@ def _fetched(ops: Ops, machine: Machine, tile: Tile, down: Real, across: Real) -
     return cols + ops.where(across >= 2, tile.row_bytes / 2.0, tile.row_bytes)
 
 
+def _grid(ops: Ops, tile: Tile, batch: Real, m: Real, n: Real) -> tuple[Real, Real, Real]:
+    """Tiles of C down and across, and in all."""
+    down, across = ops.maximum(ops.ceil(m / tile.rows), 1.0), ops.maximum(ops.ceil(n / tile.cols), 1.0)
+    return down, across, batch * down * across
+
+
+def _at_least(
+    ops: Ops, tile: Tile, tiles: Real, steps: Real, units: float, streaming: Real, const: GpuConstants
+) -> Real:
+    """Seconds below which a tile of the menu cannot stay, split or not: whole waves of its products, and `streaming`.
+
+    Spares working a tile out whose products alone take longer than another's all; a hair below what rounding may do.
+    """
+    waves = ops.where(tiles + tiles > units, ops.ceil(tiles / units), tiles / units)
+    working = waves * steps * (tile.multiply * (1.0 - 1e-12))
+    return ops.maximum(working, streaming) + const.exposed * ops.minimum(working, streaming)
+
+
 def gemm_tiled(
     machine: Machine,
     batch: Real,
@@ -190,12 +209,8 @@ def gemm_tiled(
         stored = writes * cold / memory
     partial_sums = 8.0 * batch * m * n / l2  # written and read again, 4 bytes each, per slice
 
-    best: Real = float("inf")
-    main_bytes: Real = 0.0
-    l2_bytes: Real = 0.0
-    for tile in menu:
-        down, across = ops.maximum(ops.ceil(m / tile.rows), 1.0), ops.maximum(ops.ceil(n / tile.cols), 1.0)
-        tiles = batch * down * across
+    def runs(tile: Tile, down: Real, across: Real, tiles: Real) -> Iterator[tuple[Real, Real, Real]]:
+        """Seconds, bytes of main memory and bytes through L2: without and, where it can pay, with a split of k."""
         fetched = _fetched(ops, machine, tile, down, across)
         # a wave of blocks covers `rows_at_once` × `cols_at_once` tiles of C and reads each operand once
         cols_at_once = ops.minimum(across, tile.block_cols / ops.minimum(down, tile.block_rows))
@@ -224,10 +239,25 @@ def gemm_tiled(
             total = ops.maximum(working, streaming) + const.exposed * ops.minimum(working, streaming)
             if split is slices:
                 total = total + ops.where(split > 1.0, split * partial_sums + launch, 0.0)
+            yield total, moved, blocks * slice_steps * fetched
+
+    grids = [_grid(ops, tile, batch, m, n) for tile in menu]
+    least = [_at_least(ops, tile, grid[2], steps, units, missed / memory, const) for tile, grid in zip(menu, grids)]
+    first = min(range(len(menu)), key=lambda i: ops.total(least[i]))
+    tried = list(runs(menu[first], *grids[first]))
+    reached = tried[0][0]
+    best: Real = float("inf")
+    main_bytes: Real = 0.0
+    l2_bytes: Real = 0.0
+    for i, (tile, grid) in enumerate(zip(menu, grids)):
+        if i != first and not ops.any(least[i] <= reached):
+            continue
+        for total, moved, crossed in tried if i == first else runs(tile, *grid):
             better = total < best
             main_bytes = ops.where(better, moved, main_bytes)
-            l2_bytes = ops.where(better, blocks * slice_steps * fetched, l2_bytes)
+            l2_bytes = ops.where(better, crossed, l2_bytes)
             best = ops.where(better, total, best)
+        reached = ops.minimum(reached, best)
 
     # without those engines, a product with one vector is left to kernels in which every warp walks its own row
     vector = ops.minimum(m, n) <= 1.0

@@ -32,6 +32,7 @@ class Ops:
     minimum: Callable[[Any, Any], Real]
     where: Callable[[Any, Any, Any], Real]
     any: Callable[[Any], bool]
+    total: Callable[[Any], float]
 
 
 def _scalar_max(a: float, b: float) -> float:
@@ -46,8 +47,8 @@ def _choose(condition: bool, yes: float, no: float) -> float:
     return yes if condition else no
 
 
-SCALAR = Ops(math.ceil, math.floor, math.sqrt, _scalar_max, _scalar_min, _choose, bool)
-ARRAY = Ops(np.ceil, np.floor, np.sqrt, np.maximum, np.minimum, np.where, np.any)
+SCALAR = Ops(math.ceil, math.floor, math.sqrt, _scalar_max, _scalar_min, _choose, bool, float)
+ARRAY = Ops(np.ceil, np.floor, np.sqrt, np.maximum, np.minimum, np.where, np.any, np.sum)
 
 
 def ops_for(*values: Any) -> Ops:

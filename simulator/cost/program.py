@@ -216,12 +216,14 @@ def _attribute(limits: dict[str, Any], cost: KernelCost, n: int) -> None:
 class ExactSum:
     """Sum of FLOP counts: exact for ints; for arrays the correctly rounded float64 of the exact sum.
 
-    Array terms are integers held in float64 (exact below 2**53 each); they are split into two limbs of 2**32 so that
-    neither limb loses a bit, and joined once at the end.
+    Array terms are integers held in float64 (exact below 2**53 each), added in int64 while that cannot overflow;
+    beyond, they are split into two limbs of 2**32 so that neither limb loses a bit, and joined once at the end.
     """
 
     def __init__(self) -> None:
         self._integer = 0
+        self._whole: Any = 0
+        self._most = 0.0
         self._high: Any = 0.0
         self._low: Any = 0.0
         self._is_array = False
@@ -232,6 +234,11 @@ class ExactSum:
             self._integer += int(value) * times
             return
         self._is_array = True
+        most = float(value.max()) * times
+        if self._most + most < _INT64_ROOM:
+            self._most += most
+            self._whole = self._whole + value.astype(np.int64) * times
+            return
         high = np.floor(value / 2.0**32)
         self._high = self._high + high * times
         self._low = self._low + (value - high * 2.0**32) * times
@@ -241,4 +248,8 @@ class ExactSum:
         if not self._is_array:
             return self._integer
         high, low = divmod(self._integer, 1 << 32)
-        return (self._high + high) * 2.0**32 + (self._low + low)
+        above = self._whole >> 32
+        return (self._high + (high + above)) * 2.0**32 + (self._low + (low + (self._whole - (above << 32))))
+
+
+_INT64_ROOM = 2.0**62

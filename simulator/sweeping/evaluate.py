@@ -26,7 +26,8 @@ from peakline.sweeping.devices import DeviceSpec, figure, found
 from peakline.sweeping.expressions import Condition
 from peakline.sweeping.memory import Measured, memories
 from peakline.sweeping.plan import SIZES, Part, Run, blocks
-from peakline.sweeping.pricing import (
+from peakline.sweeping.pricing import Pricer
+from peakline.sweeping.reduced import (
     BOUND,
     CACHE,
     CACHE_LEAST,
@@ -36,9 +37,7 @@ from peakline.sweeping.pricing import (
     TILED,
     Program,
     RunCost,
-    price_programs,
     program_of,
-    stacked,
 )
 from peakline.sweeping.structure import Lives
 from peakline.sweeping.table import ROLES, Table
@@ -46,8 +45,8 @@ from peakline.sweeping.workload import Rows, built
 
 __all__ = ["BLOCK", "WorkerVersionError", "evaluate"]
 
-BLOCK = 1 << 13
-"""Configurations evaluated at a time: the sums of one group then stay in a core's cache."""
+BLOCK = 1 << 16
+"""Configurations of a group evaluated at a time: building a graph takes milliseconds, however large its arrays."""
 
 TOGETHER = 48
 """Groups whose kernels are priced together."""
@@ -255,14 +254,13 @@ def _evaluate(units: list[_Unit], part: Part, table: Table) -> None:
     for one in ready:
         for spec, _ in one.unit.rows:
             by_device.setdefault((spec, bool(dict(one.unit.options).get("cuda_graph"))), []).append(one)
-    stacks: dict[tuple[int, ...], Any] = {}
+    pricers: dict[tuple[int, ...], Pricer] = {}
     prices: dict[tuple[int, DeviceSpec], RunCost | Exception] = {}
     for (spec, cuda_graph), members in by_device.items():
-        programs = [one.program for one in members]
         same = tuple(map(id, members))
-        if same not in stacks:
-            stacks[same] = stacked(programs)
-        costs = price_programs(programs, stacks[same], found(spec), cuda_graph=cuda_graph)
+        if same not in pricers:
+            pricers[same] = Pricer([one.program for one in members])
+        costs = pricers[same].on(found(spec), cuda_graph=cuda_graph)
         prices |= {(id(one), spec): cost for one, cost in zip(members, costs)}
     for one in ready:
         able: list[tuple[Device, Any, RunCost | Exception]] = []
@@ -355,7 +353,7 @@ def _put(
             value = (value if value.shape == one.shape else np.broadcast_to(value, one.shape)).reshape(-1)
         table.put(rows, name, value)
     worst, share = cost.limited_by
-    table.put_codes(rows, "bound_by", worst.reshape(-1), cost.names)
+    table.put_codes(rows, "bound_by", worst.reshape(-1), [*cost.limits])
     table.put(rows, "bound_share", share.reshape(-1))
     hourly = table.values["price_per_hour"][rows]
     if not np.isnan(hourly).all():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from peakline.memory.live import occupancy
 from peakline.models.dims import Dim
 from peakline.models.graph import Block, Graph, Operator, Tensor
 from peakline.models.operators.reductions import Multiprocessors
+from peakline.sweeping.peaks import highest
 from peakline.sweeping.table import ROLES
 
 __all__ = ["LiveBytes", "Lives", "live_bytes"]
 
-_EXACT = 2.0**53
 _KEPT = 512
 
 
@@ -95,7 +94,7 @@ def _live_bytes(
     skeleton = _skeleton(graph, tuple(workspaces), on)
     sizes = _bytes_of(graph, skeleton.tensors)
     sizes += [workspaces[position] for position in skeleton.workspaces]
-    return _peak(skeleton, sizes, shape)
+    return LiveBytes(*highest(skeleton.counts, sizes, skeleton.role_of, len(ROLES), shape))
 
 
 def _workspaces(graph: Graph, on: Multiprocessors | None) -> dict[int, Dim]:
@@ -182,49 +181,6 @@ def _worked_out(graph: Graph, workspaces: tuple[int, ...], on: Multiprocessors |
     )
 
 
-@dataclass(frozen=True)
-class _Merged:
-    """Columns whose sizes are multiples of one array: the array, and the multiple of each."""
-
-    base: NDArray[np.int64]
-    members: list[int]
-    multiples: list[int]
-
-
-def _peak(skeleton: Skeleton, sizes: Sequence[Dim], shape: tuple[int, ...]) -> LiveBytes:
-    """The largest of counts · sizes over the rows, first such row; sums of whole numbers, exact in float64.
-
-    Sizes that are multiples of one another in every configuration are first added up, after which few rows are left
-    that no other exceeds.
-    """
-    merged = _merge(sizes)
-    parts = [(m.base, skeleton.counts[:, m.members] @ np.asarray(m.multiples, dtype=np.float64)) for m in merged]
-    weights = np.stack([weight for _, weight in parts], axis=1)
-    most = float((weights.max(axis=0) * [float(base.max()) for base, _ in parts]).sum())
-    if most >= _EXACT:
-        raise ValueError(f"sizes: too large, {most:.2g} bytes live at once (at most 2**53 in a sweep)")
-    rows = _front(weights)
-    live: Any = 0.0
-    for j, (base, _) in enumerate(parts):
-        own = _padded(base.shape, shape)
-        live = live + weights[rows, j].reshape((-1,) + (1,) * len(shape)) * base.reshape(
-            (1, *own)[1 if not shape else 0 :]
-        )
-    live = np.broadcast_to(live, (len(rows), *shape))
-    best = live.argmax(axis=0)
-    peak = np.take_along_axis(live, best[None], axis=0)[0]
-    roles = np.zeros((len(ROLES), *shape))
-    for row in np.unique(best).tolist():
-        of_row: Any = 0.0
-        for m in merged:
-            share = np.zeros(len(ROLES))
-            np.add.at(share, skeleton.role_of[m.members], skeleton.counts[rows[row], m.members] * m.multiples)
-            own = _padded(m.base.shape, shape)
-            of_row = of_row + share.reshape((-1,) + (1,) * len(shape)) * m.base.reshape(own if shape else ())
-        roles = np.where(best == row, of_row, roles)
-    return LiveBytes(peak.astype(np.int64), np.broadcast_to(roles, (len(ROLES), *shape)).astype(np.int64))
-
-
 def _hills(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows that exceed or equal neither neighbour in every column; of equal neighbours the first."""
     if len(counts) < 2:
@@ -236,48 +192,3 @@ def _hills(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     keep[1:] &= ~below_last
     rows = np.flatnonzero(keep)
     return rows if len(rows) == len(counts) else rows[_hills(counts[rows])]
-
-
-def _front(weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Rows that no other row exceeds or equals in every column, of equal ones the first; in ascending order."""
-    left = np.arange(len(weights))
-    front: list[int] = []
-    sums = weights.sum(axis=1)
-    while len(left):
-        best = left[sums[left].argmax()]
-        front.append(int(best))
-        left = left[(weights[left] > weights[best]).any(axis=1)]
-    return np.asarray(sorted(front), dtype=np.int64)
-
-
-def _merge(sizes: Sequence[Dim]) -> list[_Merged]:
-    """Sizes by what they are multiples of: each divided by the greatest common divisor of its configurations."""
-    reduced: dict[int, tuple[Any, int, NDArray[np.int64]]] = {}
-    groups: dict[Any, _Merged] = {}
-    for j, size in enumerate(sizes):
-        if id(size) not in reduced or not isinstance(size, np.ndarray):
-            divisor = _common(size)
-            base = np.asarray(size // divisor if divisor > 1 else size, dtype=np.int64)
-            reduced[id(size)] = ((base.shape, base.tobytes()), divisor, base)
-        key, divisor, base = reduced[id(size)]
-        group = groups.setdefault(key, _Merged(base, [], []))
-        group.members.append(j)
-        group.multiples.append(divisor)
-    return list(groups.values())
-
-
-def _common(size: Dim) -> int:
-    """Greatest common divisor of all elements, 1 if all are 0; that of a few is tried first."""
-    if not isinstance(size, np.ndarray):
-        return max(int(size), 1)
-    flat = size.reshape(-1)
-    few = int(np.gcd.reduce(flat[:: max(len(flat) // 4, 1)]))
-    if few <= 1 or not (flat % few).any():
-        return max(few, 1)
-    return max(int(np.gcd.reduce(flat)), 1)
-
-
-@lru_cache(maxsize=1024)
-def _padded(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`own` with leading ones, so that it broadcasts against `shape` behind another axis."""
-    return (1,) * (len(shape) - len(own)) + own
