@@ -157,11 +157,13 @@ class Iteration:
             self.written[step.step] = Written(operator, *plain, step.makes, state)
         self.position += 1
         del given, made, tensor, plain  # a tensor let go here shall be gone
-        for key in self.script.sends.get(step.step, ()):
-            self._send(key)
-        for key in self.script.lets.get(step.step, ()):
-            self._let_go(key)
-        self._until(self.script.expected[self.position].step if self.recording else step.step + 1)
+        following = self.script.expected[self.position].step if self.recording else self.script.turn
+        for done in range(step.step, following):
+            for key in self.script.sends.get(done, ()):
+                self._send(key)
+            for key in self.script.lets.get(done, ()):
+                self._let_go(key)
+        self._until(following)
         return result
 
     def leave(self) -> None:

@@ -66,11 +66,13 @@ class Script:
         operands: storages that each segment reads and does not make itself.
         first_use: step of the backward pass that first touches each storage of the forward pass.
         names: of storages.
+        turn: first step of the backward pass.
         backward: steps of the backward pass with the types of their operators, in order.
         lets: storages to be made again that each step of the forward pass is the last to see.
     """
 
     expected: list[Expected]
+    turn: int = 0
     again: frozenset[int] = frozenset()
     moved: dict[int, str] = field(default_factory=dict)
     sends: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -96,7 +98,7 @@ def script_of(plan: OffloadPlan) -> Script:
             "that torch dispatches; plan what pk.capture(module, inputs, optimizer=..., device=...) returns"
         )
     profile = plan.made.profile
-    script = Script(_expected(plan))
+    script = Script(_expected(plan), profile.turn)
     births, turn = profile.program.births, profile.turn
     forward = {key for key, birth in enumerate(births) if 0 <= birth < turn}
     script.names = {key: profile.program.storages[key].name for key in forward}
