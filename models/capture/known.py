@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 
+from peakline.models.capture.sized import sized_by_values
 from peakline.models.capture.views import schema_of, tensors_in
 
 __all__ = ["Known", "is_small"]
@@ -21,7 +22,11 @@ LARGEST = 1 << 22
 """Elements of the largest integer or boolean tensor whose values are computed."""
 
 LARGEST_FLOAT = 64
-"""The same for floating-point tensors: counters and settings, never data."""
+"""The same for floating-point tensors that come from outside: counters and settings, never data."""
+
+LARGEST_DERIVED = 1 << 16
+"""… and for those worked out from known values alone: a mask as it is added to scores. Also of integer ones that are
+filled like another tensor."""
 
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default
@@ -36,6 +41,10 @@ _FRESH = {
     }.items()
     for overload in overloads
 }  # fmt: skip
+
+_ALIKE = {_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default}
+_NEW = {_aten.new_ones.default, _aten.new_zeros.default, _aten.new_full.default}
+"""What is filled with a number has known values, whatever its example's are."""
 
 _DRAWN = {getattr(_aten.random_, overload) for overload in ("default", "from", "to")}
 """Whole numbers drawn at random do not depend on what was there before: a seed (`torch.empty(()).random_().item()`)."""
@@ -59,7 +68,7 @@ class Known:
 
     def learn(self, fake: torch.Tensor, value: torch.Tensor) -> None:
         """From here on the value of `fake` is known."""
-        if self.worth(value) and not isinstance(value, FakeTensor):
+        if (self.everything or is_small(value, LARGEST_DERIVED)) and not isinstance(value, FakeTensor):
             fake._known = value  # type: ignore[attr-defined]
 
     def value(self, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -79,7 +88,12 @@ class Known:
             self.learn(args[0], drawn)
         if not self._all_known(func, args, kwargs):
             self._forget(func, args, kwargs)
-            result = func(*args, **kwargs) if fake is None else fake()
+            try:
+                result = func(*args, **kwargs) if fake is None else fake()
+            except DynamicOutputShapeException:
+                result = sized_by_values(func, args, self.value)
+                if result is None:
+                    raise
             finite = _taken_for_finite(func, args)
             if finite is not None and isinstance(result, FakeTensor) and self.worth(result):
                 with torch._C._DisableTorchDispatch():
@@ -88,7 +102,8 @@ class Known:
             return result
         try:
             with torch._C._DisableTorchDispatch():
-                values = func(*self._values(args), **self._values(kwargs))
+                operands = self._values(args) if func not in _ALIKE | _NEW else (_example(func, args[0]), *args[1:])
+                values = func(*operands, **self._values(kwargs))
         except (NotImplementedError, RuntimeError):
             if not self.everything:
                 raise
@@ -121,6 +136,10 @@ class Known:
         return result
 
     def _all_known(self, func: Any, args: Any, kwargs: Any) -> bool:
+        if func in _ALIKE | _NEW:
+            size = args[0].shape if func in _ALIKE else args[1]
+            kind = kwargs.get("dtype") or args[0].dtype
+            return _count(size) <= (LARGEST_FLOAT if kind.is_floating_point or kind.is_complex else LARGEST_DERIVED)
         found = False
         for value in (*args, *kwargs.values()):
             for tensor in tensors_in(value):
@@ -135,11 +154,8 @@ class Known:
             return False
         kind = kwargs.get("dtype")
         size = args[0] if args and isinstance(args[0], list | tuple) else ()
-        count = 1
-        for n in size:
-            count *= int(n)
         floating = kind.is_floating_point if isinstance(kind, torch.dtype) else func is not _aten.arange.default
-        return count <= (LARGEST_FLOAT if floating else LARGEST)
+        return _count(size) <= (LARGEST_FLOAT if floating else LARGEST)
 
     def _values(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -177,9 +193,23 @@ def _taken_for_finite(func: Any, args: Any) -> bool | None:
     return None
 
 
-def is_small(value: torch.Tensor) -> bool:
-    """Whether the value of such a tensor is worth knowing."""
-    return value.numel() <= (LARGEST_FLOAT if value.is_floating_point() or value.is_complex() else LARGEST)
+def is_small(value: torch.Tensor, floats: int = LARGEST_FLOAT) -> bool:
+    """Whether the value of such a tensor is worth knowing, floating-point ones up to so many elements."""
+    return value.numel() <= (floats if value.is_floating_point() or value.is_complex() else LARGEST)
+
+
+def _count(size: Any) -> int:
+    count = 1
+    for n in size:
+        count *= int(n)
+    return count
+
+
+def _example(func: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """In the place of the tensor whose like is asked for: of the same format, and shape where that counts."""
+    if func in _NEW:
+        return torch.empty((), dtype=tensor.dtype)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
 def _like(value: Any) -> Any:

@@ -1,13 +1,16 @@
 """Numbers that a program only reports: `loss.item()` where the loss has no value.
 
-Nearly every training loop logs its loss. Such a number may be added up, scaled and printed; as soon as a program
-decides something by it, it is refused with the line that does.
+Nearly every training loop logs its loss. Such a number may be added up, scaled and printed, and the larger or smaller
+of it and another be taken (Adafactor's steps); as soon as a program decides something by it, it is refused with the
+line that does.
 """
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -44,6 +47,19 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne", "bool", "int", "trunc", "floor
     setattr(Unseen, f"__{_name}__", _refused)
 
 
+def _unseen_among(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """`max` or `min`, whose result nobody knows where one of the numbers is unknown."""
+
+    @wraps(choose)
+    def chosen(*values: Any, **options: Any) -> Any:
+        if len(values) == 1:
+            values = (list(values[0]),)
+        found = any(type(value) is Unseen for value in (values if len(values) > 1 else values[0]))
+        return Unseen() if found else choose(*values, **options)
+
+    return chosen
+
+
 @contextmanager
 def reported(known: Known) -> Iterator[None]:
     """`.item()` of a floating-point tensor without a value gives `Unseen`, and such tensors can be printed."""
@@ -62,5 +78,7 @@ def reported(known: Known) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.Tensor, "item", seen))
+        for choose in (max, min):
+            stack.enter_context(patch.object(builtins, choose.__name__, _unseen_among(choose)))
         stack.enter_context(patch.object(torch.Tensor, "__format__", formatted))
         yield

@@ -229,6 +229,42 @@ def test_a_loss_may_not_decide() -> None:
     sound(capture(lambda: logging_loop(decides=True), real=True))
 
 
+def test_the_larger_of_a_reported_number_and_another_is_taken_unseen() -> None:
+    """torch's Adafactor limits its steps by `max(1.0, update.norm().item() / …)`."""
+    graph = sound(capture(Blocks, torch.zeros(32, 64), optimizer=torch.optim.Adafactor))
+    matrix, states = 64 * 256 * 4, [t for t in graph.tensors.values() if t.role == "optimizer_state"]
+    assert max(t.bytes for t in states) < matrix / 50  # rows and columns, not the matrix
+
+
+def test_lengths_that_are_inputs_decide_the_size_of_a_ctc_loss() -> None:
+    class Speech(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 30)
+
+        def forward(self, x: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
+            probabilities = self.head(x).log_softmax(-1)
+            return F.ctc_loss(probabilities, targets, torch.full_like(lengths, len(x)), lengths)
+
+    inputs = (torch.zeros(50, 4, 8), torch.ones(4, 20, dtype=torch.long), torch.tensor([5, 7, 20, 3]))
+    graph = capture(Speech, inputs)
+    (loss,) = [o for _, o in graph.operators() if o.type == "aten._ctc_loss" and o.phase == "forward"]
+    assert [graph.tensors[name].shape for name in loss.outputs] == [(4,), (4, 50, 2 * 20 + 1)]
+
+
+def test_a_mask_added_to_scores_may_decide_what_runs() -> None:
+    class Padded(Blocks):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            added = (1.0 - mask.float()) * -1e9
+            shape = torch.zeros_like(x, dtype=torch.bool)
+            return super().forward(x if (added < 0).any() or shape.any() else x[:16])
+
+    def fed(mask: Tensor) -> Graph:
+        return capture(Padded, (torch.zeros(32, 64), mask))
+
+    assert live(fed(torch.ones(32, 32, dtype=torch.long))) < live(fed(torch.zeros(32, 32, dtype=torch.long)))
+
+
 def test_autocast_with_a_scaler_keeps_half_precision_copies() -> None:
     def make_step() -> Callable[[], None]:
         module = Blocks().cuda()
