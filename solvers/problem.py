@@ -114,6 +114,24 @@ class Problem:
         return cls(tensors, operators)
 
     @classmethod
+    def parts_from(cls, tensors: Any, operators: Any, where: str) -> tuple[tuple[Tensor, ...], tuple[Operator, ...]]:
+        """Tensors and operators of the JSON format that are no problem by themselves: parts of an operator.
+
+        Raises ProblemError, its message beginning with `where`.
+        """
+        try:
+            listed = [_tensor(i, entry) for i, entry in enumerate(_list({"tensors": tensors}, "tensors"))]
+            parts = [_operator(i, entry) for i, entry in enumerate(_list({"parts": operators}, "parts"))]
+            for part in parts:
+                _check_work(part)
+        except ProblemError as error:
+            raise ProblemError(f"{where}: {error}") from None
+        for tensor in listed:
+            if tensor.role != "activation":
+                raise ProblemError(f"{where}: tensor {tensor.name!r} must be an activation, got {tensor.role!r}")
+        return tuple(listed), tuple(parts)
+
+    @classmethod
     def from_json(cls, text: str) -> Problem:
         """Read the JSON format; raises ProblemError naming the entry at fault, or the place where it is no JSON."""
         try:

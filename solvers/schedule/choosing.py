@@ -1,0 +1,344 @@
+"""Which alternative each operator takes: exhaustively where that is possible, else by improving one after the other.
+
+A choice is solved like any problem (`Choices.expand`). Where all choices are solved, the least of their bounds is the
+bound of the whole; a choice whose own bound is no less than the best objective so far need not be solved. Beyond that
+the bound is one that holds for every choice (`traffic_of_any_choice`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice, product
+
+from peakline.solvers.alternatives import Alternative, Choices
+from peakline.solvers.bounds import traffic_bound
+from peakline.solvers.dag import Dag, bits
+from peakline.solvers.plan import Certificate, Plan
+from peakline.solvers.problem import Operator, Problem
+from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
+
+__all__ = ["best_choice", "schedule_choosing", "smallest_capacity", "traffic_of_any_choice"]
+
+_MOST_CHOICES = 256  # all of which are solved
+_MOST_BOUNDED = 400  # operators for each of which the tensors alive under any choice are sought
+_LARGEST_EXPANSION = 20_000  # parts
+
+Solve = Callable[[Problem, float], Plan]
+"""(a choice carried out, seconds) → its plan."""
+
+Choice = dict[str, str]
+
+
+def schedule_choosing(choices: Choices, capacity: int, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
+    """The least non-compulsory traffic over alternatives, orders and replacements; `Plan.alternatives` says which.
+
+    Raises as `schedule`; Infeasible where an operator fits in none of its alternatives.
+    """
+    if not (math.isfinite(time_limit) and time_limit > 0):
+        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
+    if capacity < 1:
+        raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
+    _refuse_too_small(choices, capacity)
+    began = time.perf_counter()
+
+    def solve(problem: Problem, seconds: float) -> Plan:
+        return schedule(problem, capacity, time_limit=seconds, seed=seed)
+
+    def floor(problem: Problem) -> float:
+        return traffic_bound(Dag.of(problem), capacity) if len(problem.operators) <= _MOST_BOUNDED else 0
+
+    found = best_choice(
+        choices, capacity, solve, lambda plan: (plan.certificate.objective, plan.certificate.lower_bound), floor,
+        traffic_of_any_choice(choices, capacity), time_limit,
+    )  # fmt: skip
+    plan = found.plan
+    proof = Certificate(
+        plan.certificate.objective, min(plan.certificate.objective, math.ceil(found.bound)),
+        f"{plan.certificate.method.split('; bound')[0]}, {found.method}", time.perf_counter() - began,
+    )  # fmt: skip
+    return replace(plan, certificate=proof)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The best plan found, a bound on every plan of every choice, and how they came about."""
+
+    plan: Plan
+    bound: float
+    method: str
+
+
+def best_choice(
+    choices: Choices,
+    capacity: int,
+    solve: Solve,
+    value: Callable[[Plan], tuple[float, float]],
+    floor: Callable[[Problem], float],
+    bound_of_all: float,
+    time_limit: float,
+) -> Chosen:
+    """The plan with the least `value(plan)[0]`; `value(plan)[1]` bounds its choice, `floor` a choice not yet solved.
+
+    Raises NotFound if no choice could be solved in time.
+    """
+    began = time.perf_counter()
+    options = feasible_options(choices, capacity)
+    count = math.prod(len(listed) for listed in options.values())
+    work = _Work(choices, solve, value, floor, began + time_limit)
+    if count <= _MOST_CHOICES:
+        complete = work.all_of(options, count)
+        bound = max(bound_of_all, work.least_bound) if complete else bound_of_all
+        method = f"{'all' if complete else 'some'} of {count} choices of alternatives"
+    else:
+        work.improve(options, bound_of_all)
+        bound, method = bound_of_all, "alternatives improved one kind after the other; bound: over all choices"
+    if work.best is None:
+        raise NotFound(f"capacity {capacity}: no choice of alternatives could be solved in time; {work.refusal}")
+    choice, plan = work.best
+    plan = replace(plan, alternatives=choice)
+    return Chosen(plan, min(bound, value(plan)[0]), method)
+
+
+def feasible_options(choices: Choices, capacity: int) -> dict[str, list[str | None]]:
+    """For each operator with alternatives those whose parts fit, first None if it fits as it stands."""
+    size = {tensor.name: tensor.bytes for tensor in choices.problem.tensors}
+    found: dict[str, list[str | None]] = {}
+    for operator in choices.problem.operators:
+        listed = choices.alternatives.get(operator.name)
+        if not listed:
+            continue
+        whole: list[str | None] = [None] if _working_set(operator, size) <= capacity else []
+        parts = [a for a in listed if a.largest_part(size) <= capacity]
+        found[operator.name] = whole + [a.name for a in sorted(parts, key=lambda a: len(a.parts))]
+    return found
+
+
+def smallest_capacity(choices: Choices) -> tuple[int, str]:
+    """Bytes below which some operator fits in none of its alternatives, and that operator."""
+    size = {tensor.name: tensor.bytes for tensor in choices.problem.tensors}
+    least = {
+        operator.name: min(
+            [
+                _working_set(operator, size),
+                *(a.largest_part(size) for a in choices.alternatives.get(operator.name, ())),
+            ]
+        )
+        for operator in choices.problem.operators
+    }
+    worst = max(least, key=lambda name: least[name])
+    return least[worst], worst
+
+
+def _refuse_too_small(choices: Choices, capacity: int) -> None:
+    smallest, operator = smallest_capacity(choices)
+    if smallest > capacity:
+        ways = len(choices.alternatives.get(operator, ()))
+        raise Infeasible(
+            f"capacity {capacity}: too small by {smallest - capacity} bytes for operator {operator!r}"
+            f"{f', also in each of its {ways} alternatives' if ways else ''}; {smallest} bytes would do",
+            capacity, smallest, operator,
+        )  # fmt: skip
+
+
+def _working_set(operator: Operator, size: Mapping[str, int]) -> int:
+    return sum(size[name] for name in {*operator.inputs, *operator.outputs})
+
+
+class _Work:
+    """The best choice so far."""
+
+    def __init__(
+        self, choices: Choices, solve: Solve, value: Callable[[Plan], tuple[float, float]],
+        floor: Callable[[Problem], float], deadline: float,
+    ) -> None:  # fmt: skip
+        self.choices, self.solve, self.value, self.floor, self.deadline = choices, solve, value, floor, deadline
+        self.best: tuple[Choice, Plan] | None = None
+        self.cost = math.inf
+        self.least_bound = math.inf
+        self.refusal = ""
+        self.known: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def attempt(self, choice: Choice, seconds: float) -> float:
+        """Solve a choice unless it cannot be better; its objective, infinite if there is no plan."""
+        key = tuple(sorted(choice.items()))
+        if key in self.known:
+            return self.known[key]
+        try:
+            problem = self.choices.expand(choice)
+            least = self.floor(problem)
+            if least >= self.cost or len(problem.operators) > _LARGEST_EXPANSION:
+                self.least_bound = min(self.least_bound, least)
+                self.known[key] = math.inf
+                return math.inf
+            plan = self.solve(problem, max(0.05, seconds))
+        except Infeasible as refusal:  # no plan of this choice: it bounds nothing
+            self.refusal = str(refusal)
+            self.known[key] = math.inf
+            return math.inf
+        except (NotFound, ValueError) as refusal:
+            self.refusal, self.least_bound = str(refusal), 0.0
+            return math.inf
+        cost, bound = self.value(plan)
+        self.known[key] = cost
+        self.least_bound = min(self.least_bound, max(bound, least))
+        if cost < self.cost:
+            self.cost, self.best = cost, (choice, plan)
+        return cost
+
+    def all_of(self, options: Mapping[str, list[str | None]], count: int) -> bool:
+        """Solve every choice, fewest parts first, within its share of the time; whether there was time for all."""
+        listed: Iterator[tuple[str | None, ...]] = product(*options.values())
+        ranked = sorted(
+            (dict(zip(options, taken)) for taken in islice(listed, count)),
+            key=lambda choice: sum(self.parts(name, taken) for name, taken in choice.items()),
+        )
+        for n, taken in enumerate(ranked):
+            left = self.deadline - time.perf_counter()
+            if self.best is not None and left <= 0:
+                return False
+            self.attempt({name: one for name, one in taken.items() if one is not None}, left / (count - n))
+            if self.cost == 0:
+                self.least_bound = 0
+                return True
+        return True
+
+    def parts(self, operator: str, taken: str | None) -> int:
+        return 1 if taken is None else len(self.choices.named(operator, taken).parts)
+
+    def improve(self, options: Mapping[str, list[str | None]], bound: float) -> None:
+        """Fewest parts first; then another alternative for all operators of a kind, or one; as long as it helps."""
+        current = {name: listed[0] for name, listed in options.items()}
+        kinds: dict[tuple[object, ...], list[str]] = {}
+        for name in options:
+            kinds.setdefault(self.kind(name), []).append(name)
+        left = self.deadline - time.perf_counter()
+        self.attempt(_taken(current), 0.25 * left)
+        groups = [*kinds.values(), *([name] for names in kinds.values() if len(names) > 1 for name in names)]
+        again = True
+        while again and time.perf_counter() < self.deadline:
+            again = False
+            for names in groups:
+                for other in options[names[0]]:
+                    left = self.deadline - time.perf_counter()
+                    if left <= 0 or self.cost <= bound:
+                        return
+                    before = self.cost
+                    trial = {**current, **dict.fromkeys(names, other)}
+                    if trial != current and self.attempt(_taken(trial), min(left, 0.1 * left + 0.5)) < before:
+                        current, again = trial, True
+
+    def kind(self, name: str) -> tuple[object, ...]:
+        """Equal for operators with the same alternatives on tensors of the same sizes."""
+        operator = next(o for o in self.choices.problem.operators if o.name == name)
+        size = {t.name: t.bytes for t in self.choices.problem.tensors}
+        return (
+            tuple(size[n] for n in operator.inputs), tuple(size[n] for n in operator.outputs),
+            tuple((a.name, len(a.parts)) for a in self.choices.alternatives[name]),
+        )  # fmt: skip
+
+
+def _taken(choice: Mapping[str, str | None]) -> Choice:
+    return {name: one for name, one in choice.items() if one is not None}
+
+
+# -- a bound over all choices -----------------------------------------------------------------------------------------
+
+
+def traffic_of_any_choice(choices: Choices, capacity: int) -> int:
+    """Non-compulsory bytes that every plan of every choice moves.
+
+    Let f be an operator without alternatives. When it runs, every part of what makes its inputs has run, and of what
+    makes theirs, as far back as operators have one output each (`_wholly_before`). Of what these touch, f's
+    descendants still read all of a tensor if parts that cannot run before f read all its slices, whatever the
+    alternatives (`_still_read`). Slices may be out one by one, so the excess over the capacity costs at least
+    max(e, 2 e − what costs no store), e = bytes alive − M.
+    """
+    problem = choices.problem
+    if len(problem.operators) > _MOST_BOUNDED:
+        return 0
+    dag = Dag.of(problem)
+    best = 0
+    for f, operator in enumerate(problem.operators):
+        if choices.alternatives.get(operator.name):
+            continue
+        idle = _wholly_before(dag, choices, f) & _still_read(dag, choices, f) & ~dag.touch[f]
+        excess = dag.working_sets[f] + dag.weigh(idle) - capacity
+        best = max(best, excess, 2 * excess - dag.weigh(idle & ~dag.dear))
+    return best
+
+
+def _wholly_before(dag: Dag, choices: Choices, f: int) -> int:
+    """Tensors touched by operators all of whose parts have run when `f` runs."""
+    found, seen = 0, 0
+    stack = list(bits(dag.before[f]))
+    while stack:
+        i = stack.pop()
+        operator = dag.problem.operators[i]
+        if seen >> i & 1 or not all(_useful(operator, a) for a in choices.alternatives.get(operator.name, ())):
+            continue
+        seen |= 1 << i
+        found |= dag.touch[i]
+        stack += bits(dag.before[i])
+    return found
+
+
+def _useful(operator: Operator, alternative: Alternative) -> bool:
+    """Whether every part makes, or is needed for, some of the operator's only output."""
+    if len(operator.outputs) != 1:
+        return False
+    slices = alternative.slices
+    needed = {
+        n for n in (operator.outputs[0], *slices) if n not in slices or slices[n][0].tensor == operator.outputs[0]
+    }
+    for _ in alternative.parts:  # backwards through tensors of its own
+        for part in alternative.parts:
+            if needed & set(part.outputs):
+                needed |= set(part.inputs)
+    return all(needed & set(part.outputs) for part in alternative.parts)
+
+
+def _still_read(dag: Dag, choices: Choices, f: int) -> int:
+    """Tensors all of whose slices some part reads that cannot run before `f`, in every alternative."""
+    problem = dag.problem
+    names = [tensor.name for tensor in problem.tensors]
+    late = {names[a] for a in dag.outputs[f]}  # tensors no slice of which exists before f has run
+    needed = 0
+    for k in problem.given_order:
+        if not dag.descendants[f] >> k & 1:
+            continue
+        operator = problem.operators[k]
+        ways = [_late_part(operator, a, late) for a in choices.alternatives.get(operator.name, ())]
+        if not late & set(operator.inputs):
+            continue
+        ways.append((set(operator.inputs), set(operator.outputs)))
+        reads = set.intersection(*(read for read, _ in ways))
+        late |= set.intersection(*(made for _, made in ways))
+        needed |= sum(1 << a for a, name in enumerate(names) if name in reads)
+    return needed
+
+
+def _late_part(operator: Operator, alternative: Alternative, late: set[str]) -> tuple[set[str], set[str]]:
+    """(inputs that late parts read whole, outputs that late parts alone make) of an alternative."""
+    slices = alternative.slices
+    count = {split.tensor: len(split.bytes) for split in alternative.splits}
+
+    def whole(name: str) -> str:
+        return slices[name][0].tensor if name in slices else name
+
+    waiting = set(late)
+    parts = []
+    for _ in alternative.parts:
+        for part in alternative.parts:
+            if part not in parts and any(whole(name) in waiting for name in part.inputs):
+                parts.append(part)
+                waiting |= {name for name in part.outputs if name not in operator.outputs and name not in slices}
+    read = {name for part in parts for name in part.inputs}
+    made = {name for part in parts for name in part.outputs}
+
+    def covered(name: str, touched: set[str]) -> bool:
+        return name in touched or (name in count and all(f"{name}[{k}]" in touched for k in range(count[name])))
+
+    return {n for n in operator.inputs if covered(n, read)}, {n for n in operator.outputs if covered(n, made)}
