@@ -39,7 +39,7 @@ class ConvolutionChain:
     Attributes:
         batch, channels: images and their channels.
         space: height and width of the last map.
-        layers: at least two.
+        layers: at least two; strides no larger than the taps.
         element, weight: bytes of one element of maps, and of weights (0: the same).
     """
 
@@ -53,6 +53,9 @@ class ConvolutionChain:
     def __post_init__(self) -> None:
         if len(self.layers) < 2:
             raise ValueError(f"layers: a chain has at least two convolutions; got {len(self.layers)}")
+        for layer in self.layers:
+            if layer.stride > min(layer.taps):
+                raise ValueError(f"layers: a stride beyond its taps leaves values unread; got {layer}")
 
     @property
     def name(self) -> str:

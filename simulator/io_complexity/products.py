@@ -236,7 +236,7 @@ def _best_convolution(work: Convolution, capacity: float) -> Tiling | None:
     nest = work.nest()
     found = None
     for images in dict.fromkeys((1, work.batch)):
-        one = best_tiling(nest, capacity, orders=_ORDERS, fixed={"b": images}, most=6_000)
+        one = best_tiling(nest, capacity, orders=_ORDERS, fixed={"b": images}, most=2_500)
         if one is not None and (found is None or one.traffic < found.traffic):
             found = one
     return found

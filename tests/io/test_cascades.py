@@ -1,4 +1,4 @@
-"""Attention, MLPs and chains that keep their intermediate on chip: formulas against simulations, tilings against bounds."""
+"""Attention, MLPs and chains with their intermediate on chip: formulas against simulations, tilings against bounds."""
 
 from __future__ import annotations
 
