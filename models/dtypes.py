@@ -40,6 +40,8 @@ _ALL = [
     DType("bf16", 16, source="bfloat16: 8 exponent bits, 7 mantissa bits"),
     DType("fp16", 16),
     DType("fp8", 8),
+    DType("complex128", 128, source="two fp64"),
+    DType("complex64", 64, source="two fp32"),
     DType("int64", 64, is_float=False, source="two's complement"),
     DType("int32", 32, is_float=False, source="two's complement"),
     DType("int16", 16, is_float=False, source="two's complement"),

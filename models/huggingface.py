@@ -14,10 +14,14 @@ from typing import Any
 from peakline.models.families import FAMILIES
 from peakline.models.workload import Family
 
-__all__ = ["LIMIT", "from_config", "known_architectures", "known_model_types", "read_config"]
+__all__ = ["LIMIT", "UnknownArchitecture", "from_config", "known_architectures", "known_model_types", "read_config"]
 
 LIMIT = 10 * 2**20
 """Largest file read, bytes: published configurations are a few kilobytes."""
+
+
+class UnknownArchitecture(ValueError):
+    """A configuration that no built-in family reads; the message names those they read."""
 
 
 def from_config(source: str | PathLike[str] | Mapping[str, Any]) -> tuple[Family, Any]:
@@ -97,7 +101,7 @@ def _family(values: Mapping[str, Any], where: str) -> Family:
         if any(a in family.architectures for a in architectures or ()):
             return family
     named = f"architecture {architectures[0]!r}" if architectures else f"model_type {model_type!r}"
-    raise ValueError(f"{where}: {named} is unknown; known: {', '.join(known_architectures())}")
+    raise UnknownArchitecture(f"{where}: {named} is unknown; known: {', '.join(known_architectures())}")
 
 
 def known_architectures() -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from os import PathLike
 from typing import Any
 
+from peakline.configured import configured
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.capture.target import Target
@@ -39,7 +41,9 @@ def capture(
     Args:
         program: an `nn.Module` (its weights real or on the meta device; they are neither copied nor changed), a
             function without arguments that makes one (nothing is ever allocated), or, without `inputs`, a function
-            that runs a whole step, or one that returns `(module, inputs)`, `(module, inputs, optimizer)` or a step.
+            that runs a whole step, or one that returns `(module, inputs)`, `(module, inputs, optimizer)` or a step. Or
+            the path or content of a Hugging Face `config.json`, for transformers' implementation of it; `inputs` is
+            then a dict of `batch`, `seq` and what else `peakline.configured` takes.
         inputs: example inputs of the module: a tensor, a tuple of positional or a dict of named ones. Their shapes
             and dtypes count, and the values of integer and boolean ones (masks, positions).
         optimizer: a class of `torch.optim` or a name of one, a `functools.partial`, a function of the parameters, or
@@ -76,15 +80,18 @@ def capture(
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: must be a whole number of at least 1, not {steps!r}")
     target = target_of(device)
+    run, given, convert = program, inputs, _torch_dtype("dtype", dtype, torch)
+    if isinstance(program, str | PathLike | Mapping):
+        run, given = configured(program, mode, {"dtype": convert, **(inputs or {})})
+        convert = None  # the model is made in that format
     workload = Workload(
-        program, inputs, optimizer, loss, mode, _torch_dtype("autocast", autocast, torch),
-        _torch_dtype("dtype", dtype, torch), steps, real, change,
-    )  # fmt: skip
+        run, given, optimizer, loss, mode, _torch_dtype("autocast", autocast, torch), convert, steps, real, change
+    )
     recording = record(workload, target)
     from peakline.models.capture.assemble import assemble
     from peakline.models.capture.price import pricing
 
-    graph = assemble(recording, pricing(target), name=name or _name_of(program), phase=mode)
+    graph = assemble(recording, pricing(target), name=name or _name_of(run), phase=mode)
     options = {
         "program": program, "inputs": inputs, "optimizer": optimizer, "loss": loss, "mode": mode, "device": device,
         "dtype": dtype, "autocast": autocast, "steps": steps, "real": real, "name": name, "fold": fold,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peakline.models.huggingface import UnknownArchitecture
 from peakline.program import load_function, names_function
 
 if TYPE_CHECKING:
@@ -89,8 +90,21 @@ def estimate(
         str | None,
         typer.Option(help="tflm, cmsis-nn, x-cube-ai, tinyengine or bare (microcontrollers).", rich_help_panel=_DEVICE),
     ] = None,
+    sparse_update: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME", help="A training step on it: full, or 21,36:0.125,-1;biases=23.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
     price: Annotated[
         float | None, typer.Option(metavar="PER_HOUR", help="Of the device: adds a run's.", rich_help_panel=_OUTPUT)
+    ] = None,
+    patches: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="First operators in patches (microcontrollers).", rich_help_panel=_DEVICE),
+    ] = None,
+    patch_stage: Annotated[
+        int | None, typer.Option(metavar="K", help="How many operators that are.", rich_help_panel=_DEVICE)
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
     breakdown: Annotated[
@@ -129,6 +143,7 @@ def estimate(
         autocast=autocast, kv_dtype=kv_dtype, weight_dtype=weight_dtype, optimizer=optimizer, recompute=recompute,
         accumulation=accumulation, loss=loss, loss_chunks=loss_chunks, lora=lora, master_weights=master_weights,
         no_dropout=no_dropout, allocator=allocator, cuda_graph=cuda_graph, runtime=runtime,
+        patches=patches, patch_stage=patch_stage,
     )  # fmt: skip
     if plot is not None:
         from peakline.plot import save_memory
@@ -140,10 +155,17 @@ def estimate(
         result.write_trace(trace)
     why = pk.explain(result) if explain else None
     costs = None if price is None else result.price(price)
+    learns = None
+    if sparse_update is not None:
+        from peakline.on_device import learning, read_update
+
+        learns = learning(result, read_update(result, sparse_update))
     if json_:
         more: dict[str, Any] = {"explanation": why.to_dict()} if why else {}
         if costs is not None:
             more["price"] = {"per_hour": price, "run": costs[0], "per_million": costs[1]}
+        if learns is not None:
+            more["training"] = learns.to_dict()
         print(json.dumps({**result.to_dict(), **more}, indent=2) if more else result.to_json())
     else:
         from peakline.cli.report import show
@@ -152,11 +174,13 @@ def estimate(
         if costs is not None:
             each = f", {costs[1]:,.4g} for a million {result.produced[0]}" if result.produced and costs[1] else ""
             print(f"\nPrice: {costs[0]:.4g} for one run{each}, at {price:g} an hour")
-    return 0 if bool(result.fits) else 1
+        if learns is not None:
+            print("\n" + "\n".join(learns.lines()))
+    return 0 if bool(result.fits if learns is None else learns.fits) else 1
 
 
 _WAYS = {"train": "training", "prefill": "prefill", "decode": "decode", "infer": "inference"}
-_HOW = ("allocator", "cuda_graph", "runtime")
+_HOW = ("allocator", "cuda_graph", "runtime", "patches", "patch_stage")
 
 
 def device_of(name: str, set_: list[str] | None) -> Device:
@@ -172,12 +196,19 @@ def estimated(model: str, device: Device, **flags: Any) -> Estimate:
 
     asked = {phase: bool(flags.pop(flag)) for flag, phase in _WAYS.items()}
     how = {name: flags.pop(name) for name in _HOW}
+    if how["patches"] not in (None, "auto"):
+        how["patches"] = _count("--patches", how["patches"])
     switches = {"dropout": False if flags.pop("no_dropout") else None}
     switches["overrides"] = _assignments("--override", flags.pop("override")) or None  # type: ignore[assignment]
     for name in ("channels_last", "master_weights"):
         switches[name] = flags.pop(name) or None
     given = {name: value for name, value in {**flags, **switches}.items() if value is not None}
-    graph = workload_of(model, asked, given) if not names_function(model) else _captured(model, device, asked, given)
+    if names_function(model):
+        return pk.estimate(_captured(model, device, asked, given), device, **how)
+    try:
+        graph = workload_of(model, asked, given)
+    except UnknownArchitecture as error:
+        graph = _of_transformers(model, device, asked, given, error)
     return pk.estimate(graph, device, **how)
 
 
@@ -222,14 +253,43 @@ def workload_of(model: str, asked: dict[str, bool], options: dict[str, Any]) -> 
 _OF_A_PROGRAM = ("optimizer", "dtype", "autocast")
 
 
-def _captured(model: str, device: Device, asked: dict[str, bool], options: dict[str, Any]) -> Graph:
-    """The workload of a user's own function (`peakline.capture`)."""
-    import peakline as pk
+def _of_transformers(
+    model: str, device: Device, asked: dict[str, bool], options: dict[str, Any], unknown: ValueError
+) -> Graph:
+    """The workload of a `config.json` without a family of ours: transformers' own implementation, captured."""
+    from importlib.util import find_spec
 
+    import peakline as pk
+    from peakline.configured import SIZES
+
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise ValueError(f"{unknown} (with torch and transformers installed, others are captured from these)")
+    if asked["prefill"] or asked["decode"]:
+        raise ValueError(f"{unknown}; others are captured from transformers, with --train or --infer") from None
+    phase = _run_of_a_program(model, asked)
+    said = {name: options.pop(name) for name in SIZES if name in options and name != "dtype"}
+    stray = next((name for name in options if name not in _OF_A_PROGRAM), None)
+    if stray is not None:
+        raise ValueError(
+            f"--{stray.replace('_', '-')}: {model} is captured from transformers, which has no such choice"
+        )
+    usual = {"dtype": "bf16"} | ({"optimizer": "adamw"} if phase == "training" else {})
+    return pk.capture(model, said, device=device, mode=phase, **usual | options)
+
+
+def _run_of_a_program(model: str, asked: dict[str, bool]) -> str:
     phases = [name for name, flag in asked.items() if flag]
     phase = phases[0] if len(phases) == 1 else "training"
     if len(phases) > 1 or phase not in ("training", "inference"):
         raise ValueError(f"{' and '.join(_FLAGS[name] for name in phases)}: {model} runs with --train or --infer")
+    return phase
+
+
+def _captured(model: str, device: Device, asked: dict[str, bool], options: dict[str, Any]) -> Graph:
+    """The workload of a user's own function (`peakline.capture`)."""
+    import peakline as pk
+
+    phase = _run_of_a_program(model, asked)
     if options.get("batch") == 1:
         del options["batch"]
     stray = next((name for name in options if name not in _OF_A_PROGRAM), None)
@@ -254,6 +314,12 @@ def _phase(model: str, asked: list[str]) -> str:
         choices = ", ".join(_FLAGS[phase] for phase in _FLAGS if phase in family.phases)
         raise ValueError(f"{name}: say what to run: {choices}")
     return "inference"
+
+
+def _count(option: str, text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"{option}: {text!r} is neither a number nor auto")
+    return int(text)
 
 
 def _assignments(option: str, given: list[str] | None) -> dict[str, Any]:
