@@ -5,8 +5,9 @@ are. The problem is settled when the least cost that any has found meets the lar
 the entries listed after the one that found it are stopped, and those before it may use up their own budgets: of equal
 answers the one listed first wins, not the one that came first. Only the time limit makes a difference.
 
-The first entry runs in this process, the others in interpreters of their own (`subprocess`, not `multiprocessing`,
-which would run the caller's main module again). A process whose parent is gone ends itself, with whatever it started.
+With one job they take turns in this process; with more each runs in an interpreter of its own (`subprocess`, not
+`multiprocessing`, which would run the caller's main module again), with one thread of linear algebra. A process whose
+parent is gone ends itself, with whatever it started.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ _GRACE = 2.0  # seconds over its budget after which a process is ended
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an entry has found so far: a solution (None: none) of `cost`, and a bound on every solution's cost."""
+    """What an entry has found so far: a solution (None: none) of `cost`, and a bound on every solution's cost.
+
+    `by` is who found the solution and `proof` who proved the bound, once a contest has filled them in.
+    """
 
     solution: Any
     cost: int
     bound: int
     by: str = ""
+    proof: str = ""
 
 
 Report = Callable[[Answer], None]
@@ -71,17 +76,23 @@ def cores() -> int:
 
 
 def contest(
-    entries: Sequence[Entry], *, jobs: int, seconds: float, heard: Callable[[Answer], None] = lambda answer: None
+    entries: Sequence[Entry],
+    *,
+    jobs: int,
+    seconds: float,
+    known: int | None = None,
+    heard: Callable[[Answer], None] = lambda answer: None,
 ) -> Answer | None:
     """The best answer of all entries with the best bound of all: least cost, then the order of the list.
 
-    `heard` is told of every answer. None if no entry has any. A KeyboardInterrupt ends all processes and is passed on.
+    A bound of `known`, the cost of a solution that the caller has, settles the problem as well. `heard` is told of
+    every answer. None if no entry has any. A KeyboardInterrupt ends all processes and is passed on.
 
     Raises ValueError for fewer than one job.
     """
     if jobs < 1:
         raise ValueError(f"jobs: must be at least 1, got {jobs}")
-    held = _Held(entries, jobs if sys.executable else 1, seconds, heard)
+    held = _Held(entries, jobs if sys.executable else 1, seconds, known, heard)
     try:
         held.run()
     finally:
@@ -92,8 +103,15 @@ def contest(
 class _Held:
     """One contest: who waits, who runs where, and the best of each."""
 
-    def __init__(self, entries: Sequence[Entry], jobs: int, seconds: float, heard: Callable[[Answer], None]) -> None:
-        self.entries, self.jobs, self.heard = list(entries), jobs, heard
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        jobs: int,
+        seconds: float,
+        known: int | None,
+        heard: Callable[[Answer], None],
+    ) -> None:
+        self.entries, self.jobs, self.known, self.heard = list(entries), jobs, known, heard
         self.deadline = time.perf_counter() + seconds
         self.waiting = list(range(len(self.entries)))
         self.best: dict[int, Answer] = {}
@@ -105,19 +123,20 @@ class _Held:
             self._listen(0.0)
             if time.perf_counter() > self.deadline:
                 return
-            mine = self.waiting.pop(0) if self.waiting else None
-            while self.waiting and len(self.processes) < self.jobs - 1:
+            if self.jobs == 1:
+                self._run_here(self.waiting.pop(0))
+                continue
+            while self.waiting and len(self.processes) < self.jobs:
                 k = self.waiting.pop(0)
-                self.processes[k] = _Process(self.entries[k], self._share(), k, self.news)
-            if mine is not None:
-                self._run_here(mine)
-            elif self.processes:
-                self._listen(_POLL)
+                self.processes[k] = _Process(self.entries[k], self._share(k), k, self.news)
+            self._listen(_POLL)
 
-    def _share(self) -> float:
-        """Seconds for an entry that starts now: all that are left if every one still to come finds a place."""
+    def _share(self, k: int) -> float:
+        """Seconds for an entry that starts now: the first has all that are left, others share them with who waits."""
         left = max(0.0, self.deadline - time.perf_counter())
-        return left * min(1.0, self.jobs / (len(self.waiting) + len(self.processes) + 1))
+        if self.jobs > 1:
+            return left if k == 0 else left * min(1.0, (self.jobs - 1) / (len(self.waiting) + 1))
+        return left / (len(self.waiting) + 1)
 
     def _run_here(self, k: int) -> None:
         entry = self.entries[k]
@@ -129,7 +148,7 @@ class _Held:
                 raise _Enough
 
         with contextlib.suppress(_Enough):
-            self._learn(k, entry.run(report, self._share(), *entry.arguments))
+            self._learn(k, entry.run(report, self._share(k), *entry.arguments))
 
     def _listen(self, seconds: float) -> None:
         """Take in what other processes have said; stop those that nobody waits for, or that overstay."""
@@ -161,9 +180,13 @@ class _Held:
         self.waiting = [i for i in self.waiting if not self._settled_before(i)]
 
     def _settled_before(self, k: int) -> bool:
-        """Whether bound and cost meet, and an entry before `k` holds such a solution."""
+        """Whether bound and cost meet, and an entry before `k` holds such a solution, or the caller."""
         found = self.result()
-        return found is not None and found.solution is not None and found.cost <= found.bound and self._holder() < k
+        if found is None:
+            return False
+        if found.solution is None:
+            return self.known is not None and found.bound >= self.known
+        return found.cost <= found.bound and self._holder() < k
 
     def _holder(self) -> int:
         return min(
@@ -176,10 +199,11 @@ class _Held:
         if not self.best:
             return None
         bound = max(answer.bound for answer in self.best.values())
+        proof = next(self.entries[k].name for k in sorted(self.best) if self.best[k].bound == bound)
         holder = self._holder()
         if holder < 0:
-            return Answer(None, 0, bound, next(a.by for a in self.best.values() if a.bound == bound))
-        return replace(self.best[holder], bound=min(bound, self.best[holder].cost))
+            return Answer(None, 0, bound, "", proof)
+        return replace(self.best[holder], bound=min(bound, self.best[holder].cost), proof=proof)
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -200,6 +224,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         )
         threading.Thread(target=self._read, args=(number, news), daemon=True).start()
         assert self.process.stdin is not None

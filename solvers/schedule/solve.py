@@ -13,11 +13,13 @@ from math import isfinite
 from typing import Literal
 
 from peakline.solvers.bounds import largest_working_set, traffic_bound
+from peakline.solvers.contest import Entry, contest, cores
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.order import Order, smallest_peak
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.contract import contract
+from peakline.solvers.schedule.entries import a_star, by_beam, by_layers
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
@@ -32,10 +34,13 @@ __all__ = ["OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "sch
 Objective = Literal["traffic", "peak"]
 OBJECTIVES: tuple[Objective, ...] = ("traffic", "peak")
 
-_WIDTHS = (4, 32, 256)  # of the beams, as long as the bound is not met
+_WIDTHS = (4, 32)  # of the first beams, as long as the bound is not met
+_WIDE = 256  # of the beam that takes part in a contest
 _MOST_OPERATORS = 20_000  # of a problem: sets of operators are masks, and their memory grows with the square
 _MOST_BOUNDED = 8_000  # operators of a problem whose order-free floors and pieces are computed
 _MOST_SEARCHED = 1_200  # operators of a piece; the states of larger ones take too much memory
+_FIRST_STATES = 2_000  # of A* before other processes are started
+_MOST_STATES = 1_000_000  # of A*, about 2 kB each
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
 
 
@@ -68,6 +73,7 @@ def schedule(
     objective: Objective = "traffic",
     time_limit: float = 60.0,
     seed: int = 0,
+    jobs: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
     """The plan with the least non-compulsory traffic within `capacity` bytes, or the order with the smallest peak.
@@ -89,7 +95,7 @@ def schedule(
         raise ValueError("capacity: the least traffic needs one, in bytes")
     if len(problem.operators) > _MOST_OPERATORS:
         raise ValueError(f"operators: at most {_MOST_OPERATORS}, got {len(problem.operators)}; schedule a part of it")
-    work = _Work(Dag.of(problem), capacity, time_limit, seed, progress or (lambda _: None))
+    work = _Work(Dag.of(problem), capacity, time_limit, seed, jobs or cores(), progress or (lambda _: None))
     return work.peak() if objective == "peak" else work.traffic()
 
 
@@ -97,9 +103,17 @@ class _Work:
     """Incumbent and bound of one solve, and the steps that improve them."""
 
     def __init__(
-        self, dag: Dag, capacity: int | None, time_limit: float, seed: int, report: Callable[[Progress], None]
+        self,
+        dag: Dag,
+        capacity: int | None,
+        time_limit: float,
+        seed: int,
+        jobs: int,
+        report: Callable[[Progress], None],
     ) -> None:
-        self.dag, self.seed, self.report = dag, seed, report
+        self.dag, self.seed, self.jobs, self.report = dag, seed, jobs, report
+        self.won: list[str] = []  # by whom the pieces' plans and bounds are
+        self.proofs: list[str] = []
         self.began = time.perf_counter()
         self.time_limit = time_limit
         self.capacity = capacity if capacity is not None else 0
@@ -222,10 +236,10 @@ class _Work:
             bound += found.bound * len(twins)
             for twin in twins:
                 solved[twin.start] = _translated(dag, twins[0], twin, found.moves)
-        self._prove(bound, "A*" if single else "A* on independent pieces")
+        where = "" if single else f" on {len(pieces)} independent pieces"
+        self._prove(bound, _joined(self.proofs) + where)
         moves = [move for piece in pieces for move in solved[piece.start]]
-        name = "A*" if total == bound else "beam search"
-        self._offer(small.expand(self.dag, moves), name if single else f"{name} on {len(pieces)} pieces")
+        self._offer(small.expand(self.dag, moves), _joined(self.won) + where)
 
     def _solve_piece(self, dag: Dag, piece: Segment, seconds: float, floor: int) -> Found:
         began = time.perf_counter()
@@ -239,13 +253,44 @@ class _Work:
                 break
         assert best is not None
         floor = max(floor, best.bound)
-        if best.cost <= floor:
-            return Found(best.moves, best.cost, best.cost, best.states)
-        known = best.cost
-        exact = search(moves, floor, known, deadline=began + seconds, tick=lambda bound: self._tell(self.cost, bound))
-        if exact.moves is not None:
-            return exact
-        return Found(best.moves, best.cost, max(floor, exact.bound), exact.states)
+        if best.cost > floor:
+            exact = search(
+                moves, floor, best.cost, deadline=began + seconds, most_states=_FIRST_STATES,
+                tick=lambda bound: self._tell(self.cost, bound),
+            )  # fmt: skip
+            self.proofs.append("A*")
+            if exact.moves is not None:
+                self.won.append("A*")
+                return exact
+            floor = max(floor, exact.bound)
+        if best.cost > floor:
+            return self._compete(dag, piece, best, floor, began + seconds)
+        self.won.append("beam search")
+        return Found(best.moves, best.cost, best.cost, best.states)
+
+    def _compete(self, dag: Dag, piece: Segment, best: Found, floor: int, deadline: float) -> Found:
+        """The least traffic of a piece by whatever solver is first in the contest's order."""
+        common = (dag, piece, self.capacity, floor, best.cost)
+        entries = [
+            Entry("dynamic programming", by_layers, common),
+            Entry("A*", a_star, (*common, _MOST_STATES)),
+            Entry("wide beam search", by_beam, (*common[:3], _WIDE)),
+        ]
+        answer = contest(
+            entries, jobs=self.jobs, seconds=max(0.0, deadline - time.perf_counter()), known=best.cost,
+            heard=lambda heard: self._tell(self.cost, heard.bound),
+        )  # fmt: skip
+        if answer is None:
+            self.won.append("beam search")
+            return Found(best.moves, best.cost, floor, best.states)
+        bound = max(floor, answer.bound)
+        if answer.bound > floor:
+            self.proofs.append(answer.proof)
+        if answer.solution is None or answer.cost >= best.cost:
+            self.won.append("beam search")
+            return Found(best.moves, best.cost, min(bound, best.cost), best.states)
+        self.won.append(answer.by)
+        return Found(answer.solution, answer.cost, bound, best.states)
 
     # -- addresses --------------------------------------------------------------------------------------------------
 
@@ -296,6 +341,11 @@ class _Work:
 
     def _until(self, share: float) -> float:
         return self.began + share * self.time_limit
+
+
+def _joined(names: list[str]) -> str:
+    """Each name once; what bounds at the start of a piece settle has none."""
+    return " and ".join(dict.fromkeys(names)) or "floors by flows"
 
 
 def _translated(

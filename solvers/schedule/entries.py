@@ -1,0 +1,64 @@
+"""What competes for a piece of the traffic problem (see `peakline.solvers.contest`)."""
+
+from __future__ import annotations
+
+import time
+
+from peakline.solvers.contest import Answer, Report
+from peakline.solvers.dag import Dag
+from peakline.solvers.schedule.layers import layers
+from peakline.solvers.schedule.search import beam, search
+from peakline.solvers.schedule.states import Moves
+from peakline.solvers.segments import Segment
+
+__all__ = ["a_star", "by_beam", "by_layers"]
+
+_WIDTHS = (1, 4, 16, 64, 256, 1024, 1 << 40)  # states of an ideal, the last one all of them
+_SLOWER = 3  # times as long a wider run may take, at least
+
+
+def a_star(
+    report: Report, seconds: float, dag: Dag, piece: Segment, capacity: int, floor: int, known: int, most_states: int
+) -> Answer:
+    """A* for a plan cheaper than `known` bytes, the bound being `floor` at least."""
+    deadline = time.perf_counter() + seconds
+    found = search(
+        Moves(dag, piece, capacity), floor, known, deadline=deadline, most_states=most_states,
+        tick=lambda bound: report(Answer(None, 0, bound)),
+    )  # fmt: skip
+    return Answer(found.moves, found.cost, found.bound)
+
+
+def by_layers(
+    report: Report, seconds: float, dag: Dag, piece: Segment, capacity: int, floor: int, known: int
+) -> Answer:
+    """Dynamic programming over layers with ever more states an ideal, for plans ever cheaper than `known` bytes."""
+    deadline = time.perf_counter() + seconds
+    moves = Moves(dag, piece, capacity)
+    best = Answer(None, known, floor)
+
+    def tick() -> None:
+        report(best)
+
+    for width in _WIDTHS:
+        began = time.perf_counter()
+        found = layers(moves, known=best.cost, width=width, deadline=deadline, tick=tick)
+        if found is None:
+            break
+        bound = max(best.bound, found.bound)
+        best = Answer(found.moves, found.cost, bound) if found.moves is not None else Answer(*_still(best), bound)
+        report(best)
+        now = time.perf_counter()
+        if best.cost <= best.bound or now + _SLOWER * (now - began) > deadline:
+            break
+    return best
+
+
+def _still(answer: Answer) -> tuple[object, int]:
+    return answer.solution, answer.cost
+
+
+def by_beam(report: Report, seconds: float, dag: Dag, piece: Segment, capacity: int, width: int) -> Answer:
+    """A beam of `width` states."""
+    found = beam(Moves(dag, piece, capacity), width, deadline=time.perf_counter() + seconds)
+    return Answer(found.moves, found.cost, found.bound)
