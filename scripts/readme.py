@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md", "docs/index.md", "docs/cli.md", "docs/python.md", "docs/json.md", "docs/microcontrollers.md",
     "docs/offload.md",
-    "docs/capture.md",
+    "docs/capture.md", "docs/io.md",
 )  # fmt: skip
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 SET_UP = re.compile(r"<!-- set-up: (\w+) -->\s*```bash\n(.*?)\n```", re.DOTALL)

@@ -21,8 +21,8 @@ and the room is that of the tile of scores, what stays, and the larger of the tw
 References:
     [1] T. Dao, "FlashAttention-2", arXiv:2307.08691, alg. 1. T. Dao et al., "FlashAttention", arXiv:2205.14135, alg. 1
         (columns outside) and thm. 2: Θ(N²d²/S).
-    [2] S.-C. Kao et al., "FLAT: an optimized dataflow for mitigating attention bottlenecks", ASPLOS 2023, §4.
-    [3] B. Saha, C. Ye, arXiv:2402.07443, thm. 1.1 and 1.2: the lower bounds for S ≥ d² and below.
+    [2] S.-C. Kao et al., "FLAT: an optimized dataflow for mitigating attention bottlenecks", ASPLOS 2023.
+    [3] B. Saha, C. Ye, arXiv:2402.07443: the orders of the lower bounds for S ≥ d² and below.
 """
 
 from __future__ import annotations

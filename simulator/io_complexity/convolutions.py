@@ -5,7 +5,7 @@ rows that two tiles share are formed again (tiles by themselves), or they are ke
 nothing is fused. The input passes channel by channel and the last map filter by filter; what lies between is held
 whole. Weights pass in slices, once for each tile, or all of them stay.
 
-References: M. Alwani, H. Chen, M. Ferdman, P. Milder, "Fused-layer CNN accelerators", MICRO 2016, §III-IV. For the
+References: M. Alwani, H. Chen, M. Ferdman, P. Milder, "Fused-layer CNN accelerators", MICRO 2016. For the
 bound, `cost.io_bounds.cascade_traffic` with J. Demmel and G. Dinh's reuse of inputs (arXiv:1802.06905).
 """
 

@@ -13,7 +13,7 @@ moves less unless a row of scores is shorter than the row of Q and O it saves.
 
 References:
     [1] N. Nayak et al., "FuseMax: leveraging extended einsums to optimize attention accelerator design", MICRO 2024,
-        arXiv:2406.10491, §III (passes), §IV-E (taxonomy of attention algorithms).
+        arXiv:2406.10491: passes, and attention algorithms by them.
     [2] M. Milakov, N. Gimelshein, arXiv:1805.02867, alg. 3; T. Dao, arXiv:2307.08691, alg. 1.
     [3] J. Demmel, G. Dinh, arXiv:1802.06905. M. Alwani et al., "Fused-layer CNN accelerators", MICRO 2016.
 """

@@ -17,8 +17,8 @@ When a loop moves on, loops outside it stand still and loops inside start over, 
 the operand's axes: whole for an axis that stands still or has one tile, nothing for a plain axis that moves, and the
 overlap of two windows for an axis of a convolution's input, which keeps its halo if nothing else of it has changed.
 
-References: J. Ragan-Kelley et al. (Halide), PLDI 2013; A. Parashar et al., "Timeloop", ISPASS 2019, §5 (the same count
-for one tile per operand); A. Olivry et al., "IOOpt", PLDI 2021, §4 (upper bounds from such tilings).
+References: J. Ragan-Kelley et al. (Halide), PLDI 2013; A. Parashar et al., "Timeloop", ISPASS 2019 (the same count
+for one tile per operand); A. Olivry et al., "IOOpt", PLDI 2021 (upper bounds from such tilings).
 """
 
 from __future__ import annotations

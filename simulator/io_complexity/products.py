@@ -11,10 +11,10 @@ number of pieces. That is the optimum over all tiles and loop orders that hold o
 with every one of them.
 
 References:
-    [1] J.-W. Hong, H. T. Kung, STOC 1981, cor. 6.2. D. Irony, S. Toledo, A. Tiskin, JPDC 64 (2004), thm. 2.2.
+    [1] J.-W. Hong, H. T. Kung, STOC 1981, cor. 6.2. D. Irony, S. Toledo, A. Tiskin, JPDC 64 (2004).
     [2] T. M. Smith et al., arXiv:1702.02017, eq. 2mnk/√S − 2S. G. Kwasniewski et al., "Red-blue pebbling revisited",
         SC 2019, thm. 1: Q ≥ 2mnk/√S + mn where no intermediate is computed twice.
-    [3] J. Demmel, G. Dinh, arXiv:1802.06905, thm. 1. A. Olivry et al., "IOOpt", PLDI 2021, §5, for tiled convolutions.
+    [3] J. Demmel, G. Dinh, arXiv:1802.06905. A. Olivry et al., "IOOpt", PLDI 2021, for tiled convolutions.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tiling", "Work", "distance", "splits"]
+__all__ = ["Tiling", "Work", "crossover", "distance", "splits"]
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,38 @@ def splits(size: int, most: int = 4096) -> NDArray[np.float64]:
     ⌈size/p⌉ lose nothing. Above `most` of them, so many spread evenly over the list, ends included.
     """
     return np.array(_splits(int(size), most), dtype=np.float64)
+
+
+def crossover(
+    first: Callable[[float], Tiling | None],
+    second: Callable[[float], Tiling | None],
+    low: float = 2**10,
+    high: float = 2**32,
+) -> float | None:
+    """The capacity in bytes, between `low` and `high`, from which on the first schedule moves less than the second.
+
+    Four capacities to each doubling are looked at from the top down, to where the second moves no more, or the first
+    does not fit; then that interval is halved to a thousandth. None if the first moves less nowhere up there, which
+    includes equal traffic where both move compulsory bytes.
+
+        crossover(mlp.fused, mlp.unfused)
+    """
+
+    def wins(capacity: float) -> bool:
+        one, other = first(capacity), second(capacity)
+        return one is not None and (other is None or one.traffic < other.traffic)
+
+    steps = [low * 2 ** (i / 4) for i in range(int(4 * np.log2(high / low)) + 1)]
+    winning = [i for i, capacity in enumerate(steps) if wins(capacity)]
+    if not winning:
+        return None
+    start = winning[-1]
+    while start and wins(steps[start - 1]):
+        start -= 1
+    if start == 0:
+        return steps[0]
+    below, above = steps[start - 1], steps[start]
+    while above / below > 1.001:
+        middle = (below * above) ** 0.5
+        below, above = (below, middle) if wins(middle) else (middle, above)
+    return above
