@@ -20,9 +20,10 @@ from peakline.hardware import Device
 from peakline.memory.lifetimes import Program, Step, unroll
 from peakline.models.graph import ALL, RESIDENT_ROLES, Graph
 from peakline.models.operators import operator_type
+from peakline.solvers.alternatives import Choices
 from peakline.solvers.problem import Operator, Problem, ProblemError, Role, Tensor
 
-__all__ = ["Scope", "on_chip_seconds", "part_of", "problem_of", "read_problem"]
+__all__ = ["Described", "Scope", "described", "on_chip_seconds", "part_of", "problem_of", "read_problem"]
 
 Scope = Literal["all", "activations"]
 
@@ -52,6 +53,24 @@ def problem_of(graph: Graph, *, scope: Scope = "all", work: Device | Literal["fl
         tuple(t for t in problem.tensors if t.name not in left),
         tuple(replace(o, inputs=tuple(n for n in o.inputs if n not in left)) for o in problem.operators),
     )
+
+
+@dataclass(frozen=True)
+class Described:
+    """An operator of the problem: the types of those of the graph that it consists of, and its tensors' shapes."""
+
+    types: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def described(graph: Graph) -> dict[str, Described]:
+    """What each operator of `problem_of(graph)` is, by name; workspaces have no shape."""
+    reader = _Reader(unroll(graph), {})
+    reader.read(False)
+    return {
+        group.name: Described(tuple(group.types), {v.name: v.shape for v in (*group.reads, *group.makes) if v.shape})
+        for group in reader.groups
+    }
 
 
 def on_chip_seconds(cost: KernelCost, main: str) -> float:
@@ -102,8 +121,8 @@ def part_of(problem: Problem, prefix: str) -> Problem:
     return Problem(tuple(tensors), inside)
 
 
-def read_problem(path: Path) -> Problem | Graph | None:
-    """A problem or a graph from a JSON file; None if the file is neither (a model's config.json).
+def read_problem(path: Path) -> Choices | Graph | None:
+    """A problem with its alternatives, or a graph, from a JSON file; None if it is neither (a model's config.json).
 
     Raises ProblemError or GraphError naming the entry at fault.
     """
@@ -116,7 +135,7 @@ def read_problem(path: Path) -> Problem | Graph | None:
         return Graph.from_json(text)
     if isinstance(data, dict) and not {"tensors", "operators"} & data.keys() and "model_type" in data:
         return None
-    return Problem.from_dict(data)
+    return Choices.from_dict(data)
 
 
 @dataclass
@@ -129,6 +148,7 @@ class _Version:
     maker: _Group | None = None
     readers: list[_Group] = field(default_factory=list)
     renews: bool = False
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -139,6 +159,7 @@ class _Group:
     reads: list[_Version] = field(default_factory=list)
     makes: list[_Version] = field(default_factory=list)
     work: float = 0
+    types: list[str] = field(default_factory=list)
 
 
 class _Reader:
@@ -190,9 +211,12 @@ class _Reader:
             for key in renewed:
                 old = self._version(key)
                 self._add_reads(host, [key])
-                new = _Version(self._unique(f"{old.name.split('#')[0]}#"), old.bytes, old.role, host, renews=True)
+                new = _Version(
+                    self._unique(f"{old.name.split('#')[0]}#"), old.bytes, old.role, host, renews=True, shape=old.shape
+                )
                 self.current[key] = new
                 host.makes.append(new)
+        host.types.append(step.operator.type)
         host.work += self.work.get(id(step.operator), 0)
         for key in fresh:
             version = self._version(key)
@@ -237,7 +261,8 @@ class _Reader:
         if key not in self.current:
             storage = self.program.storages[key]
             size = int(self.program.sizes[key])
-            self.current[key] = _Version(self._unique(storage.name), size, storage.tensor.role)
+            shape = tuple(int(length) for length in storage.tensor.shape)
+            self.current[key] = _Version(self._unique(storage.name), size, storage.tensor.role, shape=shape)
         return self.current[key]
 
     def _unique(self, name: str) -> str:

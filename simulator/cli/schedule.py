@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peakline.cli.estimate import workload_of
+from peakline.cli.schedule_parts import best_choice, refuse_mixed, split_words
 from peakline.cli.schedule_time import Rates, rates_of, shortest, time_lines
 from peakline.files import written_whole
 
 if TYPE_CHECKING:
+    from peakline.solvers.alternatives import Choices
     from peakline.solvers.plan import Plan
     from peakline.solvers.problem import Problem
     from peakline.solvers.replay import Replay
@@ -61,6 +63,9 @@ def schedule(
             metavar="OPTIONS", help="Of bypass, in-place, recompute: what plans may do.", rich_help_panel=_SOLVER
         ),
     ] = None,
+    tile: Annotated[
+        bool, typer.Option("--tile", help="Operators that do not fit may run in parts.", rich_help_panel=_SOLVER)
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same plan.", rich_help_panel=_SOLVER)] = 0,
     train: Annotated[bool, typer.Option("--train", help="A training step.", rich_help_panel=_GRAPH)] = False,
     prefill: Annotated[bool, typer.Option("--prefill", help="Fill the KV cache.", rich_help_panel=_GRAPH)] = False,
@@ -116,7 +121,7 @@ def schedule(
     asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
     rates = rates_of(objective, device, bandwidth, compute, overlap)
     given = {k: v for k, v in sizes.items() if v is not None}
-    problem = _problem(graph, asked, given, scope, only, rates)
+    problem, tiled = _problem(graph, asked, given, scope, only, rates)
     if plot is not None:
         from peakline.files import check_target
         from peakline.plot import file_format
@@ -137,13 +142,19 @@ def schedule(
                 raise ValueError(
                     f"{option}: a capacity sweep chooses the capacities and minimises traffic; got {value}"
                 )
+        refuse_mixed(tiled(None), tile, "--capacity-sweep", objective, None)
         return _sweep(problem, points, time_limit, seed, plot, json_)
     size = None if capacity is None else int(capacity) if _whole(capacity) else parse_bytes(capacity)
     if size is None and objective in ("traffic", "time"):
         raise ValueError(f"--capacity: the least {objective} needs one; --objective peak does not")
+    choices = tiled(size) if tile and size is not None else tiled(None)
+    refuse_mixed(choices, tile, allow, objective, size)
     try:
         meter = _meter() if sys.stderr.isatty() else None
-        if rates is not None and size is not None:
+        if choices.alternatives and size is not None:
+            plan = best_choice(choices, size, rates, time_limit, seed)
+            problem = choices.expand(plan.alternatives)
+        elif rates is not None and size is not None:
             plan = shortest(problem, size, rates, time_limit, seed)
         elif allow is not None and size is not None:
             from peakline.solvers.schedule.allowing import schedule_allowing
@@ -218,10 +229,10 @@ def _whole(text: str) -> bool:
 
 def _problem(
     graph: str, asked: dict[str, bool], options: dict[str, Any], scope: str, only: str | None, rates: Rates | None
-) -> Problem:
-    """What the argument names, as a scheduling problem."""
+) -> tuple[Problem, Callable[[int | None], Choices]]:
+    """What the argument names, as a scheduling problem, and its alternatives for a capacity (None: those of a file)."""
     from peakline.scheduling import part_of, problem_of, read_problem
-    from peakline.solvers.problem import Problem
+    from peakline.solvers.alternatives import Choices
 
     path = Path(graph)
     found = read_problem(path) if path.suffix == ".json" and path.is_file() else None
@@ -231,13 +242,23 @@ def _problem(
         if asked["training"]:
             options = {"optimizer": "none", **options}
         found = workload_of(graph, asked, options)
-    if isinstance(found, Problem):
+    if isinstance(found, Choices):
         if scope != "all":
             raise ValueError(f"--scope {scope}: a file lists its own tensors; leave the others out there")
-        problem = found
-    else:
-        problem = problem_of(found, scope=scope, work=rates.work if rates is not None else None)  # type: ignore[arg-type]
-    return problem if only is None else part_of(problem, only)
+        if only is not None and found.alternatives:
+            raise ValueError(f"--only {only}: a part of a file that offers alternatives is not taken; give the part")
+        given = Choices(found.problem if only is None else part_of(found.problem, only), found.alternatives)
+        return given.problem, lambda capacity: given
+    made = found
+    problem = problem_of(made, scope=scope, work=rates.work if rates is not None else None)  # type: ignore[arg-type]
+    problem = problem if only is None else part_of(problem, only)
+
+    def tilings(capacity: int | None) -> Choices:
+        from peakline.tilings import with_tilings
+
+        return Choices(problem) if capacity is None else with_tilings(made, problem, capacity)
+
+    return problem, tilings
 
 
 def _document(problem: Problem, plan: Plan, done: Replay, objective: str) -> dict[str, Any]:
@@ -250,6 +271,7 @@ def _document(problem: Problem, plan: Plan, done: Replay, objective: str) -> dic
         "operators": len(problem.operators),
         "tensors": len(problem.tensors),
         "capacity": plan.capacity,
+        **({"alternatives": stated["alternatives"]} if "alternatives" in stated else {}),
         "traffic": stated["traffic"],
         "peak": plan.peak,
         "arena": done.arena,
@@ -284,6 +306,7 @@ def _lines(problem: Problem, plan: Plan, done: Replay, out: Path | None) -> list
         f"store {format_bytes(moved.store)}; compulsory {format_bytes(moved.compulsory)}, "
         f"non-compulsory {format_bytes(moved.non_compulsory)} ({moved.non_compulsory} B)",
         f"peak      {format_bytes(plan.peak)} resident, addresses up to {format_bytes(done.arena)}",
+        *([f"in parts  {split_words(plan.alternatives)}"] if plan.alternatives else []),
         *timed,
         f"proven    {proof.status}: objective {proof.objective} B, bound {proof.lower_bound} B, gap {proof.gap:.1%}",
         f"method    {proof.method} ({proof.seconds:.2f} s)",

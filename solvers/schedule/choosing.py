@@ -20,7 +20,7 @@ from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Operator, Problem
 from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
 
-__all__ = ["best_choice", "schedule_choosing", "smallest_capacity", "traffic_of_any_choice"]
+__all__ = ["best_choice", "refuse_too_small", "schedule_choosing", "smallest_capacity", "traffic_of_any_choice"]
 
 _MOST_CHOICES = 256  # all of which are solved
 _MOST_BOUNDED = 400  # operators for each of which the tensors alive under any choice are sought
@@ -41,7 +41,7 @@ def schedule_choosing(choices: Choices, capacity: int, *, time_limit: float = 60
         raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
     if capacity < 1:
         raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
-    _refuse_too_small(choices, capacity)
+    refuse_too_small(choices, capacity)
     began = time.perf_counter()
 
     def solve(problem: Problem, seconds: float) -> Plan:
@@ -132,7 +132,8 @@ def smallest_capacity(choices: Choices) -> tuple[int, str]:
     return least[worst], worst
 
 
-def _refuse_too_small(choices: Choices, capacity: int) -> None:
+def refuse_too_small(choices: Choices, capacity: int) -> None:
+    """Raise Infeasible where an operator fits in none of its alternatives."""
     smallest, operator = smallest_capacity(choices)
     if smallest > capacity:
         ways = len(choices.alternatives.get(operator, ()))

@@ -1,0 +1,81 @@
+"""The shortest time where operators may run in parts (`peakline.solvers.alternatives`)."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from peakline.solvers.alternatives import Choices
+from peakline.solvers.dag import Dag
+from peakline.solvers.makespan.bounds import ROUNDING, time_bound
+from peakline.solvers.makespan.solve import fastest, seconds_of
+from peakline.solvers.plan import Plan
+from peakline.solvers.problem import Problem
+from peakline.solvers.schedule.choosing import best_choice, refuse_too_small, traffic_of_any_choice
+
+__all__ = ["fastest_choosing"]
+
+_MOST_BOUNDED = 400  # operators of a choice that is bounded before it is solved
+
+
+def fastest_choosing(
+    choices: Choices,
+    capacity: int,
+    *,
+    bandwidth: float,
+    compute_rate: float | None = None,
+    overlap: bool = True,
+    time_limit: float = 60.0,
+    seed: int = 0,
+) -> Plan:
+    """The least makespan over alternatives and plans; `Plan.alternatives` says which. Raises as `fastest`."""
+    for name, rate in (("bandwidth", bandwidth), ("compute", compute_rate)):
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"{name}: must be a rate above 0 per second, got {rate:g}")
+    if not (math.isfinite(time_limit) and time_limit > 0):
+        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
+    refuse_too_small(choices, capacity)
+    seconds_of(choices.problem, compute_rate)
+    began = time.perf_counter()
+
+    def solve(problem: Problem, seconds: float) -> Plan:
+        return fastest(
+            problem, capacity, bandwidth=bandwidth, compute_rate=compute_rate, overlap=overlap,
+            time_limit=seconds, seed=seed,
+        )  # fmt: skip
+
+    def value(plan: Plan) -> tuple[float, float]:
+        assert plan.time is not None
+        return plan.time.makespan, plan.time.lower_bound
+
+    def floor(problem: Problem) -> float:
+        if len(problem.operators) > _MOST_BOUNDED:
+            return 0.0
+        return time_bound(Dag.of(problem), capacity, seconds_of(problem, compute_rate), bandwidth)[0]
+
+    avoidable = traffic_of_any_choice(choices, capacity)
+    least = _of_any_choice(choices, bandwidth, compute_rate, avoidable)
+    found = best_choice(choices, capacity, solve, value, floor, least, time_limit)
+    timing, proof = found.plan.time, found.plan.certificate
+    assert timing is not None
+    method = f"{timing.method.split('; bound')[0]}, {found.method}"
+    timing = replace(timing, lower_bound=min(found.bound, timing.makespan), method=method)
+    proof = replace(proof, lower_bound=min(avoidable, proof.objective), seconds=time.perf_counter() - began)
+    return replace(found.plan, time=timing, certificate=proof)
+
+
+def _of_any_choice(choices: Choices, bandwidth: float, compute_rate: float | None, avoidable: int) -> float:
+    """Seconds that every choice takes: what its operators compute at least, what the link moves at least."""
+    whole = dict(zip((o.name for o in choices.problem.operators), seconds_of(choices.problem, compute_rate)))
+    compute = 0.0
+    for name, seconds in whole.items():
+        ways = [seconds]
+        for alternative in choices.alternatives.get(name, ()):
+            said = any(part.seconds is not None or part.flops is not None for part in alternative.parts)
+            if said:
+                expanded = choices.expand({name: alternative.name})
+                spent = dict(zip((o.name for o in expanded.operators), seconds_of(expanded, compute_rate)))
+                ways.append(math.fsum(spent[f"{name}/{part.name}"] for part in alternative.parts))
+        compute += min(ways)
+    return max(compute, (choices.problem.compulsory + avoidable) / bandwidth) * ROUNDING
