@@ -325,6 +325,8 @@ class Pim(Section):
         in_bank_bandwidth: bytes per second between the banks and the processing units, all banks together.
         external_bandwidth: bytes per second at the pins.
         input_buffer: bytes that hold the vector operand, per channel.
+        vectors: input vectors that a unit multiplies with what it reads once; 1 where nobody says.
+        four_activates: seconds within which a channel may open four rows (tFAW), where that bounds opening all banks.
         operations: what the units compute.
     """
 
@@ -336,6 +338,8 @@ class Pim(Section):
     in_bank_bandwidth: Bandwidth = None
     external_bandwidth: Bandwidth = None
     input_buffer: Bytes = None
+    vectors: Count = None
+    four_activates: Seconds = None
     operations: str | None = None
 
 

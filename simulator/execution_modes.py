@@ -33,6 +33,11 @@ BURST = 64
 """Bytes in whose time a burst opens that nothing hides: one beat of 64 bytes, assumed."""
 
 
+INT8_PER_DSP = {"DSP48E2": 2, "DSP58": 3}
+"""int8 products that one block does in a cycle: two share a DSP48E2's multiplier (AMD WP486), a DSP58 adds three (AMD
+AM004, INT8 dot product)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fabric:
     """Programmable logic in plain figures.
@@ -88,10 +93,11 @@ def fabric_of(device: str | Device, kind: str = "int8") -> Fabric:
     on_chip = sum(level.capacity or 0 for level in found.onchip) or (found.fpga.bram or 0) + (found.fpga.uram or 0)
     if not found.main.bandwidth:
         raise ValueError(f"{found.name}: memory.{found.main.name}.bandwidth is unknown")
-    stated = found.peak(kind) / (2 * clock)
-    if not found.clock and found.fpga.dsp:  # the stated rate is at a clock that designs do not reach
-        per_dsp = 2 if kind == "int8" else 1  # two int8 products share a DSP48E2 (AMD WP486)
-        stated = found.fpga.dsp * per_dsp
+    if not found.clock and found.fpga.dsp:  # a stated rate is at a clock that designs do not reach
+        block = found.compute.unit if found.compute else ""
+        stated = float(found.fpga.dsp * (INT8_PER_DSP.get(block, 2) if kind == "int8" else 1))
+    else:
+        stated = found.peak(kind) / (2 * clock)
     return Fabric(max(floor(stated), 1), clock, float(on_chip), float(found.main.bandwidth))
 
 
@@ -112,7 +118,7 @@ def stages_of(graph: Graph) -> list[Stage]:
     return stages
 
 
-def _group(fabric: Fabric, stages: Sequence[Stage], first: int, last: int) -> Group | None:
+def _group(fabric: Fabric, stages: Sequence[Stage], first: int, last: int, *, spill: bool = False) -> Group | None:
     """Stages first..last as a dataflow on all multipliers; None if their weights and a line of each do not fit."""
     chosen = stages[first : last + 1]
     total = sum(s.work for s in chosen)
@@ -124,16 +130,20 @@ def _group(fabric: Fabric, stages: Sequence[Stage], first: int, last: int) -> Gr
     held = moved if len(chosen) > 1 else 0.0  # one operator alone streams its weights past
     if held > fabric.memory:
         return None
-    room = fabric.memory - held
+    room = 0.0 if spill else fabric.memory - held
     into, out = chosen[0].reads, chosen[-1].result
     moved += 0.0 if first > 0 and into <= room / 2 else into
     moved += 0.0 if last < len(stages) - 1 and out <= room / 2 else out
     return Group(first, last, max(compute, moved / fabric.streaming(4096.0)), moved)
 
 
-def sequential(fabric: Fabric, stages: Sequence[Stage]) -> float:
-    """Seconds of one pass, every operator alone on all multipliers."""
-    groups = [_group(fabric, stages, i, i) for i in range(len(stages))]
+def sequential(fabric: Fabric, stages: Sequence[Stage], *, spill: bool = False) -> float:
+    """Seconds of one pass, every operator alone on all multipliers.
+
+    Args:
+        spill: what passes between operators always leaves the chip, as in designs without a buffer for it.
+    """
+    groups = [_group(fabric, stages, i, i, spill=spill) for i in range(len(stages))]
     return sum(g.seconds for g in groups if g is not None)
 
 

@@ -22,7 +22,7 @@ from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
 from peakline.models.kernels import Attention, Gemm, GroupedGemm
 
-__all__ = ["Hybrid", "Share", "crossover", "hybrid"]
+__all__ = ["Hybrid", "Share", "crossover", "hybrid", "together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def hybrid(graph: Graph, host: str | Device, memory: str | Device, *, count: int
         raise ValueError("a sweep has no single split; price one configuration")
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    processor, banks = find_device(host), _together(machine(find_device(memory)), count)
+    processor, banks = find_device(host), together(machine(find_device(memory)), count)
     shares = []
     for work in working(graph):
         times, here, there = work.executions, 0.0, 0.0
@@ -120,7 +120,7 @@ def crossover(host: str | Device, memory: str | Device, n: int, k: int, kind: st
 
     form = dtype(kind)
     size = form.bits // 8
-    processor, banks = find_device(host), _together(machine(find_device(memory)), count)
+    processor, banks = find_device(host), together(machine(find_device(memory)), count)
 
     def banks_win(m: int) -> bool:
         gemm = Gemm(1, m, n, k, form, form, form)
@@ -136,7 +136,7 @@ def crossover(host: str | Device, memory: str | Device, n: int, k: int, kind: st
     return high
 
 
-def _together(one: Machine, count: int) -> Machine:
+def together(one: Machine, count: int) -> Machine:
     """Several stacks as one device."""
     if count == 1:
         return one

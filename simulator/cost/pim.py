@@ -6,12 +6,15 @@ every piece leaves a partial sum per output to be read back. A bank streams its 
 and opening one costs a precharge and an activation. While units work, the pins carry commands and operands of nothing
 else.
 
-For m input vectors everything happens m times, because units keep no matrix:
+For m input vectors the matrix is read ⌈m/v⌉ times, because units keep no matrix but v vectors:
 
-    t = m · (⌈n/U⌉·k·e / (B/U) · (1 + switch/t_row)  +  (k·e + n/C·p·s) / (P/C))
+    t = ⌈m/v⌉ · ⌈n/U⌉·k·e / (B/U) · opening  +  m · (k·e + n/C·p·s) / (P/C),
+    opening = max(t_row + switch, U/C/4 · tFAW) / t_row
 
 with U units, C channels, in-bank bandwidth B, pin bandwidth P, e bytes per element, p = ⌈k·e/buffer⌉ pieces, s bytes of
-a partial sum, and t_row the time in which a unit streams one opened row.
+a partial sum, and t_row the time in which a unit streams one opened row. All banks of a channel open a row each in the
+meantime; where their power supply allows four in a window of tFAW (a device that opens all at once names none), that
+may be what they wait for.
 
 References:
     [1] S. Lee et al., "Hardware architecture and software stack for PIM based on commercial DRAM technology", ISCA
@@ -53,6 +56,8 @@ class Banks:
         outside: bytes/s at all pins.
         row: bytes of one opened row, 0 where unknown (then opening rows costs nothing).
         buffer: bytes of a channel's input buffer, 0 where unknown (then a vector is one piece).
+        window: seconds in which a channel may open four rows, 0 where that is no limit.
+        vectors: input vectors that one reading of the matrix serves.
     """
 
     units: float
@@ -61,13 +66,16 @@ class Banks:
     outside: float
     row: float = 0.0
     buffer: float = 0.0
+    window: float = 0.0
+    vectors: float = 1.0
 
     @property
     def opening(self) -> float:
         """Time of streaming with rows to open, as a multiple of the time without."""
         if not self.row:
             return 1.0
-        return 1.0 + ROW_SWITCH / (self.row * self.units / self.inside)
+        streaming = self.row * self.units / self.inside
+        return max(streaming + ROW_SWITCH, self.units / self.channels / 4.0 * self.window) / streaming
 
 
 def banks_of(pim: Any, pins: float | None, units: int) -> Banks | None:
@@ -78,8 +86,9 @@ def banks_of(pim: Any, pins: float | None, units: int) -> Banks | None:
     channels = pim.channels or 1
     count = channels * pim.units_per_channel if pim.units_per_channel else units
     return Banks(
-        float(count), float(channels), pim.in_bank_bandwidth, outside, float(pim.row or 0), float(pim.input_buffer or 0)
-    )
+        float(count), float(channels), pim.in_bank_bandwidth, outside, float(pim.row or 0),
+        float(pim.input_buffer or 0), pim.four_activates or 0.0, float(pim.vectors or 1),
+    )  # fmt: skip
 
 
 def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, kind: DType) -> Real:
@@ -103,4 +112,4 @@ def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, ki
     crossing = (shared * k * element + batch * n / banks.channels * pieces * PARTIAL_SUM) / (
         banks.outside / banks.channels
     )
-    return ops.maximum(arithmetic, m * (streaming + crossing))
+    return ops.maximum(arithmetic, ops.ceil(m / banks.vectors) * streaming + m * crossing)
