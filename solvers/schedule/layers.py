@@ -2,9 +2,9 @@
 
 The states and moves are those of `states.py`, held in arrays instead of objects, so that millions of them are
 affordable: a state is the number of its set of executed operators (an ideal of the graph), a word of evicted tensors
-and a word of stored ones, the bytes resident and the traffic paid. Tensors share a bit of these words if no set of executed operators
-leaves both alive (a colouring of their conflicts), so 64 bits suffice for long graphs that are narrow: a layer is a
-separator, and what lies on either side of it meets through its states alone.
+and a word of stored ones, the bytes resident and the traffic paid. Tensors share a bit of these words if no set of
+executed operators leaves both alive (a colouring of their conflicts), so 64 bits suffice for long graphs that are
+narrow: a layer is a separator, and what lies on either side of it meets through its states alone.
 
 Of two states with the same ideal one is dropped if the other, having evicted and stored what only the first has, has
 still paid no more. With `width` states an ideal at most, it is a beam; if nothing was cut, what it finds is optimal.
