@@ -70,6 +70,9 @@ def executed_program(
 
     Args:
         capacity: bytes of the device; None lets the peak be what it is.
+
+    Raises:
+        ValueError: decisions that cannot be carried out: what is executed again reads something that is gone by then.
     """
     return _Writer(profile, problem, keys, decisions, routes, links, capacity).write()
 
@@ -376,8 +379,16 @@ class _Writer:
                 found.append(self._part(part))
         return found
 
+    def _there(self, key: int) -> bool:
+        """Whether a storage and all its parts are on the device, or on their way to it."""
+        return key in self.alive and all(part.present for part in self.parts.get(key, []))
+
     def _recompute(self, segment: int) -> None:
-        """Execute the segment's chosen groups again, in forward order; what nobody saved is freed on the way."""
+        """Execute the segment's chosen groups again, in forward order; what nobody saved is freed on the way.
+
+        Raises:
+            ValueError: something that they read was let go before.
+        """
         profile = self.profile
         steps = sorted(
             {
@@ -394,6 +405,9 @@ class _Writer:
         mine: set[int] = set()
         for i in steps:
             step = profile.steps[i]
+            for key in step.touches:
+                if profile.program.births[key] >= 0 and key not in step.makes and not self._there(key):
+                    raise ValueError(f"{step.name!r} cannot be executed again: {self._name(key)} is gone by then")
             makes = [key for key in step.makes if key not in self.alive]
             holds = []
             for key in makes:

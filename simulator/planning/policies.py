@@ -232,9 +232,29 @@ def _with_operands(problem: Problem, groups: set[int]) -> set[int]:
     return found
 
 
+def _possible(problem: Problem, groups: set[int]) -> set[int]:
+    """The groups without those whose results another segment reads when it is executed again: these stay.
+
+    A layer that is executed again starts from its input, which the layer before it made.
+    """
+    found = set(groups)
+    while True:
+        read = {
+            problem.items[i].group
+            for g in found
+            for i in problem.groups[g].items
+            if problem.items[i].group in found
+            and problem.groups[problem.items[i].group].segment != problem.groups[g].segment
+        }
+        lacking = {g for g in found - read if not found - read >= set(problem.groups[g].groups)}
+        if not read | lacking:
+            return found
+        found -= read | lacking
+
+
 def decided(problem: Problem, executed: set[int], moved: dict[int, float]) -> Decisions:
     """Decisions with these groups executed again (and what they need) and these items moved to the first tier."""
-    again = _with_operands(problem, executed)
+    again = _possible(problem, _with_operands(problem, executed))
     needed = {i for g in again for i in problem.groups[g].items}
     share, kept = [], []
     for i, item in enumerate(problem.items):

@@ -1,11 +1,13 @@
 """Plans against what people do without a solver: never worse, and at some budget better than all by a tenth."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 import peakline as pk
 from peakline.planning.coarse import coarse, root
+from peakline.planning.execute import executed_program
 from peakline.planning.extract import problem_of, profile
 from peakline.planning.policies import POLICIES, compare, decided, good_enough
 from peakline.planning.tiers import surroundings
@@ -93,5 +95,26 @@ def test_checkpointing_stretches_runs_most_of_the_forward_pass_again(vit, device
     wide = coarse(taken, root(taken))
     problem, _ = problem_of(wide, max(taken.live), ())
     mild, full = (choice() for choice in POLICIES["checkpoint √n stretches"][0](wide, problem))
-    assert sum(mild.executed) < sum(full.executed) == len(problem.groups)
+    read = {i for group in problem.groups for i in group.items}
+    inputs = [
+        i for i in read
+        if problem.items[i].group >= 0
+        and any(
+            i in group.items and group.segment != problem.groups[problem.items[i].group].segment
+            for group in problem.groups
+        )
+    ]  # fmt: skip
+    assert inputs
+    assert sum(mild.executed) < sum(full.executed)
+    assert all(full.kept[i] == 1.0 for i in inputs)  # a stretch starts from what the one before it made
+    assert sum(full.executed) >= len(problem.groups) - len(inputs)
     assert decided(problem, set(), {}).executed == (False,) * len(problem.groups)
+
+
+def test_what_is_executed_again_without_its_operands_is_refused_by_the_replay(vit):
+    _, taken = vit
+    problem, keys = problem_of(taken, max(taken.live), ())
+    nothing = decided(problem, set(), {})
+    everything = replace(nothing, executed=(True,) * len(problem.groups))  # layers' inputs are dropped as well
+    with pytest.raises(ValueError, match=r"cannot be executed again: .* is gone by then"):
+        executed_program(taken, problem, keys, everything, (), {}, None)
