@@ -19,7 +19,7 @@ class Target:
         threads: threads resident on one.
         shared_memory: bytes of shared memory a block may use at most.
         torch: version whose rules apply, (2, 13).
-        cudnn_attention: whether cuDNN's attention comes first, as on Hopper in torch 2.5 (later releases put it last).
+        cudnn_attention: whether cuDNN's attention comes before flash; None: as the release does.
     """
 
     kind: Literal["cuda", "cpu"] = "cuda"
@@ -28,4 +28,13 @@ class Target:
     threads: int = 2048
     shared_memory: int = 232_448
     torch: tuple[int, int] = (2, 13)
-    cudnn_attention: bool = False
+    cudnn_attention: bool | None = None
+
+    @property
+    def prefers_cudnn(self) -> bool:
+        """`check_prefer_cudnn_attention` (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): on sm_90 and sm_100 with a
+        cuDNN later than 9.15.0, which the wheels of torch bring since 2.11 (huggingface/transformers pull request 48163).
+        """
+        if self.cudnn_attention is not None:
+            return self.cudnn_attention
+        return self.torch >= (2, 11) and self.capability in ((9, 0), (10, 0))

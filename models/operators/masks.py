@@ -18,8 +18,8 @@ from peakline.models.operators.registry import GradientContext, Node, OperatorTy
 
 __all__ = ["mask_bias", "window_mask"]
 
-ALIGNED = 16
-"""Elements that a row of the memory-efficient kernel's bias is padded to (`pad_bias`, attention.cpp)."""
+ALIGNED = 8
+"""Elements that a row of the memory-efficient kernel's 16-bit bias is padded to (`pad_bias`, attention.cpp)."""
 
 
 @dataclass(frozen=True)

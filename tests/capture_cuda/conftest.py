@@ -77,11 +77,11 @@ class Recorded(list[Call]):
 
 @pytest.fixture
 def record() -> Callable[..., Recorded]:
-    """record(function, target) → the calls it dispatched."""
+    """record(function, target) → the calls it dispatched; without a target, on a GPU that prefers flash."""
 
     def run(function: Callable[[], Any], target: Target | None = None) -> Recorded:
         recorder = _Recorder()
-        with FakeTensorMode(allow_non_fake_inputs=True), rerouting(target or Target()), recorder:
+        with FakeTensorMode(allow_non_fake_inputs=True), rerouting(target or Target(cudnn_attention=False)), recorder:
             function()
         recorded = Recorded(recorder.calls)
         recorded.storages = recorder.bytes

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from peakline.models.capture.cuda import AttentionCall, choose_attention
 from peakline.models.capture.target import Target
 
-H100, A100, RTX3090, RTX4090 = (Target(capability=c) for c in ((9, 0), (8, 0), (8, 6), (8, 9)))
+A100, RTX3090, RTX4090 = (Target(capability=c) for c in ((8, 0), (8, 6), (8, 9)))
+H100 = Target(capability=(9, 0), cudnn_attention=False)  # flash first, as everywhere before torch 2.11
 V100, T4, P100 = (Target(capability=c) for c in ((7, 0), (7, 5), (6, 0)))
 RTX5090 = Target(capability=(12, 0))
 
@@ -101,8 +102,23 @@ def test_strided_heads_are_written_out() -> None:
     assert choose_attention(ask(mask=(1024, 1024), last_strides=(1, 1, 1, 0)), H100) == "math"
 
 
+def test_since_2_11_cudnn_comes_first_on_hopper_and_on_the_b200() -> None:
+    for capability, backend in {(9, 0): "cudnn", (10, 0): "cudnn", (10, 3): "flash", (8, 0): "flash"}.items():
+        target = Target(capability=capability)
+        assert choose_attention(ask(causal=True), target) == backend
+        assert choose_attention(ask(causal=True), replace(target, torch=(2, 10))) == "flash"
+
+
+def test_cudnn_takes_wider_heads_on_hopper_than_on_blackwell() -> None:
+    hopper, blackwell = Target(capability=(9, 0)), Target(capability=(10, 0))
+    assert choose_attention(ask(width=256), hopper) == "cudnn"
+    assert choose_attention(ask(width=256), blackwell) == "flash"
+    deepseek = ask(width=192, value=(2, 8, 1024, 128))
+    assert choose_attention(deepseek, hopper) == choose_attention(deepseek, blackwell) == "cudnn"
+
+
 def test_a_target_may_prefer_cudnn() -> None:
-    prefers = replace(H100, cudnn_attention=True)
+    prefers = replace(A100, cudnn_attention=True)
     assert choose_attention(ask(), prefers) == "cudnn"
     assert choose_attention(ask(mask=(1024, 1024)), prefers) == "cudnn"
     assert choose_attention(ask(width=160), prefers) == "flash"
@@ -134,6 +150,7 @@ def test_inference_never_runs_a_slower_kernel_than_training(
     width: int, tokens: int, kind: str, capability: tuple[int, int], causal: bool
 ) -> None:
     order = ["flash", "efficient", "math"]
-    training = choose_attention(ask(tokens, width, dtype=kind, causal=causal), Target(capability=capability))
+    target = Target(capability=capability, cudnn_attention=False)
+    training = choose_attention(ask(tokens, width, dtype=kind, causal=causal), target)
     inference = ask(tokens, width, dtype=kind, causal=causal, requires_grad=False)
-    assert order.index(choose_attention(inference, Target(capability=capability))) <= order.index(training)
+    assert order.index(choose_attention(inference, target)) <= order.index(training)

@@ -37,6 +37,19 @@ def test_attention_in_sixteen_bits_dispatches_flash_forward_and_backward(record:
     assert len(calls.of("_scaled_dot_product_flash_attention_backward")) == 1
 
 
+def test_on_hopper_cudnn_takes_causal_and_masked_attention_alike(record: Record) -> None:
+    def step() -> None:
+        F.scaled_dot_product_attention(heads(), heads(), heads(), is_causal=True).sum().backward()
+        mask = torch.ones(64, 64, dtype=torch.bool)
+        F.scaled_dot_product_attention(heads(64), heads(64), heads(64), attn_mask=mask).sum().backward()
+
+    calls = record(step, Target(capability=(9, 0)))
+    first, second = calls.of("_scaled_dot_product_cudnn_attention")
+    assert first.results[1].shape == (2, 4, 64, 1)  # a log-sum-exp per query
+    assert second.arguments["attn_bias"].shape == (64, 64)  # as it is: neither padded nor expanded
+    assert len(calls.of("_scaled_dot_product_cudnn_attention_backward")) == 2
+
+
 def test_odd_head_widths_are_padded_to_eight_for_flash(record: Record) -> None:
     q = [heads, heads, heads]
     calls = record(lambda: F.scaled_dot_product_attention(*(make(width=33) for make in q)).sum().backward())

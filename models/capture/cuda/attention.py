@@ -178,10 +178,13 @@ def _mask_shape(call: AttentionCall) -> bool:
 
 
 def _cudnn_shapes(call: AttentionCall, target: Target) -> bool:
-    """`check_cudnn_tensor_shapes` with cuDNN 9.11 or later."""
+    """`check_cudnn_tensor_shapes` with cuDNN 9.11 or later: Hopper up to 256, Blackwell DeepSeek's widths."""
     width, v_width = call.query[-1], call.value[-1]
-    hopper = target.capability == (9, 0) or target.capability[0] == 10
-    limit = 192 if hopper and (width, v_width) == (192, 128) else 128
+    limit = 128
+    if target.capability == (9, 0):
+        limit = 256
+    elif target.capability[0] == 10 and (width, v_width) == (192, 128):
+        limit = 192
     if max(width, v_width) > limit or width % 8 or v_width % 8:
         return False
     return call.key[-2] != 1 and not (call.dropout and call.query[-2] == 1)
@@ -227,7 +230,7 @@ def choose_attention(
         "math": lambda call, target: True,
     }
     if order is None:
-        order = ("cudnn", *(b for b in DEFAULT_ORDER if b != "cudnn")) if target.cudnn_attention else DEFAULT_ORDER
+        order = ("cudnn", *(b for b in DEFAULT_ORDER if b != "cudnn")) if target.prefers_cudnn else DEFAULT_ORDER
     for backend in order:
         if backend in enabled and accepts[backend](call, target):
             return backend

@@ -105,8 +105,16 @@ def flash_backward(heads_first: bool) -> Rule:
 
 
 def cudnn_backward(call: Call, target: Target) -> tuple[int, ...]:
-    """A float32 accumulator of dq and row sums, as flash has: an estimate, the plan's workspace is cuDNN's own."""
-    return flash_backward(True)(call, target)
+    """A float32 accumulator of dq and row sums, as flash has: an estimate, the plan's workspace is cuDNN's own.
+
+    A gradient is laid out anew only if its last dimension is not dense (`run_cudnn_SDP_bprop`, cudnn/MHA.cpp).
+    """
+    node = backward_node(call, True)
+    blocks = tuple(int(size) for size in operator_type(node.operator.type).workspace(node))
+    gradient = call.arguments.get("grad_out")
+    if isinstance(gradient, View) and gradient.strides[-1] != 1:
+        return (gradient.elements * gradient.dtype.bits // 8, *blocks)
+    return blocks
 
 
 # ---- memory-efficient ------------------------------------------------------------------------------------------------

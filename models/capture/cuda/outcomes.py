@@ -76,22 +76,6 @@ def _scalar_in_full_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return out.new_empty([args[0].numel()]).as_strided((), ())
 
 
-def _in_place_in_backward(in_place: Any) -> Result:
-    """Scatters into fresh zeros that autograd runs in place for real tensors and out of place for fake ones.
-
-    torch/csrc/autograd/FunctionsManual.cpp: `areAnyTensorSubclassLike` in `gather_backward`, `index_backward`,
-    `value_selecting_reduction_backward`.
-    """
-
-    def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch._C._current_graph_task_id() == -1 or torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        in_place(*args, **kwargs)
-        return args[0]
-
-    return run
-
-
 def results(target: Target) -> Mapping[Any, Result]:
     """Operators (with their overload) whose results are not the CPU's, and how to get them; on a CPU those that fake
     tensors get wrong."""
@@ -108,10 +92,6 @@ def results(target: Target) -> Mapping[Any, Result]:
         aten.mse_loss.default: _scalar_in_full_size,
         aten.smooth_l1_loss.default: _scalar_in_full_size,
         aten.binary_cross_entropy.default: _scalar_in_full_size,
-        aten.index_put.default: _in_place_in_backward(aten.index_put_.default),
-        aten.scatter_add.default: _in_place_in_backward(aten.scatter_add_.default),
-        aten.scatter.src: _in_place_in_backward(aten.scatter_.src),
-        aten.index_add.default: _in_place_in_backward(aten.index_add_.default),
     }
 
 
