@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from peakline.planning.coarse import coarse, root
+from peakline.planning.coarse import coarse, fine, root
 from peakline.planning.execute import executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, saved
 from peakline.planning.packing import Codec, packings
@@ -19,7 +19,7 @@ from peakline.solvers.offload.linear import Infeasible, bound, solve
 from peakline.solvers.offload.problem import Decisions, Packing, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
-__all__ = ["Attempt", "modes", "stretches"]
+__all__ = ["Attempt", "modes", "parts", "stretches"]
 
 ATTEMPTS = 8
 """Budgets that the solver is given at most."""
@@ -40,6 +40,23 @@ def modes(words: tuple[str, ...], around: Surroundings | None) -> list[tuple[boo
         return [(False, None)]
     on_host = [(True, HostOptimizer(around.host_bandwidth, around.common[1]))] if around.hosted else []
     return [(True, None), *on_host]
+
+
+SMALL = 128
+"""Steps up to which a program is also planned in parts of layers."""
+
+LENGTHS = (1, 2, 4)
+"""Steps of such a part."""
+
+
+def parts(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profile]:
+    """The same programs with a few operators to a slot, where they are small: parts of a layer are executed again.
+
+    One layer after the other is all that a deep model needs; a single block has nothing else to choose from.
+    """
+    for taken in profiles if "recompute" in words else ():
+        for length in LENGTHS if len(taken.steps) <= SMALL else ():
+            yield fine(taken, length)
 
 
 def stretches(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profile]:

@@ -1,4 +1,6 @@
-"""The same program with several layers to a slot: what is executed again together then is a stretch of layers.
+"""The same program with other slots, so that other operators are executed again together.
+
+Several layers to a slot: a stretch of layers. A few operators to a slot: parts of a layer.
 
 Recomputing stretches of √n layers keeps √n of the n layers' inputs and holds the activations of √n layers at a time:
 T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174, §3 and algorithm 1
@@ -12,7 +14,7 @@ from math import isqrt
 
 from peakline.planning.extract import Profile
 
-__all__ = ["coarse", "root"]
+__all__ = ["coarse", "fine", "root"]
 
 
 def coarse(profile: Profile, length: int) -> Profile:
@@ -37,6 +39,27 @@ def coarse(profile: Profile, length: int) -> Profile:
         else:
             slots.append((first, last))
         before = here
+    return _cut(profile, slots)
+
+
+def fine(profile: Profile, length: int) -> Profile:
+    """`profile` with slots of at most `length` steps: fewer operators are executed again together.
+
+    Raises:
+        ValueError: a length below 1.
+    """
+    if length < 1:
+        raise ValueError(f"length: a slot of {length} steps is none; accepted: at least 1")
+    slots = [
+        (start, min(start + length - 1, last))
+        for first, last in profile.slots
+        for start in range(first, last + 1, length)
+    ]
+    return _cut(profile, slots)
+
+
+def _cut(profile: Profile, slots: list[tuple[int, int]]) -> Profile:
+    """`profile` with other slots."""
     slot_of = [number for number, (first, last) in enumerate(slots) for _ in range(first, last + 1)]
     fullest = [max(range(first, last + 1), key=profile.live.__getitem__) for first, last in slots]
     return replace(profile, slots=slots, slot_of=slot_of, fullest=fullest)

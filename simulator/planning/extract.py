@@ -123,6 +123,8 @@ def _live(program: Program) -> list[int]:
     for key, (birth, death, size) in enumerate(zip(program.births, program.deaths, program.sizes)):
         if key in resident:
             change[0] += int(size)
+            if key in program.previous:  # the step before left it, and this one frees it
+                change[min(death, len(program.steps) - 1) + 1] -= int(size)
         elif birth >= 0:
             change[birth] += int(size)
             change[min(death, len(program.steps) - 1) + 1] -= int(size)

@@ -11,7 +11,7 @@ from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
-from peakline.planning.attempt import Attempt, modes, stretches
+from peakline.planning.attempt import Attempt, modes, parts, stretches
 from peakline.planning.extract import profile
 from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, bytes_of, one_of, slowdown_of, words_of
 from peakline.planning.outcome import SCHEMA, Decision, Made, NothingFits, OffloadPlan
@@ -87,7 +87,7 @@ def plan(
     codec = CODECS[quantise] if "quantise-activations" in words else None
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in modes(words, around)]
     search = Search(
-        [Attempt(taken, words, around, time_limit, codec) for taken in profiles],
+        [Attempt(taken, words, around, time_limit, codec) for taken in [*profiles, *parts(profiles, words)]],
         [Attempt(taken, words, around, time_limit, codec) for taken in stretches(profiles, words)], fit,
     )  # fmt: skip
     seconds = sum(step_seconds(before))

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from peakline.planning.addresses import reserved_by, staying
 from peakline.planning.attempt import Attempt
+from peakline.planning.chains import Chain, chain_of
 from peakline.planning.execute import DEVICE
 from peakline.planning.extract import Keys
+from peakline.planning.policies import decided
 from peakline.planning.whole import in_whole
 from peakline.solvers.offload.linear import NEVER, Infeasible, bound, least_budget, tightest
 from peakline.solvers.offload.problem import Decisions, Problem
@@ -30,6 +32,8 @@ PROBES = 6
 
 WIDE = 0.02
 """Where a plan is further above its bound, the decisions for the smallest budget and all of the room are tried too."""
+
+CHAIN = "dynamic programme over the chain of layers (Rotor)"
 
 NEAR = 200
 """Two budgets within this part of the larger are not told apart."""
@@ -93,13 +97,42 @@ class Search:
                     outcomes.append(self._within(attempt, room, aim))
                 except Infeasible:
                     refused.append(attempt)
+        lower = min((found.decisions.lower_bound for found in outcomes), default=0.0)
+        if outcomes:
+            lower = min([lower, *(self._bound(attempt, aim) for attempt in refused if attempt in self.attempts)])
+        if min((found.timeline.makespan for found in outcomes), default=NEVER) > lower * (1 + WIDE):
+            outcomes += [found for found in self._tight if outcomes and found.needs(self.fit) <= room]
+            outcomes += self._chained(room)
         if not outcomes:
             return None
-        lower = min(found.decisions.lower_bound for found in outcomes)
-        lower = min([lower, *(self._bound(attempt, aim) for attempt in refused if attempt in self.attempts)])
-        if min(found.timeline.makespan for found in outcomes) > lower * (1 + WIDE):
-            outcomes += [found for found in self._tight if found.needs(self.fit) <= room]
-        return min(outcomes, key=lambda found: found.timeline.makespan), lower
+        best = min(outcomes, key=lambda found: found.timeline.makespan)
+        by_chain = min((chain.lower_bound(room) for chain in self._chains.values()), default=NEVER)
+        if best.decisions.method == CHAIN:  # of another class: stages may run more than twice
+            lower = min(lower or by_chain, by_chain)
+        return best, lower
+
+    # ---- sequential models ----------------------------------------------------------------------------------------
+    @cached_property
+    def _chains(self) -> dict[Attempt, Chain]:
+        """The attempts that are chains, where nothing but recomputation is decided by them."""
+        plain = [a for a in self.attempts if "recompute" in a.words and not (a.whole or a.states or a.profile.host)]
+        return {attempt: chain for attempt in plain if (chain := chain_of(attempt.profile))}
+
+    def _chained(self, room: int) -> list[Found]:
+        """The best schedules of chains that need at most `room` bytes."""
+        timelines = [(attempt, chain.within(room)) for attempt, chain in self._chains.items()]
+        found = [self._of_chain(attempt, timeline) for attempt, timeline in timelines if timeline is not None]
+        return [one for one in found if one.needs(self.fit) <= room]
+
+    def _of_chain(self, attempt: Attempt, timeline: Timeline) -> Found:
+        """A chain's schedule as decisions: what it makes again is recomputed, everything else stays."""
+        problem, keys = attempt.problem(max(attempt.profile.live))
+        again = {run.task.name.removesuffix(" again") for run in timeline.runs if run.task.kind == "recompute"}
+        groups = {
+            g for g, steps in enumerate(keys.groups) if all(attempt.profile.steps[i].name in again for i in steps)
+        }
+        decisions = replace(decided(problem, groups, {}), seconds=timeline.makespan, method=CHAIN)
+        return Found(attempt, problem, keys, decisions, timeline)
 
     def _bound(self, attempt: Attempt, room: int) -> float:
         try:
@@ -173,10 +206,15 @@ class Search:
         """
         everyone = (*self.attempts, *self.coarse)
         least = min(self._least(attempt, limit) for attempt in everyone)
+        least = min([least, *(chain.least_bytes(limit) for chain in self._chains.values())])
         if limit is None:
             candidates = self._tight
         else:
             candidates = [found for attempt in everyone if (found := self._tightest(attempt, limit))]
+        for attempt, chain in self._chains.items():
+            timeline = chain.smallest(limit)
+            if timeline is not None and (limit is None or timeline.makespan <= limit):
+                candidates = [*candidates, self._of_chain(attempt, timeline)]
         best = min(candidates, key=lambda found: found.needs(self.fit), default=None)
         low, high = least, best.needs(self.fit) if best else max(max(a.profile.live) for a in self.attempts)
         for probe in range(PROBES):

@@ -7,7 +7,8 @@ keep stage j's output alone, treat j+1…t with what is left, and then s…j aga
     opt(s, t, m) = min( uf[s] + opt(s+1, t, m − all[s]) + ub[s],
                         min over j < t:  Σ uf[s…j] + opt(j+1, t, m − out[j]) + opt(s, j, m − Σ left[j+1…t]) )
 
-where left[i] is what the backward run of stage i leaves behind for good (gradients of its parameters).
+where left[i] is what the backward run of stage i leaves behind for good (gradients of its parameters); the gradient
+that stage t waits with is held meanwhile.
 
 It is the best of all schedules in which what is kept stays until its backward run (*persistent* schedules); one that
 drops and makes it again in between may be better in rare cases. Bytes are counted in grains: rounded up a schedule
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GRAINS", "Run", "Schedule", "Stage", "checkpoint_chain", "least_seconds", "replay"]
+__all__ = ["GRAINS", "Run", "Schedule", "Stage", "Table", "checkpoint_chain", "least_seconds", "replay"]
 
 FOREVER = float("inf")
 
@@ -42,6 +43,8 @@ class Stage:
         saved: bytes of all that its backward run needs, the output included.
         forward_work, backward_work: further bytes while it runs.
         left: bytes that its backward run leaves behind until the end.
+        incoming: bytes of the gradient that its successor hands it, held until its backward run (and counted in
+            `backward_work` there).
     """
 
     forward: float
@@ -51,6 +54,7 @@ class Stage:
     forward_work: int = 0
     backward_work: int = 0
     left: int = 0
+    incoming: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,12 @@ class Schedule:
     seconds: float
 
 
-class _Table:
-    """opt(s, t, m) for every m in grains, and where to cut (−1: keep all of stage s)."""
+class Table:
+    """opt(s, t, m) for every m in grains up to `top`, and where to cut (−1: keep all of stage s)."""
 
-    def __init__(self, stages: tuple[Stage, ...], budget: int, grain: int, *, up: bool) -> None:
+    def __init__(self, stages: tuple[Stage, ...], budget: int, grain: int, *, up: bool = True) -> None:
+        """Fill the table; sizes are rounded up to whole grains, or down for a bound."""
+
         def grains(size: int) -> int:
             return -(-size // grain) if up else size // grain
 
@@ -87,6 +93,7 @@ class _Table:
         self.forward_work = [grains(stage.forward_work) for stage in stages]
         self.backward_work = [grains(stage.backward_work) for stage in stages]
         self.left = [grains(stage.left) for stage in stages]
+        self.incoming = [grains(stage.incoming) for stage in stages]
         self.best: dict[tuple[int, int], NDArray[np.float64]] = {}
         self.cut: dict[tuple[int, int], NDArray[np.int16]] = {}
         for length in range(len(stages)):
@@ -106,14 +113,14 @@ class _Table:
 
     def _fill(self, s: int, t: int) -> None:
         stage, m = self.stages[s], np.arange(self.top + 1)
-        work = max(self.forward_work[s], self.backward_work[s] + self.behind(s + 1, t))
+        work = max(self.forward_work[s] + self.incoming[t], self.backward_work[s] + self.behind(s + 1, t))
         rest = self._shifted(s + 1, t, self.saved[s]) if s < t else np.zeros(self.top + 1)
         best = np.where(m >= self.saved[s] + work, stage.forward + rest + stage.backward, FOREVER)
         cut = np.full(self.top + 1, -1, dtype=np.int16)
         run, need = 0.0, 0
         for j in range(s, t):
             before = self.output[j - 1] if j > s else 0
-            need = max(need, before + self.output[j] + self.forward_work[j])
+            need = max(need, before + self.output[j] + self.forward_work[j] + self.incoming[t])
             if need > self.top:
                 break
             run += self.stages[j].forward
@@ -122,6 +129,12 @@ class _Table:
             better = found < best
             best[better], cut[better] = found[better], j
         self.best[s, t], self.cut[s, t] = best, cut
+
+    def schedule(self, m: int) -> Schedule | None:
+        """The fastest schedule of the whole chain in m grains; None where none fits."""
+        t = len(self.stages) - 1
+        seconds = float(self.best[0, t][m])
+        return None if seconds == FOREVER else Schedule(tuple(self.runs(0, t, m)), seconds)
 
     def runs(self, s: int, t: int, m: int) -> list[Run]:
         """The schedule of opt(s, t, m)."""
@@ -144,16 +157,15 @@ def checkpoint_chain(stages: tuple[Stage, ...], budget: int, *, grains: int = GR
         return Schedule((), 0.0)
     if budget <= 0:
         return None
-    table = _Table(stages, budget, max(-(-budget // grains), 1), up=True)
-    seconds = float(table.best[0, len(stages) - 1][table.top])
-    return None if seconds == FOREVER else Schedule(tuple(table.runs(0, len(stages) - 1, table.top)), seconds)
+    table = Table(stages, budget, max(-(-budget // grains), 1))
+    return table.schedule(table.top)
 
 
 def least_seconds(stages: tuple[Stage, ...], budget: int, *, grains: int = GRAINS) -> float:
     """Seconds that no persistent schedule within `budget` bytes can beat; infinite where none fits."""
     if not stages:
         return 0.0
-    table = _Table(stages, max(budget, 0), max(-(-budget // grains), 1), up=False)
+    table = Table(stages, max(budget, 0), max(-(-budget // grains), 1), up=False)
     return float(table.best[0, len(stages) - 1][table.top])
 
 
@@ -176,7 +188,7 @@ def replay(stages: tuple[Stage, ...], schedule: Schedule) -> tuple[float, int]:
             work, took, turn = stage.backward_work, stage.backward, turn - 1
         else:
             (saved if run.kind == "forward all" else outputs).add(i)
-            work, took = stage.forward_work, stage.forward
+            work, took = stage.forward_work + stages[turn].incoming, stage.forward
         held = sum(stages[k].output for k in outputs) + sum(stages[k].saved for k in saved)
         seconds, peak = seconds + took, max(peak, held + left + work)
         outputs -= set(run.drops)

@@ -16,7 +16,7 @@ def stages(draw):
     """A stage that saves its output and perhaps more."""
     output = draw(st.integers(1, 4))
     saved = output + draw(st.integers(0, 5))
-    return Stage(draw(SECONDS), draw(SECONDS), output, saved, draw(st.integers(0, 2)), left=draw(st.integers(0, 1)))
+    return Stage(draw(SECONDS), draw(SECONDS), output, saved, draw(st.integers(0, 2)), left=draw(st.integers(0, 1)), incoming=draw(st.integers(0, 1)))
 
 
 chains = st.lists(stages(), min_size=1, max_size=4).map(tuple)
@@ -48,7 +48,7 @@ def searched(chain, budget):
                 continue
             for whole in (False, True):
                 grown = held | {(i, whole)}
-                if size(grown) + left[turn + 1] + stage.forward_work <= budget:
+                if size(grown) + left[turn + 1] + chain[turn].incoming + stage.forward_work <= budget:
                     after.append((stage.forward, (grown, turn)))
             if i == turn and (i, True) in held and size(held) + left[turn + 1] + stage.backward_work <= budget:
                 after.append((stage.backward, (held - {(i, True)}, turn - 1)))
