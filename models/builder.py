@@ -29,6 +29,8 @@ from peakline.models.graph import Block, Carry, Graph, Operator, Role, Tensor
 
 __all__ = ["GraphBuilder", "Layer"]
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
 
 @dataclass
 class Layer:
@@ -170,9 +172,9 @@ class GraphBuilder:
             Operator(
                 full,
                 type,
-                tuple(t.name for t in inputs),
-                tuple(t.name for t in made),
-                MappingProxyType(dict(attributes or {})),
+                tuple([t.name for t in inputs]),
+                tuple([t.name for t in made]),
+                MappingProxyType(dict(attributes)) if attributes else _NONE,
                 "forward",
                 self.module,
             )

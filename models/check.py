@@ -18,12 +18,21 @@ def check_graph(graph: Graph) -> None:
 
 def _tensor_faults(graph: Graph) -> list[str]:
     faults = []
+    arrays: dict[int, bool] = {}  # most tensors share theirs
     for name, tensor in graph.tensors.items():
         if name != tensor.name:
             faults.append(f"tensor {tensor.name!r} is filed under the name {name!r}")
         if tensor.role not in ROLES:
             faults.append(f"tensor {name!r} has role {tensor.role!r}; accepted: {', '.join(ROLES)}")
-        if any((d < 0) if isinstance(d, int) else bool((d < 0).any()) for d in tensor.shape):
+        negative = False
+        for d in tensor.shape:
+            if isinstance(d, int):
+                negative |= d < 0
+            else:
+                if id(d) not in arrays:
+                    arrays[id(d)] = bool((d < 0).any())
+                negative |= arrays[id(d)]
+        if negative:
             faults.append(f"tensor {name!r} has a negative dimension: {tensor.shape}")
         if tensor.family and not name.startswith(tensor.family + "."):
             faults.append(f"tensor {name!r} of family {tensor.family!r} must have a name that starts with it")

@@ -10,7 +10,7 @@ from typing import Any
 
 from peakline.models.graph import ALL, Block, Graph, Operator, Tensor, base_name
 
-__all__ = ["Resolver", "flatten", "instance_name", "to_networkx"]
+__all__ = ["Resolver", "flatten", "instance_name", "layer_by_layer", "to_networkx"]
 
 
 class Resolver:
@@ -104,7 +104,7 @@ def flatten(graph: Graph) -> Graph:
     looped: set[str] = set()
     carried = {name for block in graph.blocks for name in block.carries}
     produced = {base_name(o) for _, operator in graph.operators() for o in operator.outputs}
-    for tensor, i in _layer_by_layer(graph):  # resident ones first, in order of creation
+    for tensor, i in layer_by_layer(graph):  # resident ones first, in order of creation
         if tensor.name not in carried and tensor.name not in produced:
             declare(tensor.name, i, 0)
     for times, group in groupby(graph.blocks, key=lambda b: b.times):
@@ -140,7 +140,7 @@ def flatten(graph: Graph) -> Graph:
     return replace(graph, tensors=tensors, blocks=(Block("main", tuple(operators)),), previous=previous)
 
 
-def _layer_by_layer(graph: Graph) -> list[tuple[Tensor, int]]:
+def layer_by_layer(graph: Graph) -> list[tuple[Tensor, int]]:
     """Every instance in order of declaration, a family's layer by layer where its first tensor stands."""
     families = graph.families
     first: dict[str, int] = {}

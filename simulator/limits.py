@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from peakline.hardware import Device
@@ -55,11 +53,19 @@ def refuse_uncountable(graph: Graph) -> None:
 def _bytes_at_most(graph: Graph) -> float:
     """An upper bound on the bytes of all tensors together, in floating point, where nothing wraps around."""
     families = graph.families
+    largest: dict[int, float] = {}  # most tensors share their arrays
     total = 0.0
     for tensor in graph.tensors.values():
         if tensor.storage is None:
             layers = families.get(tensor.family, 1) if tensor.family else 1
             bits = tensor.dtype.bits + (tensor.dtype.scale_bits / tensor.dtype.block if tensor.dtype.block else 0)
-            elements = math.prod([float(np.max(d)) if isinstance(d, np.ndarray) else float(d) for d in tensor.shape])
+            elements = 1.0
+            for d in tensor.shape:
+                if not isinstance(d, np.ndarray):
+                    elements *= float(d)
+                    continue
+                if id(d) not in largest:
+                    largest[id(d)] = float(d.max())
+                elements *= largest[id(d)]
             total += layers * elements * bits / 8
     return total

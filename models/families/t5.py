@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from peakline.models.builder import GraphBuilder
-from peakline.models.dims import Dim
-from peakline.models.dtypes import dtype
+from peakline.models.dims import Dim, Shape
+from peakline.models.dtypes import DType, dtype
 from peakline.models.families.fields import Fields, positive
 from peakline.models.families.layers import Projections, lengths, loss_of
+from peakline.models.flatten import instance_name, layer_by_layer
 from peakline.models.graph import Tensor
 from peakline.models.operators.attention import Backend, attention, write_cache
 from peakline.models.operators.dropout import dropout
@@ -113,14 +115,23 @@ def build(b: GraphBuilder, config: T5Config, workload: Workload) -> Tensor:
 
 def _resident_encoder(b: GraphBuilder, config: T5Config) -> None:
     """Declare the encoder's parameters, which stay in memory while the decoder runs."""
-    inner = GraphBuilder(b.name, kind=b.dtype)
+    for name, shape, kind in _encoder_parameters(config, b.dtype):
+        b.parameter(name, shape, kind)
+
+
+@lru_cache(maxsize=32)
+def _encoder_parameters(config: T5Config, kind: DType) -> tuple[tuple[str, Shape, DType], ...]:
+    """Names, shapes and formats of the encoder's own parameters, layer by layer."""
+    inner = GraphBuilder("encoder", kind=kind)
     w = Workload("inference", seq=1)
     table = inner.parameter("shared.weight", (config.vocab, config.hidden))
     run = _Pass(inner, config, w, Projections(inner, w), "eager", table)
     _stack(run, "encoder", inner.input("input_ids", (1, 1)), 1, 1, None)
-    for tensor in inner.graph().flatten().of_role("parameter"):
-        if tensor.name != "shared.weight":
-            b.parameter(tensor.name, tensor.shape, tensor.dtype)
+    return tuple(
+        (instance_name(tensor.name, tensor.family, i), tensor.shape, tensor.dtype)
+        for tensor, i in layer_by_layer(inner.graph())
+        if tensor.role == "parameter" and tensor is not table
+    )
 
 
 def _stack(run: _Pass, name: str, ids: Tensor, tokens: Dim, source: Dim, encoded: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 
 from peakline.models.dims import Dim, Shape
 from peakline.models.dtypes import DType
-from peakline.models.graph import ALL, Graph, Operator, Role, Tensor, base_name
+from peakline.models.graph import Graph, Operator, Role, Tensor, base_name
 from peakline.models.kernels import Kernel, Stream
 from peakline.models.operators.reductions import Multiprocessors
 
@@ -40,11 +40,18 @@ class Node:
         """Look the operator's tensors up in its graph (`families`: the graph's, if at hand)."""
         layers = graph.families if families is None else families
         tensors = graph.tensors
-        references = operator.inputs + operator.outputs
-        found = tuple([tensors[base_name(r)] for r in references])
-        counts = tuple([layers[t.family] if t.family and r.endswith(ALL) else 1 for r, t in zip(references, found)])
+        found: list[Tensor] = []
+        counts: list[int] = []
+        for reference in operator.inputs + operator.outputs:
+            tensor = tensors.get(reference)
+            if tensor is None:  # `name[*]`: every layer's
+                tensor = tensors[base_name(reference)]
+                counts.append(layers[tensor.family] if tensor.family else 1)
+            else:
+                counts.append(1)
+            found.append(tensor)
         n = len(operator.inputs)
-        return Node(operator, found[:n], found[n:], counts)
+        return Node(operator, tuple(found[:n]), tuple(found[n:]), tuple(counts))
 
     @property
     def attributes(self) -> Mapping[str, Any]:

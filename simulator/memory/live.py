@@ -7,7 +7,6 @@ deep the model.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peakline.memory.lifetimes import Program
+from peakline.memory.peaks import highest
 from peakline.models.dims import Dim, is_array
 
 __all__ = ["LivePeak", "Occupancy", "live_peak", "occupancy", "program_peak"]
-
-_CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -112,34 +110,6 @@ def program_peak(program: Program) -> LivePeak:
     return LivePeak(int(live[step]), step, {role: size for role, size in by_role.items() if size})
 
 
-def undominated(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Row numbers that no other row equals or exceeds in every column: the only ones where a peak can lie.
-
-    The parts of a large sweep ask for the same counts again and again; the last few answers are kept.
-    """
-    key = counts.shape, hashlib.blake2b(counts.tobytes(), digest_size=16).digest()
-    if key not in _FRONTS:
-        if len(_FRONTS) >= _FRONTS_KEPT:
-            _FRONTS.pop(next(iter(_FRONTS)))
-        _FRONTS[key] = _front(counts)
-    return _FRONTS[key]
-
-
-_FRONTS: dict[tuple[tuple[int, ...], bytes], NDArray[np.int64]] = {}
-_FRONTS_KEPT = 64
-
-
-def _front(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    kept = np.sort(np.unique(counts, axis=0, return_index=True)[1])
-    rows = counts[kept]
-    order = np.argsort(-rows.sum(axis=1), kind="stable")
-    front: list[int] = []
-    for i in order:
-        if not any(bool((rows[j] >= rows[i]).all()) for j in front):
-            front.append(int(i))
-    return np.asarray(sorted(kept[front]), dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class LivePeak:
     """Live bytes at the peak (arrays in a sweep), the step at which it stands, and its bytes by role."""
@@ -163,46 +133,8 @@ def live_peak(table: Occupancy) -> LivePeak:
 
 
 def _sweep_peak(table: Occupancy) -> LivePeak:
-    rows = undominated(table.counts)
-    shape = np.broadcast_shapes(*(np.shape(s) for s in table.sizes))
-    counts = table.counts[rows]
-    columns, merged = _distinct([np.broadcast_to(s, shape).reshape(-1) for s in map(_int64, table.sizes)], counts)
-    total = int(np.prod(shape))
-    peak, step = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-    for start in range(0, total, _CHUNK):
-        chunk = slice(start, min(start + _CHUNK, total))
-        live = np.zeros((len(rows), chunk.stop - start), dtype=np.int64)
-        for j, column in enumerate(columns):
-            live += merged[:, j, None] * column[chunk]
-        best = live.argmax(axis=0)
-        peak[chunk] = np.take_along_axis(live, best[None], axis=0)[0]
-        step[chunk] = rows[best]
-    by_role: dict[str, Any] = {}
-    position = np.searchsorted(rows, step)
-    roles = np.asarray(table.roles)
-    for role in dict.fromkeys(table.roles):
-        mine = np.flatnonzero((roles == role) & counts.any(axis=0))
-        sizes = [np.broadcast_to(_int64(table.sizes[j]), shape).reshape(-1) for j in mine]
-        held = np.zeros(total, dtype=np.int64)
-        for column, count in zip(*_distinct(sizes, counts[:, mine], by_row=True)):
-            held += count[position] * column
-        if len(mine):
-            by_role[role] = held.reshape(shape)
-    return LivePeak(peak.reshape(shape), step.reshape(shape), by_role)
-
-
-def _int64(size: Any) -> NDArray[np.int64]:
-    return np.asarray(size, dtype=np.int64)
-
-
-def _distinct(
-    columns: list[NDArray[np.int64]], counts: NDArray[np.int64], *, by_row: bool = False
-) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
-    """Merge columns of equal sizes, adding their counts: `[rows, columns]`, or `[columns, rows]` if `by_row`."""
-    groups: dict[bytes, list[int]] = {}
-    for j, column in enumerate(columns):
-        if counts[:, j].any():
-            groups.setdefault(column.tobytes(), []).append(j)
-    merged = np.asarray([counts[:, members].sum(axis=1) for members in groups.values()], dtype=np.int64)
-    merged = merged.reshape(len(groups), len(counts))
-    return [columns[members[0]] for members in groups.values()], merged if by_row else merged.T
+    shape = np.broadcast_shapes(*(np.shape(size) for size in table.sizes))
+    roles = list(dict.fromkeys(table.roles))
+    kinds = np.asarray([roles.index(role) for role in table.roles])
+    found = highest(table.counts, table.sizes, kinds, len(roles), shape)
+    return LivePeak(found.total, found.row, {role: found.by_kind[i] for i, role in enumerate(roles)})

@@ -93,17 +93,22 @@ def program_of(graph: Graph, shape: tuple[int, ...]) -> Program:
 
 def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, reads: Any, writes: Any) -> int:
     """The kernel's number among the distinct ones; arrays are equal by content."""
-    values = [*(getattr(kernel, name) for name in names_of(kernel)), reads, writes]
-    arrays = [v for v in values if isinstance(v, np.ndarray)]
-    key = (
-        type(kernel),
-        *[
-            v if not isinstance(v, np.ndarray) else (v.shape, v.tobytes() if v.size <= _FEW else v.flat[-1])
-            for v in values
-        ],
-    )
-    candidates = known.setdefault(key, [])
-    exact = all(a.size <= _FEW for a in arrays)  # the key then holds every element
+    values = [*[getattr(kernel, name) for name in kernel.__dataclass_fields__], reads, writes]
+    arrays = []
+    said: list[Any] = [type(kernel)]
+    exact = True  # the key holds every element
+    for value in values:
+        if not isinstance(value, np.ndarray):
+            said.append(value)
+            continue
+        arrays.append(value)
+        said.append(value.shape)
+        if value.size <= _FEW:
+            said.append(value.tobytes())
+        else:
+            said.append(value.flat[-1])
+            exact = False
+    candidates = known.setdefault(tuple(said), [])
     for number in candidates:
         if exact:
             return number

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from peakline.memory.lifetimes import unroll, workspace
 from peakline.memory.live import occupancy
+from peakline.memory.peaks import highest
 from peakline.models.dims import Dim
 from peakline.models.graph import Block, Graph, Operator, Tensor
 from peakline.models.operators.reductions import Multiprocessors
-from peakline.sweeping.peaks import highest
 from peakline.sweeping.table import ROLES
 
 __all__ = ["LiveBytes", "Lives", "live_bytes"]
@@ -94,7 +94,8 @@ def _live_bytes(
     skeleton = _skeleton(graph, tuple(workspaces), on)
     sizes = _bytes_of(graph, skeleton.tensors)
     sizes += [workspaces[position] for position in skeleton.workspaces]
-    return LiveBytes(*highest(skeleton.counts, sizes, skeleton.role_of, len(ROLES), shape))
+    found = highest(skeleton.counts, sizes, skeleton.role_of, len(ROLES), shape)
+    return LiveBytes(found.total, found.by_kind)
 
 
 def _workspaces(graph: Graph, on: Multiprocessors | None) -> dict[int, Dim]:
