@@ -12,7 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.execution.iteration import Handle, Iteration
-from peakline.execution.script import Script, script_of
+from peakline.execution.packing import PackedMemory
+from peakline.execution.script import PACKED, Script, script_of
 from peakline.execution.stores import Files, HostMemory, Store, checked_folder
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def apply(
                 optimizer.zero_grad()
 
     Losses and gradients are what they would be without: operators executed a second time see the same operands and
-    the same random numbers, and leave no trace in the model's buffers.
+    the same random numbers, and leave no trace in the model's buffers. The exception is `quantise-activations`: a
+    step's loss is the same, its gradients are those of activations rounded to fewer bits.
 
     Args:
         plan: of what `pk.capture(module, inputs, ...)` returned.
@@ -65,6 +67,8 @@ def apply(
         stores["host"] = HostMemory(device)
     if "ssd" in tiers and folder is not None:
         stores["ssd"] = Files(folder)
+    if PACKED in tiers and plan.codec is not None:
+        stores[PACKED] = PackedMemory(plan.codec)
     undo: list[Callable[[], None]] = [store.close for store in stores.values()]
     if states and optimizer is not None:
         from peakline.execution.optimizers import offload_optimizer

@@ -30,7 +30,7 @@ from peakline.execution.replay import (
     storage_of,
     write_down,
 )
-from peakline.execution.script import Action, Expected, Script
+from peakline.execution.script import PACKED, Action, Expected, Script
 from peakline.execution.stores import Store, Stored, Ticket
 from peakline.models.capture.views import tensors_in
 
@@ -263,6 +263,9 @@ class Iteration:
         memory = self._memories.get(key)
         if memory is not None and memory.base is not None:
             memory.stored = self.stores[self.script.moved[key]].put(memory.base)
+            if self.script.moved[key] == PACKED:  # packed there and then
+                memory.base = None
+                self._let_go(key)
         else:
             self._owed.add(key)
 

@@ -17,9 +17,14 @@ from peakline.planning.whole import is_captured
 if TYPE_CHECKING:
     from peakline.planning.plan import OffloadPlan
 
-__all__ = ["Action", "Expected", "Script", "script_of"]
+__all__ = ["PACKED", "Action", "Expected", "Script", "script_of"]
 
 Kind: TypeAlias = Literal["drop", "fetch", "recompute"]
+_NO_STEPS = ("recompute", "offload", "fetch", "pack", "unpack")
+
+PACKED = "packed"
+"""The tier of what stays on the device in fewer bits."""
+
 _ORDER: dict[str, int] = {"drop": 0, "fetch": 1, "recompute": 2}
 
 
@@ -58,7 +63,7 @@ class Script:
     Attributes:
         expected: operators of the forward pass in order.
         again: storages that are let go and made again.
-        moved: tier of each storage that leaves.
+        moved: tier of each storage that leaves, or `PACKED`.
         sends: storages to send after each step, their last use of the forward pass.
         actions: what to do before each step, in order.
         segments: forward steps that each segment executes again.
@@ -175,10 +180,15 @@ def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
             script.moved[key] = tiers[max(range(len(shares)), key=shares.__getitem__)]
             script.sends[gap[0]].append(key)
             by_name[script.names[key]] = key
+    for number, (key, gap) in enumerate(zip(keys.items, keys.gaps)):
+        if key in forward and decisions.packed_share(number):
+            script.moved[key] = PACKED
+            script.sends[gap[0]].append(key)
+            by_name[script.names[key]] = key
     if not by_name:
         return
     # one per step, in order
-    computing = [run for run in plan.timeline.runs if run.task.kind not in ("recompute", "offload", "fetch")]
+    computing = [run for run in plan.timeline.runs if run.task.kind not in _NO_STEPS]
     starts = [run.start for run in computing]
     ended: set[int] = set()
     for run in sorted(plan.timeline.runs, key=lambda run: run.end if run.task.kind == "offload" else run.start):
@@ -194,3 +204,5 @@ def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
             inside = following > 0 and starts[following - 1] < run.start < computing[following - 1].end
             early = inside and following - 1 not in ended  # what left during that step may be what made room
             script.actions[following - early].append(Action("fetch", carried))
+        elif run.task.kind == "unpack":
+            script.actions[bisect_left(starts, run.start)].append(Action("fetch", carried))
