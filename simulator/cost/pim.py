@@ -8,8 +8,7 @@ else.
 
 For m input vectors the matrix is read ⌈m/v⌉ times, because units keep no matrix but v vectors:
 
-    t = ⌈m/v⌉ · ⌈n/U⌉·k·e / (B/U) · opening  +  m · (k·e + n/C·p·s) / (P/C),
-    opening = max(t_row + switch, U/C/4 · tFAW) / t_row
+    t = ⌈m/v⌉ · max( ⌈n/U⌉·k·e / (B/U) · (1 + switch/t_row),  n·k·e/row/C/4 · tFAW )  +  m · (k·e + n/C·p·s) / (P/C)
 
 with U units, C channels, in-bank bandwidth B, pin bandwidth P, e bytes per element, p = ⌈k·e/buffer⌉ pieces, s bytes of
 a partial sum, and t_row the time in which a unit streams one opened row. All banks of a channel open a row each in the
@@ -71,11 +70,20 @@ class Banks:
 
     @property
     def opening(self) -> float:
-        """Time of streaming with rows to open, as a multiple of the time without."""
+        """Time of streaming with rows to open in all banks, as a multiple of the time without."""
         if not self.row:
             return 1.0
-        streaming = self.row * self.units / self.inside
-        return max(streaming + ROW_SWITCH, self.units / self.channels / 4.0 * self.window) / streaming
+        return max(self.switching, self.units / self.channels / 4.0 * self.window / self.row_seconds)
+
+    @property
+    def row_seconds(self) -> float:
+        """Time in which a unit streams one opened row."""
+        return self.row * self.units / self.inside
+
+    @property
+    def switching(self) -> float:
+        """Time of streaming with a row to open after each, as a multiple of the time without."""
+        return (self.row_seconds + ROW_SWITCH) / self.row_seconds if self.row else 1.0
 
 
 def banks_of(pim: Any, pins: float | None, units: int) -> Banks | None:
@@ -105,7 +113,10 @@ def product_seconds(machine: Machine, batch: Real, m: Real, n: Real, k: Real, ki
     if banks is None:
         return ops.maximum(arithmetic, batch * m * n * k * element / machine.supply)
     rows = ops.ceil(batch * n / banks.units)
-    streaming = rows * k * element / (banks.inside / banks.units) * banks.opening
+    streaming = rows * k * element / (banks.inside / banks.units) * banks.switching
+    if banks.row:  # the windows of four count rows that are opened, however many units share them
+        opened = batch * n * k * element / banks.row / banks.channels
+        streaming = ops.maximum(streaming, opened / 4.0 * banks.window)
     pieces = ops.ceil(k * element / banks.buffer) if banks.buffer else 1.0
     # vectors of independent products go to different channels as long as there are channels for them
     shared = ops.maximum(batch / banks.channels, 1.0)
