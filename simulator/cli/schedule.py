@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peakline.cli.estimate import workload_of
+from peakline.cli.schedule_levels import over_levels, refuse_beside_levels
 from peakline.cli.schedule_parts import best_choice, refuse_mixed, split_words
 from peakline.cli.schedule_time import Rates, rates_of, shortest, time_lines
 from peakline.files import written_whole
@@ -37,7 +38,11 @@ def schedule(
         str, typer.Argument(help="Catalogue name, config.json, peakline.graph/1 JSON, or tensors and operators.")
     ],
     capacity: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="Of the scratchpad: 1048576, or with a unit, 1MiB.")
+        str | None,
+        typer.Option(metavar="BYTES", help="Of the scratchpad: 1048576, 1MiB; of several levels: 1MiB,32MiB."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W", help="Of a byte over the link behind each level; default 1 each.")
     ] = None,
     objective: Annotated[
         str, typer.Option(help="traffic (non-compulsory bytes), time, or peak (smallest over all orders).")
@@ -144,6 +149,11 @@ def schedule(
                 )
         refuse_mixed(tiled(None), tile, "--capacity-sweep", objective, None)
         return _sweep(problem, points, time_limit, seed, plot, json_)
+    if capacity is not None and "," in capacity:
+        refuse_beside_levels(tiled(None), objective, {"--allow": allow, "--tile": tile, "--plot": plot})
+        return over_levels(problem, capacity, weights, time_limit, seed, out, json_)
+    if weights is not None:
+        raise ValueError("--weights: several levels have them; give as many capacities, such as 1MiB,32MiB")
     size = None if capacity is None else int(capacity) if _whole(capacity) else parse_bytes(capacity)
     if size is None and objective in ("traffic", "time"):
         raise ValueError(f"--capacity: the least {objective} needs one; --objective peak does not")

@@ -1,0 +1,109 @@
+"""`peakline schedule --capacity 1MiB,32MiB`: several levels of memory between operators and where inputs come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peakline.files import check_target, written_whole
+
+if TYPE_CHECKING:
+    from peakline.solvers.alternatives import Choices
+    from peakline.solvers.levels import Level, LevelsPlan
+    from peakline.solvers.problem import Problem
+    from peakline.solvers.replay_levels import LevelsReplay
+
+__all__ = ["over_levels", "refuse_beside_levels"]
+
+SCHEMA = "peakline.schedule-levels/1"
+
+
+def refuse_beside_levels(choices: Choices, objective: str, options: Mapping[str, object]) -> None:
+    """Refuse what several levels do not go with."""
+    if objective != "traffic":
+        raise ValueError(f"--objective {objective}: with several levels: traffic alone")
+    if choices.alternatives:
+        raise ValueError("alternatives: do not go with several levels")
+    for option, value in options.items():
+        if value:
+            raise ValueError(f"{option}: does not go with several levels")
+
+
+def over_levels(
+    problem: Problem,
+    capacities: str,
+    weights: str | None,
+    time_limit: float,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Solve, replay, write and print; the exit code."""
+    from peakline.solvers.levels import schedule_levels
+    from peakline.solvers.replay_levels import replay_levels
+    from peakline.solvers.schedule import Infeasible
+
+    levels = _levels(capacities, weights)
+    if out is not None:
+        check_target(out)
+    try:
+        plan = schedule_levels(problem, levels, time_limit=time_limit, seed=seed)
+    except Infeasible as error:
+        answer = {"schema": SCHEMA, "status": "infeasible", "smallest_capacity": error.smallest}
+        print(json.dumps({**answer, "forced_by": error.operator, "reason": str(error)}) if as_json else error)
+        return 1
+    done = replay_levels(problem, plan)
+    if out is not None:
+        with written_whole(out) as temporary:
+            temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
+    print(json.dumps(_document(plan, done)) if as_json else "\n".join(_lines(problem, plan, done, out)))
+    return 0
+
+
+def _levels(capacities: str, weights: str | None) -> tuple[Level, ...]:
+    from peakline.hardware.units import parse_bytes
+    from peakline.solvers.levels import Level
+
+    listed = [text.strip() for text in capacities.split(",")]
+    if not all(listed):
+        raise ValueError(f"--capacity: must be capacities between commas, such as 1MiB,32MiB, got {capacities!r}")
+    sizes = [int(text) if text.lstrip("+-").isdigit() else parse_bytes(text) for text in listed]
+    if weights is None:
+        return tuple(Level(size) for size in sizes)
+    try:
+        numbers = [float(text) for text in weights.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights: must be numbers between commas, such as 1,10, got {weights!r}") from None
+    if len(numbers) != len(sizes):
+        raise ValueError(f"--weights: one for each of the {len(sizes)} levels, got {len(numbers)}")
+    return tuple(Level(size, weight) for size, weight in zip(sizes, numbers))
+
+
+def _document(plan: LevelsPlan, done: LevelsReplay) -> dict[str, Any]:
+    """The JSON of schema `peakline.schedule-levels/1`: the plan without its steps; bytes, and bytes times weight."""
+    stated = plan.to_dict()
+    levels = [
+        {**level, "peak": peak, "traffic": moved}
+        for level, peak, moved in zip(stated["levels"], done.peak, stated["traffic"])
+    ]
+    proof = stated["certificate"]
+    return {"schema": SCHEMA, "status": proof["status"], "levels": levels, "certificate": proof}
+
+
+def _lines(problem: Problem, plan: LevelsPlan, done: LevelsReplay, out: Path | None) -> list[str]:
+    from peakline.hardware.units import format_bytes
+
+    proof = plan.certificate
+    lines = [f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, {len(plan.levels)} levels"]
+    for n, (level, moved, peak) in enumerate(zip(plan.levels, plan.traffic, done.peak), 1):
+        lines.append(
+            f"level {n}   {format_bytes(level.capacity)}, {format_bytes(peak)} of it taken; behind it {moved.load} B come "
+            f"and {moved.store} B go, {moved.non_compulsory} B of them non-compulsory, weight {level.weight:g}"
+        )
+    lines += [
+        f"proven    {proof.status}: objective {proof.objective:g}, bound {proof.lower_bound:g}, gap {proof.gap:.1%}",
+        f"method    {proof.method} ({proof.seconds:.2f} s)",
+    ]
+    return [*lines, f"written   {out}"] if out is not None else lines
