@@ -99,8 +99,8 @@ def _lines(problem: Problem, plan: LevelsPlan, done: LevelsReplay, out: Path | N
     lines = [f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, {len(plan.levels)} levels"]
     for n, (level, moved, peak) in enumerate(zip(plan.levels, plan.traffic, done.peak), 1):
         lines.append(
-            f"level {n}   {format_bytes(level.capacity)}, {format_bytes(peak)} of it taken; behind it {moved.load} B come "
-            f"and {moved.store} B go, {moved.non_compulsory} B of them non-compulsory, weight {level.weight:g}"
+            f"level {n}   {format_bytes(level.capacity)}, {format_bytes(peak)} of it taken; behind it {moved.load} B "
+            f"come and {moved.store} B go, {moved.non_compulsory} B of them non-compulsory, weight {level.weight:g}"
         )
     lines += [
         f"proven    {proof.status}: objective {proof.objective:g}, bound {proof.lower_bound:g}, gap {proof.gap:.1%}",
