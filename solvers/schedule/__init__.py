@@ -1,5 +1,5 @@
 """Order, residency, replacement and addresses together, under a capacity."""
 
-from peakline.solvers.schedule.solve import OBJECTIVES, Infeasible, NotFound, Objective, Progress, schedule
+from peakline.solvers.schedule.solve import METHODS, OBJECTIVES, Infeasible, NotFound, Objective, Progress, schedule
 
-__all__ = ["OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]
+__all__ = ["METHODS", "OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]

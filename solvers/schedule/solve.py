@@ -15,6 +15,7 @@ from typing import Literal
 from peakline.solvers.bounds import largest_working_set, traffic_bound
 from peakline.solvers.contest import Entry, contest, cores
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.linear import PROGRAM_SOLVERS, available, require
 from peakline.solvers.order import Order, smallest_peak
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Problem
@@ -27,12 +28,15 @@ from peakline.solvers.schedule.pack import pack
 from peakline.solvers.schedule.rolling import place_at_least_cost
 from peakline.solvers.schedule.search import Found, beam, search
 from peakline.solvers.schedule.states import Moves
+from peakline.solvers.schedule.timed import by_program, small_enough
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
 
-__all__ = ["OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]
+__all__ = ["METHODS", "OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]
 
 Objective = Literal["traffic", "peak"]
 OBJECTIVES: tuple[Objective, ...] = ("traffic", "peak")
+
+METHODS: tuple[str, ...] = ("auto", "search", *PROGRAM_SOLVERS)
 
 _WIDTHS = (4, 32)  # of the first beams, as long as the bound is not met
 _WIDE = 256  # of the beam that takes part in a contest
@@ -74,6 +78,7 @@ def schedule(
     time_limit: float = 60.0,
     seed: int = 0,
     jobs: int | None = None,
+    method: str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
     """The plan with the least non-compulsory traffic within `capacity` bytes, or the order with the smallest peak.
@@ -82,9 +87,19 @@ def schedule(
     work early and the best plan so far is returned with its gap. The same seed gives the same plan unless the time
     limit cuts the work short; addresses may take up to a third of the limit more.
 
+    What simple means leave open is contested by several solvers in `jobs` processes (default: two, where there are as
+    many processors); `method` leaves the exact part to one of them: search, highs, cbc or cp-sat.
+
     Raises Infeasible if proven that no plan exists, NotFound if none was found, ValueError for a capacity below 1, a
-    time limit not above 0, an unknown objective, traffic without a capacity, or more than 20,000 operators.
+    time limit not above 0, jobs below 1, an unknown objective or method, traffic without a capacity, more than 20,000
+    operators, or too many for the method; ImportError if the method's solver is not installed.
     """
+    if method not in METHODS:
+        raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: must be at least 1, got {jobs}")
+    if method in PROGRAM_SOLVERS:
+        require(method)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if not (isfinite(time_limit) and time_limit > 0):
@@ -95,7 +110,7 @@ def schedule(
         raise ValueError("capacity: the least traffic needs one, in bytes")
     if len(problem.operators) > _MOST_OPERATORS:
         raise ValueError(f"operators: at most {_MOST_OPERATORS}, got {len(problem.operators)}; schedule a part of it")
-    work = _Work(Dag.of(problem), capacity, time_limit, seed, jobs or cores(), progress or (lambda _: None))
+    work = _Work(Dag.of(problem), capacity, time_limit, seed, jobs or cores(), method, progress or (lambda _: None))
     return work.peak() if objective == "peak" else work.traffic()
 
 
@@ -109,9 +124,10 @@ class _Work:
         time_limit: float,
         seed: int,
         jobs: int,
+        method: str,
         report: Callable[[Progress], None],
     ) -> None:
-        self.dag, self.seed, self.jobs, self.report = dag, seed, jobs, report
+        self.dag, self.seed, self.jobs, self.method, self.report = dag, seed, jobs, method, report
         self.won: list[str] = []  # by whom the pieces' plans and bounds are
         self.proofs: list[str] = []
         self.began = time.perf_counter()
@@ -127,7 +143,9 @@ class _Work:
 
     def peak(self) -> Plan:
         """The smallest-peak order with addresses."""
-        order = smallest_peak(self.dag, time_limit=0.8 * self.time_limit, progress=self._tell)
+        order = smallest_peak(
+            self.dag, time_limit=0.8 * self.time_limit, jobs=self.jobs, method=self.method, progress=self._tell
+        )
         if self.limited and order.bound > self.capacity:
             raise Infeasible(
                 f"capacity {self.capacity}: no order fits without evicting; the smallest peak over all orders is "
@@ -172,7 +190,7 @@ class _Work:
 
     def _improve(self) -> None:
         dag = self.dag
-        order = smallest_peak(dag, time_limit=0.25 * self.time_limit)
+        order = smallest_peak(dag, time_limit=0.25 * self.time_limit, jobs=self.jobs)
         if order.peak <= self.capacity:
             self._offer(Schedule(order.operators, frozenset()), f"smallest peak by {order.method}")
             return
@@ -253,7 +271,7 @@ class _Work:
                 break
         assert best is not None
         floor = max(floor, best.bound)
-        if best.cost > floor:
+        if best.cost > floor and self.method not in PROGRAM_SOLVERS:
             exact = search(
                 moves, floor, best.cost, deadline=began + seconds, most_states=_FIRST_STATES,
                 tick=lambda bound: self._tell(self.cost, bound),
@@ -274,8 +292,14 @@ class _Work:
         entries = [
             Entry("dynamic programming", by_layers, common),
             Entry("A*", a_star, (*common, _MOST_STATES)),
-            Entry("wide beam search", by_beam, (*common[:3], _WIDE)),
         ]
+        if self.method in PROGRAM_SOLVERS:
+            self._refuse_too_large(dag, piece)
+            entries = [Entry(self.method, by_program, (*common[:4], self.method))]
+        elif self.method == "auto" and small_enough(dag, piece):
+            entries += [Entry(name, by_program, (*common[:4], name)) for name in PROGRAM_SOLVERS if available(name)]
+        else:
+            entries.append(Entry("wide beam search", by_beam, (*common[:3], _WIDE)))
         answer = contest(
             entries, jobs=self.jobs, seconds=max(0.0, deadline - time.perf_counter()), known=best.cost,
             heard=lambda heard: self._tell(self.cost, heard.bound),
@@ -291,6 +315,11 @@ class _Work:
             return Found(best.moves, best.cost, min(bound, best.cost), best.states)
         self.won.append(answer.by)
         return Found(answer.solution, answer.cost, bound, best.states)
+
+    def _refuse_too_large(self, dag: Dag, piece: Segment) -> None:
+        if not small_enough(dag, piece):
+            count = (piece.stop & ~piece.start).bit_count()
+            raise ValueError(f"method {self.method}: a piece of {count} operators is too large for it; auto takes any")
 
     # -- addresses --------------------------------------------------------------------------------------------------
 
