@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -57,7 +58,7 @@ def require(solver: ProgramSolver) -> None:
         if missing:
             extra = "; it comes with the extra solve" if package == "ortools" else ""
             raise ImportError(f"method {solver}: needs the package {package}, which is not installed{extra}")
-    if solver == "cbc" and not import_module("pulp").PULP_CBC_CMD(msg=False).available():
+    if solver == "cbc" and not _cbc().available():
         raise ImportError("method cbc: PuLP finds no executable of CBC on this machine")
     if solver == "cp-sat" and "highspy" in sys.modules:
         numbers = version("highspy").split(".")
@@ -82,7 +83,7 @@ def solve(program: Any, solver: ProgramSolver, *, seconds: float, least: int = 0
     if solver == "highs":
         command = pulp.HiGHS(msg=False, timeLimit=limit, gapRel=0.0, gapAbs=0.5, threads=1)
     else:
-        command = pulp.PULP_CBC_CMD(msg=False, timeLimit=limit, gapRel=0.0, threads=1)
+        command = _cbc(timeLimit=limit, gapRel=0.0, threads=1)
     try:
         program.solve(command)
     except pulp.PulpSolverError:
@@ -95,6 +96,17 @@ def solve(program: Any, solver: ProgramSolver, *, seconds: float, least: int = 0
         return Solved(values, max(least, _worth(program, values)))
     bound = float(program.solverModel.getInfo().mip_dual_bound) if solver == "highs" else float("-inf")
     return Solved(values, max(least, _up(bound)))
+
+
+def _cbc(**options: Any) -> Any:
+    """PuLP's command for CBC: the one on the path, or the one that PuLP brings until version 4."""
+    pulp = import_module("pulp")
+    own = pulp.COIN_CMD(msg=False, **options)
+    if own.available() or not hasattr(pulp, "PULP_CBC_CMD"):
+        return own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pulp.PULP_CBC_CMD(msg=False, **options)
 
 
 def _worth(program: Any, values: Mapping[str, int]) -> int:

@@ -72,6 +72,12 @@ def schedule(
         bool, typer.Option("--tile", help="Operators that do not fit may run in parts.", rich_help_panel=_SOLVER)
     ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same plan.", rich_help_panel=_SOLVER)] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes of the solvers' contest; 1: none but this.", rich_help_panel=_SOLVER)
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="auto, search, highs, cbc or cp-sat: the exact part.", rich_help_panel=_SOLVER)
+    ] = "auto",
     train: Annotated[bool, typer.Option("--train", help="A training step.", rich_help_panel=_GRAPH)] = False,
     prefill: Annotated[bool, typer.Option("--prefill", help="Fill the KV cache.", rich_help_panel=_GRAPH)] = False,
     decode: Annotated[bool, typer.Option("--decode", help="One token each.", rich_help_panel=_GRAPH)] = False,
@@ -178,8 +184,12 @@ def schedule(
                 objective=objective,  # type: ignore[arg-type]
                 time_limit=time_limit,
                 seed=seed,
+                jobs=jobs,
+                method=method,
                 progress=meter,
             )
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     except (Infeasible, NotFound) as error:
         _refuse(error, size, json_)
         return _NO
