@@ -289,7 +289,8 @@ def microcontrollers() -> Iterator[Claim]:
     whole, cut = pk.estimate(graph, "stm32h743"), pk.estimate(graph, "stm32h743", patches=4)
     yield Claim(
         "MCUNetV2 (2110.15352)", "MobileNetV2: peak memory, 4 to 8 times less", 8.0,
-        whole.memory.live / cut.memory.live, "times", "16 patches, the stage that lowers the peak most, image arriving by patches",
+        whole.memory.live / cut.memory.live, "times",
+        "16 patches, the stage that lowers the peak most, image arriving by patches",
     )  # fmt: skip
     net = pk.inference("mcunet-in1", dtype="int8", image=128, overrides={"classes": 10})
     est = pk.estimate(net, "stm32f746")

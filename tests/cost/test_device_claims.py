@@ -10,8 +10,8 @@ import peakline as pk
 from peakline.cost.machine import machine
 from peakline.cost.pim import Banks
 from peakline.cost.sparse import bitmap_bytes, expansion_seconds, streaming_seconds
-from peakline.execution_modes import fabric_of, sequential, stages_of
 from peakline.device_claims import CASES, lines
+from peakline.execution_modes import fabric_of, sequential, stages_of
 from peakline.hybrid import hybrid
 
 SETUP_MISSING = {"pim-gpt", "hbm-pim", "flightllm", "intar"}
