@@ -57,8 +57,8 @@ class NewtonSchulz(OperatorType):
     name: str = "newton_schulz"
 
     def kernels(self, node: Node) -> tuple[Kernel, ...]:
-        """Per step XXᵀ (m·m·n), A·A (m·m·m) and B·X (m·n·m), for each layer."""
-        p, count, steps = node.inputs[0], node.instances[0], int(node.attributes["steps"])
+        """Per step XXᵀ (m·m·n), A·A (m·m·m) and B·X (m·n·m), for each layer: one list, or every matrix by name."""
+        p, count, steps = node.inputs[0], sum(node.instances[: len(node.inputs)]), int(node.attributes["steps"])
         m, n = sorted((int(p.shape[0]), int(p.elements // p.shape[0])))
         k = node.outputs[0].dtype
         batch = count * steps

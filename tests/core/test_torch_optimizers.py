@@ -18,6 +18,8 @@ from torch import optim  # noqa: E402
 from torch_memory import predicted_rise, rise, step_graph  # noqa: E402
 from torch_networks import LanguageModel, Stack, SwiGlu  # noqa: E402
 
+from peakline.cost.program import price_program  # noqa: E402
+from peakline.hardware import device  # noqa: E402
 from peakline.memory.lifetimes import unroll  # noqa: E402
 from peakline.memory.live import occupancy  # noqa: E402
 from peakline.models.graph import Graph  # noqa: E402
@@ -118,6 +120,21 @@ def test_muon_keeps_a_momentum_and_works_in_bfloat16(kind: str) -> None:
     packing = 7200 if kind == "fp32" else 0  # a transposing copy works in blocks of 60 × 60, on a CPU
     assert states == state_bytes(optimizer, counters=False)
     assert abs(predicted_temporaries(graph) + packing - temporaries) <= SCALARS
+
+
+def test_muons_products_are_those_that_torch_counts_flattened_or_not() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = Stack(SwiGlu, 3)
+    optimizer = optim.Muon([p for layer in module.layers for p in layer.parameters() if p.ndim == 2])
+    module.loss(torch.float32)().backward()
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    graph = step_graph(stack(swiglu, 3), kind="fp32", optimizer="muon")
+    for form in (graph, graph.flatten()):
+        operators = price_program(form, device("h100-sxm")).operators
+        counted = sum(o.executions * o.flops for o in operators if o.type == "newton_schulz")
+        assert counted == counter.get_total_flops()
 
 
 def test_master_weights_cost_eighteen_bytes_per_parameter() -> None:
