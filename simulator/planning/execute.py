@@ -160,6 +160,7 @@ class _Writer:
         touches, slot_of = self.profile.touches[key], self.profile.slot_of
         entry = self.problem.items[item]
         if entry.away:
+            touches = self.keys.uses[key]
             leaves = [(max(i for i in touches if slot_of[i] <= slot), dirty) for slot, dirty in entry.leaves]
             return leaves, [min(i for i in touches if slot_of[i] >= slot) for slot in entry.returns]
         leave, back = self.keys.gaps[item]
@@ -381,7 +382,8 @@ class _Writer:
 
     def _there(self, key: int) -> bool:
         """Whether a storage and all its parts are on the device, or on their way to it."""
-        return key in self.alive and all(part.present for part in self.parts.get(key, []))
+        resident = self.profile.program.births[key] < 0
+        return (resident or key in self.alive) and all(part.present for part in self.parts.get(key, []))
 
     def _recompute(self, segment: int) -> None:
         """Execute the segment's chosen groups again, in forward order; what nobody saved is freed on the way.
@@ -406,7 +408,7 @@ class _Writer:
         for i in steps:
             step = profile.steps[i]
             for key in step.touches:
-                if profile.program.births[key] >= 0 and key not in step.makes and not self._there(key):
+                if key not in step.makes and not self._there(key):
                     raise ValueError(f"{step.name!r} cannot be executed again: {self._name(key)} is gone by then")
             makes = [key for key in step.makes if key not in self.alive]
             holds = []

@@ -169,12 +169,14 @@ class Keys:
         gaps: step after which each item may leave, and before which it must be back (None: never again).
         groups: forward steps of each group.
         segments: slot of the forward pass of each segment.
+        uses: steps that need each storage that lies elsewhere between them (states, parameters).
     """
 
     items: list[int] = field(default_factory=list)
     gaps: list[tuple[int, int | None]] = field(default_factory=list)
     groups: list[tuple[int, ...]] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
+    uses: dict[int, list[int]] = field(default_factory=dict)
 
 
 def problem_of(
@@ -219,7 +221,8 @@ def problem_of(
             if profile.program.storages[key].tensor.role == role and profile.program.sizes[key] >= SMALL and tiers:
                 keys.items.append(key)
                 keys.gaps.append((0, None))
-                items.append(_state_item(profile, key))
+                keys.uses[key] = _uses(profile, key, groups)
+                items.append(_state_item(profile, key, keys.uses[key]))
     made: tuple[Group, ...] = ()
     segments: tuple[Segment, ...] = ()
     if groups:
@@ -319,12 +322,21 @@ def _extra_item(profile: Profile, key: int, groups: _Groups, movable: bool) -> I
     )
 
 
-def _state_item(profile: Profile, key: int) -> Item:
+def _uses(profile: Profile, key: int, groups: _Groups | None) -> list[int]:
+    """Steps that touch a resident tensor, and those before which a segment that reads it may be made again."""
+    found = set(profile.touches.get(key, ()))
+    for number, steps in enumerate(groups.steps if groups else ()):
+        if any(key in profile.steps[i].touches for i in steps):
+            found.add(groups.start[groups.segment_of[number]] if groups else 0)
+    return sorted(found)
+
+
+def _state_item(profile: Profile, key: int, uses: list[int]) -> Item:
     """A resident tensor: it lies in the tier, comes in before each slot that uses it and leaves after.
 
     What the optimizer writes goes out again; everywhere else the tier's copy is still good.
     """
-    phases = {profile.slot_of[i]: profile.steps[i].operator.phase for i in profile.touches.get(key, [])}
+    phases = {profile.slot_of[i]: profile.steps[i].operator.phase for i in uses}
     slots = sorted(phases)
     leaves, returns = [], []
     for j, slot in enumerate(slots):
