@@ -141,7 +141,7 @@ class Attempt:
         best: tuple[Decisions, Timeline] | None = None
         first = step = max((problem.peak - room) // STEPS, 1)
         low, high, reserve, short = 0, room, 0, 0  # reserves that are too small, and that are large enough or too large
-        until = time.perf_counter() + self.time_limit
+        until = time.process_time() + self.time_limit
         for _ in range(ATTEMPTS):
             smaller = replace(problem, budget=room - reserve)
             try:
@@ -159,7 +159,7 @@ class Attempt:
                     low = reserve
                 if found is not None and (best is None or found[1].makespan < best[1].makespan):
                     best = found
-            if high - low <= first or (best is not None and time.perf_counter() > until):
+            if high - low <= first or (best is not None and time.process_time() > until):
                 break
             reserve = (low + high) // 2 if high < room else low + max(step, short + short // 8)
             step *= 2

@@ -44,6 +44,13 @@ SLACK = 1 << 12
 """Bytes by which the smallest budget is passed: the solver meets its limits within a tolerance."""
 
 
+THRESHOLDS = (1e-6, 0.3, 0.5, 0.7)
+"""Shares from which on a group of the relaxation is executed; each is tried."""
+
+ENOUGH = 0.1
+"""Rounding within this part of the gap that is allowed is not tried again."""
+
+
 class Infeasible(ValueError):
     """No decision fits the budget; `least` is the smallest that something would fit, `NEVER` where none is enough."""
 
@@ -415,31 +422,23 @@ def solve(
     shares = [float(value(r) or 0.0) for r in relaxed.r]
     if all(share < 1e-6 or share > 1 - 1e-6 for share in shares):
         return _decisions(relaxed, lower, "linear program (HiGHS), integral by itself")
-    best: Decisions | None = None
-    for threshold in (1e-6, 0.3, 0.5, 0.7):
-        found = _rounded(problem, shares, threshold, lower, time_limit)
-        if found is not None and (best is None or found.seconds < best.seconds):
-            best = found
     optimum = problem.seconds + MILLI * float(value(relaxed.program.objective))
-    if best is None or best.seconds > optimum * (1 + gap):
-        whole = _built(problem, hopeful=False, integer=True)
-        if _run(whole, time_limit, gap / 2):
-            found = _decisions(whole, lower, "mixed-integer linear program (HiGHS)")
+    best: Decisions | None = None
+    tried: set[frozenset[int]] = set()
+    for threshold in THRESHOLDS:
+        chosen = frozenset(_closed(problem, {g for g, share in enumerate(shares) if share >= threshold}))
+        if chosen in tried or (best is not None and best.seconds <= optimum * (1 + gap * ENOUGH)):
+            continue
+        tried.add(chosen)
+        if _run(_fixed(relaxed, chosen), time_limit, 0.0):
+            found = _decisions(relaxed, lower, "linear program (HiGHS), rounded")
             best = found if best is None or found.seconds < best.seconds else best
+    if (best is None or best.seconds > optimum * (1 + gap)) and _run(_whole(relaxed), time_limit, gap / 2):
+        found = _decisions(relaxed, lower, "mixed-integer linear program (HiGHS)")
+        best = found if best is None or found.seconds < best.seconds else best
     if best is None:
         raise Infeasible(problem.budget, least_budget(problem))
     return best
-
-
-def _rounded(
-    problem: Problem, shares: list[float], threshold: float, lower: float, time_limit: float
-) -> Decisions | None:
-    """Groups with a share of at least `threshold`, and all that they need, are executed; the rest is solved again."""
-    chosen = _closed(problem, {g for g, share in enumerate(shares) if share >= threshold})
-    model = _fixed(_built(problem, hopeful=False, integer=False), chosen)
-    if not _run(model, time_limit, 0.0):
-        return None
-    return _decisions(model, lower, "linear program (HiGHS), rounded")
 
 
 def _closed(problem: Problem, chosen: set[int]) -> set[int]:
@@ -457,6 +456,13 @@ def _fixed(model: _Model, chosen: set[int]) -> _Model:
     """The model with exactly these groups executed."""
     for g, r in enumerate(model.r):
         r.lowBound = r.upBound = 1.0 if g in chosen else 0.0
+    return model
+
+
+def _whole(model: _Model) -> _Model:
+    """The model with every group executed or not, as the solver sees fit."""
+    for r in model.r:
+        r.lowBound, r.upBound, r.cat = 0.0, 1.0, model.pulp.LpInteger
     return model
 
 
