@@ -1,0 +1,140 @@
+"""The tables of docs/scheduling-further.md: time, operators in parts, several levels; `--write` puts them there."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import peakline as pk
+from peakline.cost.machine import machine
+from peakline.hardware import device
+from peakline.models.graph import Graph
+from peakline.scheduling import part_of, problem_of
+from peakline.solvers.bounds import largest_working_set
+from peakline.solvers.dag import Dag
+from peakline.solvers.levels import Level, schedule_levels
+from peakline.solvers.makespan import fastest
+from peakline.solvers.makespan.choosing import fastest_choosing
+from peakline.solvers.order import smallest_peak
+from peakline.solvers.replay_levels import replay_levels
+from peakline.solvers.replay_time import replay_time
+from peakline.solvers.schedule.choosing import smallest_capacity
+from peakline.tilings import with_tilings
+
+PAGE = Path(__file__).parents[1] / "docs" / "scheduling-further.md"
+SECONDS = 30.0
+
+
+def _layer_of_training() -> Graph:
+    return pk.training_step("bert-base-uncased", seq=128, batch=1, optimizer="none")
+
+
+def time_table() -> list[str]:
+    """Makespan, its bound, and the time without overlap, at M_R and M_P."""
+    cases = [
+        ("ResNet-50 int8", pk.inference("resnet-50", dtype="int8"), None, "ethos-u55-256"),
+        ("MobileNetV2 int8", pk.inference("mobilenet-v2", dtype="int8"), None, "ethos-u55-256"),
+        ("BERT-base layer int8", pk.inference("bert-base-uncased", seq=128, dtype="int8"), "bert.encoder.layer.0.", "ethos-u55-256"),
+        ("BERT-base layer, forward and backward", _layer_of_training(), "bert.encoder.layer.0.", "a100-40gb"),
+    ]  # fmt: skip
+    rows = [
+        "| network (operators), device | capacity, KiB | compute, ms | one at a time | makespan, ms | bound | gap | s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, graph, only, target in cases:
+        found = device(target)
+        problem = problem_of(graph, work=found)
+        problem = part_of(problem, only) if only else problem
+        dag = Dag.of(problem)
+        least, peak = largest_working_set(dag)[0], smallest_peak(dag, time_limit=10).peak
+        for capacity in sorted({least, peak}):
+            began = time.perf_counter()
+            link = machine(found).supply
+            plan = fastest(problem, capacity, bandwidth=link, time_limit=SECONDS)
+            spent = time.perf_counter() - began
+            replay_time(problem, plan)
+            alone = fastest(problem, capacity, bandwidth=link, overlap=False, time_limit=SECONDS)
+            assert plan.time is not None
+            assert alone.time is not None
+            rows.append(
+                f"| {name} ({len(problem.operators)}), {target} | {capacity / 1024:,.1f} "
+                f"| {1e3 * plan.time.compute:.4g} | {1e3 * alone.time.makespan:.4g} | **{1e3 * plan.time.makespan:.4g}** "
+                f"| {1e3 * plan.time.lower_bound:.4g} | {plan.time.gap:.1%} | {spent:.0f} |"
+            )
+    return rows
+
+
+def parts_table() -> list[str]:
+    """Time with operators in parts, at shares of the largest working set."""
+    found = device("ethos-u55-256")
+    rows = [
+        "| network | capacity, KiB | of M_R | operators in parts | non-compulsory | makespan, ms | bound | gap |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, model in (("ResNet-18 int8", "resnet-18"), ("MobileNetV2 int8", "mobilenet-v2")):
+        graph = pk.inference(model, dtype="int8")
+        problem = problem_of(graph, work=found)
+        largest = largest_working_set(Dag.of(problem))[0]
+        for share in (1.0, 0.75, 0.5, 0.4):
+            capacity = int(share * largest)
+            choices = with_tilings(graph, problem, capacity)
+            if smallest_capacity(choices)[0] > capacity:
+                continue
+            plan = fastest_choosing(choices, capacity, bandwidth=machine(found).supply, time_limit=SECONDS)
+            replay_time(choices.expand(plan.alternatives), plan)
+            assert plan.time is not None
+            rows.append(
+                f"| {name} | {capacity / 1024:,.0f} | {share:.0%} | {len(plan.alternatives)} "
+                f"| {plan.traffic.non_compulsory:,} | {1e3 * plan.time.makespan:.4g} "
+                f"| {1e3 * plan.time.lower_bound:.4g} | {plan.time.gap:.1%} |"
+            )
+    return rows
+
+
+def levels_table() -> list[str]:
+    """Two and three levels, weights growing by 8 outwards."""
+    cases = [
+        ("ResNet-50 int8", pk.inference("resnet-50", dtype="int8"), None, "all"),
+        ("Inception-v3, Mixed_5", pk.inference("inception-v3", dtype="int8"), "Mixed_5", "activations"),
+        ("BERT-base layer, forward and backward", _layer_of_training(), "bert.encoder.layer.0.", "activations"),
+        ("BERT-base encoder, forward and backward", _layer_of_training(), "bert.encoder.", "activations"),
+    ]
+    rows = [
+        "| network (operators) | levels, KiB | non-compulsory bytes by link | objective | bound | gap | s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, graph, only, scope in cases:
+        problem = problem_of(graph, scope=scope)  # type: ignore[arg-type]
+        problem = part_of(problem, only) if only else problem
+        first = largest_working_set(Dag.of(problem))[0]
+        for sizes in ((first, 4 * first), (first, 4 * first, 16 * first)):
+            levels = [Level(size, 8.0**n) for n, size in enumerate(sizes)]
+            began = time.perf_counter()
+            plan = schedule_levels(problem, levels, time_limit=2 * SECONDS)
+            spent = time.perf_counter() - began
+            done = replay_levels(problem, plan)
+            moved = ", ".join(f"{done.non_compulsory(n + 1):,}" for n in range(len(sizes)))
+            rows.append(
+                f"| {name} ({len(problem.operators)}) | {', '.join(f'{size / 1024:,.0f}' for size in sizes)} | {moved} "
+                f"| {done.cost:.6g} | {plan.certificate.lower_bound:.6g} | {plan.certificate.gap:.1%} | {spent:.0f} |"
+            )
+    return rows
+
+
+def main() -> None:
+    """Print the tables named on the command line (all without a name), and with --write put them into the page."""
+    tables = {"time": time_table, "parts": parts_table, "levels": levels_table}
+    asked = [name for name in sys.argv[1:] if name in tables] or list(tables)
+    for name in asked:
+        text = "\n".join(tables[name]())
+        print(text, flush=True)
+        if "--write" in sys.argv:
+            page = PAGE.read_text(encoding="utf-8")
+            head, rest = page.split(f"<!-- {name} -->\n", 1)
+            tail = rest.split(f"<!-- /{name} -->", 1)[1]
+            PAGE.write_text(f"{head}<!-- {name} -->\n{text}\n<!-- /{name} -->{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
