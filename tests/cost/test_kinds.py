@@ -205,7 +205,7 @@ def test_twice_the_batch_takes_at_most_twice_the_time(name, work):
 @given(st.sampled_from(["gpu", "cpu"]).flatmap(lambda k: st.sampled_from(PRICED[k])), batched)
 def test_and_so_on_gpus_and_cpus_but_for_steps_which_are_reported(name, work):
     """On a GPU: half a wave becomes a wave (latency), or operands outgrow the cache that held them (main memory).
-    A convolution may then take the other kernel (compute). On a CPU what filled a part of the cores takes a second round
+    A convolution may then take the other kernel (compute). On a CPU what filled part of the cores takes a second round
     of them (compute), and a second row makes a matrix of a vector, whose operands are packed (latency).
     """
     target = machine(device(name))
