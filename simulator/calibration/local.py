@@ -2,9 +2,10 @@
 
 A host's datasheet says little of what a process gets: virtual cores, neighbours on the memory bus, clocks that move. So
 the rates are measured: `peakline record operators --device cpu` times products, elementwise operators, norms and copies
-with cold caches, and four kinds of figures are fitted on half of them by robust least squares: products per second in
-each format, scalar operations per second, bytes per second of main memory, and seconds to start an operator. The other
-half says how good that is.
+with cold caches, and figures are fitted on half of them by robust least squares: products per second in each format,
+scalar operations per second, bytes per second of main memory, seconds to start an operator, and three habits of the
+library for products: seconds to start one and bytes per second of packing in each format, and bytes per second that a
+product with a vector gets (`peakline.cost.cpu`). The other half says how good that is.
 
 Left out, and counted: results of `FRESH` bytes and more, whose pages the system hands out anew at every call (glibc
 gives blocks above M_MMAP_THRESHOLD's maximum back when they are freed), and operators priced only as part of programs.
@@ -31,7 +32,7 @@ from peakline.cost.price import price
 from peakline.files import check_target, written_whole
 from peakline.hardware import Device
 from peakline.hardware.files import device_from_tree
-from peakline.models.dtypes import dtype
+from peakline.models.dtypes import DType, dtype
 from peakline.models.kernels import Gemm, Kernel, Stream
 from peakline.record import OperatorRow, Trace
 
@@ -173,7 +174,8 @@ def fit_local(trace: Trace, tree: Mapping[str, Any] | None = None) -> Local:
         )
     held = np.array([zlib.crc32(name.encode()) % 2 == 1 for name, *_ in rows])
     measured = np.log([seconds for *_, seconds in rows])
-    start = np.log([*[1e11 for _ in formats], 2e10, 2e10, 1e-5])
+    each = len(formats)
+    start = np.log([*[1e11] * each, *[1e-4] * each, *[2e10] * each, 2e10, 2e10, 2e10, 1e-5])
 
     def predicted(x: Any, chosen: Any) -> Any:
         host = _machine(described, formats, np.exp(x))
@@ -233,6 +235,8 @@ def _work(operator: str, kind: str, sizes: Mapping[str, int]) -> tuple[Kernel, i
         m, n, k = sizes["m"], sizes["n"], sizes["k"]
         size = form.bits // 8
         return Gemm(b, m, n, k, form, form, form), size * b * (m * k + n * k), size * b * m * n
+    if operator == "rms_norm":
+        return _rms_norm(dtype(kind), sizes["rows"] * sizes["columns"])
     if operator in _READ:
         form, elements = dtype(kind), sizes["rows"] * sizes["columns"]
         size = form.bits // 8 * elements
@@ -240,9 +244,19 @@ def _work(operator: str, kind: str, sizes: Mapping[str, int]) -> tuple[Kernel, i
     return None
 
 
+def _rms_norm(form: DType, elements: int) -> tuple[Kernel, int, int]:
+    """torch.nn.functional.rms_norm on a CPU is no kernel of its own: square, mean, product, product with the weights,
+    in float32, which narrower formats are cast to and back from (aten/src/ATen/native/layer_norm.cpp,
+    `rms_norm_composite`)."""
+    wide, own = 4 * elements, form.bits // 8 * elements
+    casts = form.name != "fp32"
+    reads, writes = 3 * wide + own + casts * (own + wide), 2 * wide + own + casts * (wide + own)
+    return Stream(_WORK["rms_norm"] * elements, form, 4 + 2 * casts), reads, writes
+
+
 def _machine(tree: Mapping[str, Any], formats: list[str], rates: Any) -> Machine:
     """The host with rates to try: products by format, scalar operations, bytes, seconds to start."""
-    *products, scalars, bandwidth, launch = (float(rate) for rate in rates)
+    products, habits, (scalars, bandwidth, launch) = _split(formats, rates)
     levels = [
         Level(name, float(str(entry.get("capacity") or entry["capacity_per_unit"]).split()[0]), None)
         for name, entry in tree["memory"].items()
@@ -257,12 +271,21 @@ def _machine(tree: Mapping[str, Any], formats: list[str], rates: Any) -> Machine
         vector={"fp32": scalars},
         levels=(*levels, Level("dram", None, bandwidth)),
         launch=launch,
+        attainable=habits,
     )
+
+
+def _split(formats: list[str], rates: Any) -> tuple[list[float], dict[str, float], tuple[float, float, float]]:
+    """Products by format, the library's habits by name, and (scalar operations, bytes, seconds to start)."""
+    plain, each = [float(rate) for rate in rates], len(formats)
+    habits = {f"gemm.start_{name}": plain[each + i] for i, name in enumerate(formats)}
+    habits |= {f"gemm.panels_{name}": plain[2 * each + i] for i, name in enumerate(formats)}
+    return plain[:each], {**habits, "gemm.vector": plain[3 * each]}, (plain[-3], plain[-2], plain[-1])
 
 
 def _with_rates(tree: Mapping[str, Any], formats: list[str], rates: Any) -> dict[str, Any]:
     """The device file with the fitted rates in it."""
-    *products, scalars, bandwidth, launch = (float(rate) for rate in rates)
+    products, habits, (scalars, bandwidth, launch) = _split(formats, rates)
     memory = {name: dict(entry) for name, entry in tree["memory"].items()}
     memory["dram"]["bandwidth"] = {"value": f"{bandwidth / 1e9:.3f} GB/s", "source": "fit"}
     compute = dict(tree["compute"])
@@ -271,7 +294,8 @@ def _with_rates(tree: Mapping[str, Any], formats: list[str], rates: Any) -> dict
     }
     compute["vector"] = {"fp32": {"value": f"{scalars / 1e9:.3f} GFLOP/s", "source": "fit"}}
     software = {"launch": {"value": f"{launch * 1e6:.3f} us", "source": "fit"}}
-    return {**tree, "memory": memory, "compute": compute, "software": software}
+    calibration = {"fitted_on": "recorded operators of this machine", "constants": habits}
+    return {**tree, "memory": memory, "compute": compute, "software": software, "calibration": calibration}
 
 
 def calibrate_local(source: str | os.PathLike[str] | None = None, *, minutes: float = 1.5) -> Local:

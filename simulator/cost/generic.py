@@ -57,7 +57,7 @@ def generic_tiled(
     for batch, m, n, k in products:
         arithmetic = arithmetic + seconds_of(machine, batch, m, n, k, kind)
         if machine.kind == "cpu" and widths is not None:
-            packed = packed + cpu.packing_seconds(machine, batch, m, n, k, *widths)
+            packed = packed + cpu.packing_seconds(machine, batch, m, n, k, *widths, kind)
     moved = reads + writes
     ops = ops_for(arithmetic, moved)
     if widths is not None and machine.onchip_bytes:
@@ -65,8 +65,11 @@ def generic_tiled(
         for batch, m, n, k in products:
             blocked = blocked + batch * blocked_traffic(m, n, k, machine.onchip_bytes / 2.0, *widths)
         moved = ops.maximum(moved, blocked)
-    memory = moved / machine.supply
-    launch = launches * (machine.launch or 0.0)
+    if machine.kind == "cpu" and products and widths is not None:
+        memory = cpu.streamed_seconds(machine, moved, products[0][1], products[0][2])
+        launch: Real = launches * cpu.start_seconds(machine, kind)
+    else:
+        memory, launch = moved / machine.supply, launches * (machine.launch or 0.0)
     both = arithmetic + memory if machine.kind == "mcu" else ops.maximum(arithmetic, memory)
     both = both + packed
     main = machine.main.name
