@@ -130,14 +130,14 @@ def flops(*factors: Dim) -> Flops:
     The array path multiplies in int64 while that cannot overflow, so that each element equals the correctly
     rounded scalar result; only beyond 2**62 does it multiply in float64.
     """
-    if not is_array(*factors):
-        count: Any = prod(factors)
-        return int(count)
+    whole = prod(factors)
+    if not isinstance(whole, np.ndarray):
+        return int(whole)
     bound = 1.0
     for factor in factors:
-        bound *= float(np.max(factor))
+        bound *= float(factor.max()) if isinstance(factor, np.ndarray) else float(factor)
     if bound < _INT64_LIMIT:
-        return np.asarray(prod(factors)).astype(np.float64)
+        return whole.astype(np.float64)
     result: Any = 1.0
     for factor in factors:
         result = result * np.asarray(factor, dtype=np.float64)

@@ -27,17 +27,29 @@ __all__ = ["GradientContext", "Node", "OperatorType", "hand_back", "operator_typ
 class Node:
     """An operator together with its tensors.
 
-    `count(reference)` instances are meant by a `[*]` reference; everything else is one tensor.
+    `count(reference)` instances are meant by a `[*]` reference; everything else is one tensor. `sizes` are bytes of
+    tensors by name, as far as they are known.
     """
 
     operator: Operator
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     instances: tuple[int, ...]
+    sizes: dict[str, Dim] | None = None
 
     @staticmethod
-    def of(graph: Graph, operator: Operator, families: Mapping[str, int] | None = None) -> Node:
-        """Look the operator's tensors up in its graph (`families`: the graph's, if at hand)."""
+    def of(
+        graph: Graph,
+        operator: Operator,
+        families: Mapping[str, int] | None = None,
+        sizes: dict[str, Dim] | None = None,
+    ) -> Node:
+        """Look the operator's tensors up in its graph.
+
+        Args:
+            families: the graph's, if at hand.
+            sizes: bytes of tensors already known, by name; a walk over the graph hands one dictionary on.
+        """
         layers = graph.families if families is None else families
         tensors = graph.tensors
         found: list[Tensor] = []
@@ -51,7 +63,7 @@ class Node:
                 counts.append(1)
             found.append(tensor)
         n = len(operator.inputs)
-        return Node(operator, tuple(found[:n]), tuple(found[n:]), tuple(counts))
+        return Node(operator, tuple(found[:n]), tuple(found[n:]), tuple(counts), sizes)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -61,22 +73,29 @@ class Node:
     @property
     def input_bytes(self) -> Dim:
         """Bytes of the distinct inputs."""
-        return _distinct_bytes(self.inputs, self.instances[: len(self.inputs)])
+        return _distinct_bytes(self.inputs, self.instances[: len(self.inputs)], self.sizes)
 
     @property
     def output_bytes(self) -> Dim:
         """Bytes of the outputs."""
-        return _distinct_bytes(self.outputs, self.instances[len(self.inputs) :])
+        return _distinct_bytes(self.outputs, self.instances[len(self.inputs) :], self.sizes)
 
 
-def _distinct_bytes(tensors: Sequence[Tensor], counts: Sequence[int]) -> Dim:
+def _distinct_bytes(tensors: Sequence[Tensor], counts: Sequence[int], sizes: dict[str, Dim] | None) -> Dim:
     seen: set[str] = set()
     plain = 0
     arrays: Any = None
     for tensor, count in zip(tensors, counts):
         if tensor.name not in seen:
             seen.add(tensor.name)
-            size = tensor.bytes if count == 1 else tensor.bytes * count
+            if sizes is None:
+                size = tensor.bytes
+            elif tensor.name in sizes:
+                size = sizes[tensor.name]
+            else:
+                size = sizes[tensor.name] = tensor.bytes
+            if count != 1:
+                size = size * count
             if not isinstance(size, np.ndarray):
                 plain += size
             else:

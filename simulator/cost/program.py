@@ -111,9 +111,10 @@ def working(graph: Graph) -> Iterator[Working]:
     An operator's compulsory bytes belong to its first kernel.
     """
     families = graph.families
+    sizes: dict[str, Dim] = {}
     for block, operator in graph.operators():
         kind = operator_type(operator.type)
-        node = Node.of(graph, operator, families)
+        node = Node.of(graph, operator, families, sizes)
         kernels = kind.kernels(node)
         if kernels:
             moves = ((kind.reads(node), kind.writes(node)), *((0, 0) for _ in kernels[1:]))
@@ -217,7 +218,8 @@ class ExactSum:
     """Sum of FLOP counts: exact for ints; for arrays the correctly rounded float64 of the exact sum.
 
     Array terms are integers held in float64 (exact below 2**53 each), added in int64 while that cannot overflow;
-    beyond, they are split into two limbs of 2**32 so that neither limb loses a bit, and joined once at the end.
+    beyond, they are split into two limbs of 2**32 so that neither limb loses a bit, and joined once at the end. Small
+    arrays wait until then, to be added up together.
     """
 
     def __init__(self) -> None:
@@ -227,6 +229,7 @@ class ExactSum:
         self._high: Any = 0.0
         self._low: Any = 0.0
         self._is_array = False
+        self._small: dict[tuple[int, ...], list[tuple[Any, int]]] = {}
 
     def add(self, value: Any, times: int) -> None:
         """Add `value · times`."""
@@ -234,6 +237,12 @@ class ExactSum:
             self._integer += int(value) * times
             return
         self._is_array = True
+        if value.size <= _SMALL:
+            self._small.setdefault(value.shape, []).append((value, times))
+        else:
+            self._add(value, times)
+
+    def _add(self, value: Any, times: int) -> None:
         most = float(value.max()) * times
         if self._most + most < _INT64_ROOM:
             self._most += most
@@ -247,9 +256,21 @@ class ExactSum:
         """The sum: int, or float64 array."""
         if not self._is_array:
             return self._integer
+        for terms in self._small.values():
+            stacked = np.stack([value for value, _ in terms])
+            often = np.asarray([times for _, times in terms])
+            most = float(stacked.reshape(len(terms), -1).max(axis=1) @ often)
+            if self._most + most < _INT64_ROOM:
+                self._most += most
+                self._whole = self._whole + np.tensordot(often, stacked.astype(np.int64), 1)
+            else:
+                for value, times in terms:
+                    self._add(value, times)
+        self._small = {}
         high, low = divmod(self._integer, 1 << 32)
         above = self._whole >> 32
         return (self._high + (high + above)) * 2.0**32 + (self._low + (low + (self._whole - (above << 32))))
 
 
 _INT64_ROOM = 2.0**62
+_SMALL = 256

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -93,7 +95,7 @@ def program_of(graph: Graph, shape: tuple[int, ...]) -> Program:
 
 def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, reads: Any, writes: Any) -> int:
     """The kernel's number among the distinct ones; arrays are equal by content."""
-    values = [*[getattr(kernel, name) for name in kernel.__dataclass_fields__], reads, writes]
+    values = (*_fields(type(kernel))(kernel), reads, writes)
     arrays = []
     said: list[Any] = [type(kernel)]
     exact = True  # the key holds every element
@@ -113,12 +115,18 @@ def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, read
         if exact:
             return number
         other = works[number]
-        theirs = [*(getattr(other.kernel, name) for name in names_of(kernel)), other.reads, other.writes]
+        theirs = (*_fields(type(kernel))(other.kernel), other.reads, other.writes)
         if all(np.array_equal(a, b) for a, b in zip(arrays, (v for v in theirs if isinstance(v, np.ndarray)))):
             return number
     candidates.append(len(works))
     works.append(Work(kernel, reads, writes, _broadcast({a.shape for a in arrays})))
     return len(works) - 1
+
+
+@cache
+def _fields(kind: type[Kernel]) -> Callable[[Kernel], tuple[Any, ...]]:
+    """The values of all fields of such a kernel at once."""
+    return attrgetter(*kind.__dataclass_fields__)
 
 
 def _broadcast(shapes: set[tuple[int, ...]]) -> tuple[int, ...]:
