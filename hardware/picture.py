@@ -46,7 +46,7 @@ def describe(device: Device, *, sources: bool = False) -> str:
 
 
 def draw(device: Device, ax: Axes | None = None) -> Axes:
-    """The same picture with matplotlib: one box for each level, as wide as the logarithm of its capacity.
+    """The same picture with matplotlib: a box for each level, the wider the larger it is, and what moves between.
 
     Args:
         device: the device.
@@ -61,21 +61,26 @@ def draw(device: Device, ax: Axes | None = None) -> Axes:
     from matplotlib.patches import FancyBboxPatch
 
     blocks = _blocks(device)
+    heights = [max(0.6, 0.22 * len(block) + 0.16) for block in blocks]
     if ax is None:
-        _, ax = plt.subplots(figsize=(8, 1.1 * max(len(blocks), 1) + 0.8), layout="constrained")
+        _, ax = plt.subplots(figsize=(8, 0.9 * (sum(heights) + 0.35 * len(heights)) + 0.6), layout="constrained")
     levels: list[MemoryLevel | None] = [None] * (len(blocks) - len(device.memory)) + list(device.memory.values())
     sizes = [math.log2(level.capacity) if level and level.capacity else None for level in levels]
     largest = max((size for size in sizes if size is not None), default=1.0)
-    for i, (block, size, level) in enumerate(zip(blocks, sizes, levels, strict=True)):
-        width = 0.8 if level is None else 0.45 + 0.55 * (size / largest if size is not None else 0.0)
-        y = -1.25 * i
+    y = 0.0
+    for block, size, level, height in zip(blocks, sizes, levels, heights, strict=True):
+        width = 0.8 if level is None else 0.35 + 0.65 * (size / largest if size is not None else 0.0) ** 2
+        y -= height
         is_main = level is not None and level.name == device.main.name
         face = "#f4d9b5" if level is None else ("#a9c9e8" if is_main else "#dbe7f3")
-        ax.add_patch(FancyBboxPatch((0.5 - width / 2, y), width, 0.9, boxstyle="round,pad=0.01", fc=face, ec="#33475b"))
-        ax.text(0.5, y + 0.45, "\n".join(block), ha="center", va="center", fontsize=9)
+        box = FancyBboxPatch((0.5 - width / 2, y), width, height, boxstyle="round,pad=0.01", fc=face, ec="#33475b")
+        ax.add_patch(box)
+        ax.text(0.5, y + height / 2, "\n".join(block), ha="center", va="center", fontsize=9)
         if level is not None:
-            ax.text(0.52, y + 1.08, _edge(level), ha="left", va="center", fontsize=8, color="#33475b")
-    ax.set(xlim=(-0.05, 1.05), ylim=(-1.25 * (len(blocks) - 1) - 0.3, 1.2), title=device.title or device.name)
+            ax.text(0.52, y + height + 0.18, _edge(level), ha="left", va="center", fontsize=8, color="#33475b")
+            ax.plot([0.5, 0.5], [y + height, y + height + 0.35], color="#33475b", linewidth=1)
+        y -= 0.35
+    ax.set(xlim=(-0.05, 1.05), ylim=(y + 0.2, 0.3), title=device.title or device.name)
     ax.axis("off")
     return ax
 

@@ -55,8 +55,9 @@ def roofline() -> Axes:
 def binding() -> Axes:
     from peakline.plot_roofline import plot_binding
 
-    devices = [pk.device(name) for name in ("l4", "l40s", "rtx-4090", "a100-80gb", "h100-sxm", "h200", "mi300x")]
-    return plot_binding(devices, [1, 8, 32, 128, 256, 512, 1024, 4096, 16384])
+    names = ("l4", "l40s", "a100-80gb", "h100-sxm", "mi300x", "tpu-v4", "gaudi3", "gddr6-aim", "xeon-8480plus",
+             "alveo-u280", "stm32h743")  # fmt: skip
+    return plot_binding([pk.device(name) for name in names], [1, 8, 32, 128, 256, 512, 1024, 4096, 16384])
 
 
 def timeline() -> Axes:
@@ -108,7 +109,20 @@ def hierarchy() -> Axes:
     return draw(pk.device("h100-sxm"))
 
 
-PICTURES = (memory, allocations, roofline, binding, timeline, pareto, heat_map, waterfall, addresses, hierarchy)
+def io_matmul() -> Axes:
+    return pk.io(pk.operator("matmul", m=4096, n=4096, k=4096), "h100-sxm").plot()
+
+
+def io_passes() -> Axes:
+    from peakline.plot_io import plot_passes
+
+    return plot_passes(8192, 8192, 128)
+
+
+PICTURES = (
+    memory, allocations, roofline, binding, timeline, pareto, heat_map, waterfall, addresses, hierarchy, io_matmul,
+    io_passes,
+)  # fmt: skip
 
 
 def main() -> int:

@@ -172,7 +172,11 @@ def plot_binding(
 ) -> Axes:
     """What binds a product of `rows` × `width` × `width` on each device: a heat map of the limiting resource.
 
-    Cells show how much of the device's peak the product attains, in percent.
+    Cells show how much of the device's peak the product attains, in percent. A device that does not compute in `kind`
+    is shown in the first of bf16, fp16, int8 and fp32 that it does, which is then named beside it.
+
+    Raises:
+        UnsupportedDtype: a device computes in none of them.
     """
     from matplotlib.colors import to_rgb
 
@@ -181,11 +185,12 @@ def plot_binding(
     from peakline.models.kernels import Gemm
 
     ax = axes_or_new(ax, 3.4 + 0.62 * len(rows), 1.2 + 0.42 * len(devices))
-    form = dtype(kind)
-    size = form.bits // 8
     seen: dict[str, str] = {}
     image = np.ones((len(devices), len(rows), 3))
+    own = [next((k for k in (kind, "bf16", "fp16", "int8", "fp32") if device.supports(k)), kind) for device in devices]
     for i, device in enumerate(devices):
+        form = dtype(own[i])
+        size = form.bits // 8
         for j, m in enumerate(rows):
             gemm = Gemm(1, m, width, width, form, form, form)
             cost = price(gemm, size * (m * width + width * width), size * m * width, device)
@@ -193,12 +198,13 @@ def plot_binding(
             group = name if name in BINDS else "main"
             seen.setdefault(group, "main memory" if group == "main" else group)
             image[i, j] = to_rgb(BINDS[group])
-            share = gemm.flops / float(cost.tiled) / device.peak(kind)
+            share = gemm.flops / float(cost.tiled) / device.peak(own[i])
             text = f"{100 * share:.0f}"
             ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if group == "compute" else INK)
     ax.imshow(image, aspect="auto", alpha=0.9)
     ax.set_xticks(range(len(rows)), [str(m) for m in rows])
-    ax.set_yticks(range(len(devices)), [device.name for device in devices])
+    names = [d.name if k == kind else f"{d.name}, {k}" for d, k in zip(devices, own, strict=True)]
+    ax.set_yticks(range(len(devices)), names)
     ax.set(xlabel=f"rows m of a product m × {width} × {width}, {kind}")
     ax.set_title("What binds it, and percent of the peak attained", loc="left", fontsize=10)
     for group, label in seen.items():

@@ -130,3 +130,16 @@ def test_the_picture_draws_the_bound_under_the_traffic(tmp_path):
     assert run(f"io matmul m=512 n=512 k=512 -d h100-sxm --plot {tmp_path / 'm.png'}".split()) == 0
     assert (tmp_path / "m.png").stat().st_size > 5000
     assert len(plot_passes(512, 512, 64).lines) == 5
+
+
+def test_what_binds_where_shows_devices_of_every_kind_in_a_format_they_have():
+    pytest.importorskip("matplotlib")
+    from peakline.plot_roofline import plot_binding
+
+    names = ["h100-sxm", "tpu-v4", "gddr6-aim", "alveo-u280", "stm32h743", "xeon-8480plus"]
+    ax = plot_binding([pk.device(name) for name in names], [1, 512])
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert labels == ["h100-sxm", "tpu-v4", "gddr6-aim", "alveo-u280, int8", "stm32h743, int8", "xeon-8480plus"]
+    shares = [int(text.get_text()) for text in ax.texts]
+    assert len(shares) == 12
+    assert all(0 <= share <= 100 for share in shares)
