@@ -9,6 +9,7 @@ import pandas as pd
 
 from peakline.files import written_whole
 from peakline.validation.analytic import activations, kv_cache, parameters
+from peakline.validation.kinds import section as kinds
 from peakline.validation.markdown import markdown, percent
 from peakline.validation.memory_points import TABLES, memory_points
 from peakline.validation.microcontrollers import section as microcontrollers
@@ -46,6 +47,7 @@ def report(reference: Path | None, progress: Callable[[str], None] = lambda _: N
         ("Kernel times", _kernels),
         ("Whole training steps", _steps),
         ("Microcontrollers", microcontrollers),
+        ("Other kinds of hardware", kinds),
     ):
         progress(title)
         sections.append(f"## {title}\n\n{section(reference)}\n")

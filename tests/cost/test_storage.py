@@ -7,27 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peakline.cost.links import READ_OVERHEAD, Channel, channel_of, chunked, packet_share, staged
-from peakline.cost.storage import Drive, Side, drive_of, near_data
+from peakline.cost.storage import Drive, drive_of, near_data
 from peakline.hardware import device, devices
 from peakline.planning.tiers import surroundings
-
-# AnandTech, "The Intel Optane SSD DC P4800X review" (April 2017): 4 KiB random reads per second by requests in flight.
-# The Micron 9100 MAX 2.4TB: 750,000 random reads a second (its data sheet), 107.7 µs measured.
-MICRON_9100 = Drive("micron-9100", Side(3.0e9, 107.7e-6, 750e3, 4096), Side(2.0e9, None, 300e3, 4096))
-MEASURED = [
-    (drive_of("p4800x"), 1, 108.3e3), (drive_of("p4800x"), 16, 584.8e3),
-    (drive_of("p3700"), 1, 12.8e3), (drive_of("p3700"), 16, 167.2e3),
-    (MICRON_9100, 1, 9.2e3), (MICRON_9100, 16, 135.7e3),
-]  # fmt: skip
-
-# Copies from pinned memory in GB/s: NVIDIA/nvbandwidth's README and issue 42, mpicbg-scicomp/gearshifft pull request 82
-# (to and from a P100), NVIDIA's blog on NVbandwidth (H100).
-PINNED = [
-    ("pcie-3-x16", 12.36), ("pcie-3-x16", 12.15), ("pcie-3-x16", 12.89), ("pcie-4-x16", 25.13), ("pcie-5-x16", 55.63),
-]  # fmt: skip
+from peakline.validation.kinds import PINNED, READS
 
 
-@pytest.mark.parametrize(("drive", "depth", "measured"), MEASURED)
+@pytest.mark.parametrize(("drive", "depth", "measured"), READS)
 def test_measured_random_reads_lie_between_colliding_and_perfectly_spread_requests(
     drive: Drive, depth: int, measured: float
 ) -> None:
@@ -43,17 +29,17 @@ def test_the_datasheets_random_rate_needs_many_requests_in_flight() -> None:
     assert drive.depth("read", 4096) > 64 > 2 >= drive.depth("read", 16 << 20)
 
 
-@pytest.mark.parametrize(("link", "measured"), PINNED)
-def test_pinned_copies_reach_what_headers_leave_but_a_fifth(link: str, measured: float) -> None:
+@pytest.mark.parametrize(("link", "measured", "source"), PINNED)
+def test_pinned_copies_reach_what_headers_leave_but_a_fifth(link: str, measured: float, source: str) -> None:
     raw = device(link).links["lanes"].bandwidth
     assert raw is not None
-    most = raw * packet_share(256, READ_OVERHEAD) / 1e9
+    most = raw * packet_share(256, READ_OVERHEAD)
     assert 0.8 * most < measured < most
 
 
-@pytest.mark.parametrize(("link", "measured"), PINNED)
-def test_the_catalogues_attained_rates_are_those_measured(link: str, measured: float) -> None:
-    assert channel_of(device(link).links["lanes"]).bandwidth == pytest.approx(measured * 1e9, rel=0.06)
+@pytest.mark.parametrize(("link", "measured", "source"), PINNED)
+def test_the_catalogues_attained_rates_are_those_measured(link: str, measured: float, source: str) -> None:
+    assert channel_of(device(link).links["lanes"]).bandwidth == pytest.approx(measured, rel=0.06)
 
 
 def test_pageable_copies_are_as_slow_as_the_core_that_stages_them() -> None:
