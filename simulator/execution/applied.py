@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.execution.iteration import Handle, Iteration
 from peakline.execution.packing import PackedMemory
+from peakline.execution.parameters import Parameters
 from peakline.execution.script import PACKED, Script, script_of
 from peakline.execution.stores import Files, HostMemory, Store, checked_folder
 
@@ -57,6 +58,8 @@ def apply(
     states = _moved_states(plan)
     if states and optimizer is None:
         raise ValueError("optimizer: the plan moves optimizer states; pass the optimizer that holds them")
+    if script.parameters and optimizer is None:
+        raise ValueError("optimizer: the plan moves parameters; pass the optimizer that updates them")
     if "ssd" in tiers | set(states.values()):
         if folder is None:
             raise ValueError("folder: the plan moves tensors to a drive; name a folder on it")
@@ -70,6 +73,7 @@ def apply(
     if PACKED in tiers and plan.codec is not None:
         stores[PACKED] = PackedMemory(plan.codec)
     undo: list[Callable[[], None]] = [store.close for store in stores.values()]
+    turns = None
     if states and optimizer is not None:
         from peakline.execution.optimizers import offload_optimizer
 
@@ -79,17 +83,37 @@ def apply(
             states=None if "*" in states else states, gradients=_moved_gradients(plan), release=True,
         )  # fmt: skip
         undo.insert(0, turns.remove)
-    return Applied(script, module, stores, undo)
+    parameters = None
+    if script.parameters and optimizer is not None:
+        places = {key: stores[script.moved[key]] for key in script.parameters}
+        parameters = Parameters(module, script.parameters, places)
+        undo.insert(len(undo) - len(stores), parameters.remove)
+        if turns is not None:
+            turns.parameters = parameters
+        else:
+            undo.insert(0, _around_steps(optimizer, parameters))
+    return Applied(script, module, stores, undo, parameters)
+
+
+def _around_steps(optimizer: torch.optim.Optimizer, parameters: Parameters) -> Callable[[], None]:
+    """Have the optimizer's parameters in for its step, and away after it; returns what ends that."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *_: parameters.bring(held)),
+        optimizer.register_step_post_hook(lambda *_: parameters.send(held)),
+    ]
+    return lambda: [hook.remove() for hook in hooks] and None
 
 
 class Applied:
     """A plan at work; a context manager that ends it, as `remove()` does."""
 
     def __init__(
-        self, script: Script, module: torch.nn.Module, stores: dict[str, Store], undo: list[Callable[[], None]]
-    ) -> None:
+        self, script: Script, module: torch.nn.Module, stores: dict[str, Store], undo: list[Callable[[], None]],
+        parameters: Parameters | None = None,
+    ) -> None:  # fmt: skip
         """Begin."""
-        self.script, self.stores, self._undo = script, stores, undo
+        self.script, self.stores, self._undo, self._parameters = script, stores, undo, parameters
         self.iteration: Iteration | None = None
         self._lingering: set[int] = set()
         self._mode = _Following(self)
@@ -124,11 +148,21 @@ class Applied:
         self.remove()
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        self.iteration = Iteration(self.script, self.stores, self._lingering) if torch.is_grad_enabled() else None
+        if self._parameters is not None:
+            self.iteration = None
+            self._parameters.scatter()
+        if torch.is_grad_enabled():
+            self.iteration = Iteration(self.script, self.stores, self._lingering, self._parameters)
+            return
+        self.iteration = None
+        if self._parameters is not None:
+            self._parameters.gather(to_change=False)
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self.iteration is not None:
             self.iteration.leave()
+        elif self._parameters is not None:
+            self._parameters.scatter()
 
     def _pack(self, tensor: torch.Tensor) -> Any:
         iteration = self.iteration

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
+from peakline.execution.parameters import Parameters
 from peakline.execution.replay import (
     FRESH,
+    Outside,
     Reference,
     Written,
     execute,
@@ -77,14 +79,17 @@ class Handle:
 class Iteration:
     """State of one forward pass and its backward pass."""
 
-    def __init__(self, script: Script, stores: dict[str, Store], lingering: set[int]) -> None:
+    def __init__(
+        self, script: Script, stores: dict[str, Store], lingering: set[int], parameters: Parameters | None = None
+    ) -> None:
         """Nothing has run.
 
         Args:
             lingering: storages that variables hold for a while beyond their last use, as earlier iterations found;
                 this one adds to them.
+            parameters: those that lie elsewhere.
         """
-        self.script, self.stores, self.lingering = script, stores, lingering
+        self.script, self.stores, self.lingering, self.parameters = script, stores, lingering, parameters
         self.position = 0
         self.inside = True
         self.written: dict[int, Written] = {}
@@ -131,6 +136,9 @@ class Iteration:
         for tensor in given:
             if not self._known(tensor):
                 self._learn(tensor, None)
+        if self.parameters is not None:
+            self._until(self.script.expected[self.position].step)
+            self.ensure(given)
         step = self.script.expected[self.position]
         again = self.script.segment_of.get(step.step)
         plain = write_down(operator, args, kwargs, self.key_of) if again is not None else None
@@ -193,6 +201,9 @@ class Iteration:
         """What autograd keeps of a tensor it saves."""
         plain = tensor.detach()
         key = self.key_of(plain)
+        if self.parameters is not None and key is None:
+            key = self.parameters.number_of(plain)
+            return plain if key is None else _SavedParameter(self, plain, key)
         if key is None or plain.layout is not torch.strided or plain.is_conj() or plain.is_neg():
             return plain
         reference = refer(plain, key)
@@ -234,6 +245,15 @@ class Iteration:
             self._behind += 1
             self._until(step)
 
+    def ensure(self, tensors: list[torch.Tensor]) -> None:
+        """Have the parameters among the tensors in."""
+        if self.parameters is not None:
+            before, self.busy = self.busy, True
+            try:
+                self.parameters.ensure(tensors)
+            finally:
+                self.busy = before
+
     def _until(self, step: int) -> None:
         while self._done < len(self._due) and self._due[self._done] <= step:
             actions = self.script.actions[self._due[self._done]]
@@ -248,6 +268,10 @@ class Iteration:
     def _do(self, action: Action) -> None:
         if action.kind == "recompute":
             self._again(action.number)
+            return
+        if action.kind in ("leave", "bring"):
+            assert self.parameters is not None
+            (self.parameters.drop if action.kind == "leave" else self.parameters.fetch)(action.number)
             return
         memory = self._memories.get(action.number)
         if memory is None or memory.stored is None:
@@ -295,6 +319,7 @@ class Iteration:
             return mine[key] if key in mine else self.there(self.needed[key])
 
         for i, call in enumerate(calls):
+            self.ensure(_outside(call))
             mine.update(execute(call, memory))
             for key in [key for key in mine if last.get(key, i) <= i]:
                 base, wanted = mine.pop(key), self._memories.get(key)
@@ -304,6 +329,37 @@ class Iteration:
             self.users[key] -= 1
             if not self.users[key]:
                 self.needed.pop(key, None)
+
+
+class _SavedParameter(Handle):
+    """What autograd keeps of a parameter that comes and goes: a look at its storage."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, iteration: Iteration, tensor: torch.Tensor, number: int) -> None:
+        self.iteration, self.tensor, self.number = iteration, tensor, number
+
+    def get(self) -> torch.Tensor:
+        """The parameter, with its memory."""
+        assert self.tensor is not None
+        self.iteration.reach(self.number)
+        self.iteration.ensure([self.tensor])
+        return self.tensor
+
+
+def _outside(call: Written) -> list[torch.Tensor]:
+    """Tensors that a call reads and the step did not make."""
+    found: list[torch.Tensor] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, Outside):
+            found.append(value.tensor)
+        elif isinstance(value, tuple | list):
+            for inner in value:
+                look(inner)
+
+    look([*call.args, *call.kwargs.values()])
+    return found
 
 
 def packet_of(operator: Any) -> str:

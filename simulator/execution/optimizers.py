@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from peakline.execution.parameters import Parameters
 from peakline.execution.stores import Files, HostMemory, Store, Stored
 
 __all__ = ["OffloadedOptimizer", "layers_of", "offload_optimizer"]
@@ -84,6 +85,7 @@ class OffloadedOptimizer:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
+        self.parameters: Parameters | None = None
         self._original: Callable[..., Any] = optimizer.step
         optimizer.step = self._step  # type: ignore[method-assign]
         self._hook = optimizer.register_state_dict_pre_hook(lambda _: self.gather())
@@ -157,6 +159,8 @@ class _InTurns(OffloadedOptimizer):
     def update(self) -> None:
         groups = self.optimizer.param_groups
         whole = [group["params"] for group in groups]
+        if self.parameters is not None:
+            self.parameters.scatter()
         try:
             for turn in self._turns:
                 self._bring(turn)
@@ -191,6 +195,8 @@ class _InTurns(OffloadedOptimizer):
             away.leave()
 
     def _bring(self, turn: list[torch.nn.Parameter]) -> None:
+        if self.parameters is not None:
+            self.parameters.bring(turn)
         for parameter in turn:
             gradient = self._gradients.pop(parameter, None)
             if gradient is not None:
@@ -209,6 +215,8 @@ class _InTurns(OffloadedOptimizer):
                     del state[key], value
         for away in sent:
             away.leave()
+        if self.parameters is not None:
+            self.parameters.send(turn)
 
     def _leaves(self, parameter: torch.nn.Parameter, key: str, value: Any) -> bool:
         if not isinstance(value, torch.Tensor) or value.nbytes < SMALL:
@@ -245,7 +253,11 @@ class _OnHost(OffloadedOptimizer):
         self._host.step()
         for parameter, copy in self._copies.items():
             copy.grad = None
+            if self.parameters is not None:
+                self.parameters.bring([parameter])
             parameter.copy_(copy, non_blocking=True)
+            if self.parameters is not None:
+                self.parameters.send([parameter])
 
     def gather(self) -> None:
         for parameter, copy in self._copies.items():

@@ -104,6 +104,13 @@ class _InFewerBits:
         unpack(self._packed, self._codec, target)
         return target, _Done()
 
+    def into(self, target: torch.Tensor) -> Ticket:
+        if self._whole is not None:
+            target.view(self._whole.dtype).copy_(self._whole)
+        elif self._packed is not None:
+            unpack(self._packed, self._codec, target.view(self._like[1]))
+        return _Done()
+
     def free(self) -> None:
         self._packed = self._whole = None
 

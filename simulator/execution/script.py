@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PACKED", "Action", "Expected", "Script", "script_of"]
 
-Kind: TypeAlias = Literal["drop", "fetch", "recompute"]
+Kind: TypeAlias = Literal["drop", "fetch", "recompute", "leave", "bring"]
 _NO_STEPS = ("recompute", "offload", "fetch", "pack", "unpack")
 
 PACKED = "packed"
 """The tier of what stays on the device in fewer bits."""
 
-_ORDER: dict[str, int] = {"drop": 0, "fetch": 1, "recompute": 2}
+_ORDER: dict[str, int] = {"drop": 0, "leave": 0, "fetch": 1, "bring": 1, "recompute": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,10 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something to do before a step: drop a storage that has been sent, fetch one, make a segment again."""
+    """Something to do before a step: drop a storage that has been sent, fetch one, make a segment again.
+
+    `leave` and `bring` are the same for parameters.
+    """
 
     kind: Kind
     number: int
@@ -73,6 +76,7 @@ class Script:
         names: of storages.
         turn: first step of the backward pass.
         backward: steps of the backward pass with the types of their operators, in order.
+        parameters: names of the parameters that lie elsewhere, by number; their tiers are in `moved` too.
         lets: storages to be made again that each step of the forward pass is the last to see.
     """
 
@@ -89,6 +93,7 @@ class Script:
     names: dict[int, str] = field(default_factory=dict)
     backward: list[tuple[int, str]] = field(default_factory=list)
     lets: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    parameters: dict[int, str] = field(default_factory=dict)
 
 
 def script_of(plan: OffloadPlan) -> Script:
@@ -119,6 +124,7 @@ def script_of(plan: OffloadPlan) -> Script:
     ]
     _recomputation(plan, script, forward)
     _moves(plan, script, forward)
+    _parameters(plan, script)
     for actions in script.actions.values():
         actions.sort(key=lambda action: _ORDER[action.kind])
     return script
@@ -206,3 +212,37 @@ def _moves(plan: OffloadPlan, script: Script, forward: set[int]) -> None:
             script.actions[following - early].append(Action("fetch", carried))
         elif run.task.kind == "unpack":
             script.actions[bisect_left(starts, run.start)].append(Action("fetch", carried))
+
+
+def _parameters(plan: OffloadPlan, script: Script) -> None:
+    """Parameters that come for the forward and the backward pass, when the plan's timeline begins to fetch them.
+
+    What the optimizer needs comes and goes with its turns.
+    """
+    profile, problem, keys, decisions = plan.made
+    tiers = [tier.name for tier in problem.tiers]
+    numbers: dict[str, int] = {}
+    end = next((i for i, step in enumerate(profile.steps) if step.operator.phase == "optimizer"), len(profile.steps))
+    for key, item, shares in zip(keys.items, problem.items, decisions.moved):
+        storage = profile.program.storages[key]
+        if not (item.away and any(shares) and storage.tensor.role == "parameter"):
+            continue
+        script.parameters[key] = script.names[key] = storage.name
+        script.moved[key] = tiers[max(range(len(shares)), key=shares.__getitem__)]
+        numbers[storage.name] = key
+        uses = keys.uses[key]
+        back = [i for i in uses if profile.turn <= i < end]
+        if back:
+            script.first_use[key] = back[0]
+        for slot, _ in item.leaves:
+            last = max(i for i in uses if profile.slot_of[i] <= slot)
+            if last < end:
+                script.actions[last + 1].append(Action("leave", key))
+    computing = [run for run in plan.timeline.runs if run.task.kind not in _NO_STEPS]
+    starts = [run.start for run in computing]
+    for run in plan.timeline.runs:
+        key_of = numbers.get(run.task.name.partition(" ")[2])
+        if run.task.kind == "fetch" and key_of is not None:
+            step = bisect_left(starts, run.start)
+            if step < end:
+                script.actions[step].append(Action("bring", key_of))

@@ -34,6 +34,9 @@ class Stored(Protocol):
     def fetch(self) -> tuple[torch.Tensor, Ticket]:
         """A new tensor of bytes on the device, and the copy that fills it."""
 
+    def into(self, target: torch.Tensor) -> Ticket:
+        """Begin to fill `target`, as many bytes on the device; it must stay until the ticket is waited for."""
+
     def free(self) -> None:
         """Give the store its room back."""
 
@@ -94,6 +97,13 @@ class _InFile:
             return target, ticket
         ticket.wait()
         return target.to(self._device), ticket
+
+    def into(self, target: torch.Tensor) -> Ticket:
+        if target.device.type == "cpu":
+            return self._files.run(_read, self._path, target.data_ptr(), self._size)
+        found, ticket = self.fetch()
+        target.copy_(found)
+        return ticket
 
     def free(self) -> None:
         self._files.run(_remove, self._path)
@@ -195,6 +205,18 @@ class _InHost:
             event = back.record_event()
         target.record_stream(back)
         return target, _Recorded(event)
+
+    def into(self, target: torch.Tensor) -> Ticket:
+        if self._device.type == "cpu":
+            target.copy_(self._held)
+            return _Done()
+        back = self._memory.back
+        back.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(back):
+            target.copy_(self._held, non_blocking=True)
+            event = back.record_event()
+        target.record_stream(back)
+        return _Recorded(event)
 
     def free(self) -> None:
         self._held = torch.empty(0, dtype=torch.uint8)
