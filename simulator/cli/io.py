@@ -39,6 +39,10 @@ def io(
     level: Annotated[
         str | None, typer.Option(help="Only what comes out of this level.", rich_help_panel=_MEMORY)
     ] = None,
+    schedule: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Also a plan of whole tensors, found by then.", rich_help_panel=_MEMORY),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Traffic against capacity.", rich_help_panel=_OUTPUT)
     ] = None,
@@ -64,7 +68,7 @@ def io(
         raise ValueError(f"{what}: is no operator, so it takes no sizes; operators are: {', '.join(operator_names())}")
     else:
         work = _workload(what, flags)
-    found = pk.io(work, where, capacity=capacity, level=level)
+    found = pk.io(work, where, capacity=capacity, level=level, schedule=schedule)
     if plot is not None:
         from peakline.plot_schedule import save_axes
 

@@ -141,11 +141,15 @@ def _with_passes(work: Attention, capacity: float, passes: int) -> Tiling | None
 
 @lru_cache(maxsize=1024)
 def _best_backward(work: Attention, capacity: float) -> Tiling | None:
-    """Two kernels, one that keeps columns (K, V, dK, dV) and one that keeps rows (Q, dO, dQ); or one that keeps columns
-    and moves dQ in and out (FlashAttention-2, [2], §3.1).
+    return _least(*backward_tilings(work, capacity))
 
-    Beside the gradients the log-sum-exp and Σ dO·O of each row are read, 4 bytes each, the latter formed from O and
-    written once.
+
+def backward_tilings(work: Attention, capacity: float) -> list[Tiling]:
+    """The best of each way to form attention's gradients, those that fit.
+
+    Two kernels, one that keeps columns (K, V, dK, dV) and one that keeps rows (Q, dO, dQ); or one that keeps columns
+    and moves dQ in and out (FlashAttention-2, [2], §3.1). Beside the gradients the log-sum-exp and Σ dO·O of each row
+    are read, 4 bytes each, the latter formed from O and dO and written once.
     """
     c = work.cascade
     (left, out), (right, value) = c.of_row, c.of_column
@@ -182,7 +186,7 @@ def _best_backward(work: Attention, capacity: float) -> Tiling | None:
     if joint:
         moved = c.count * (joint[0] + sums)
         found.append(Tiling("columns kept, dQ in and out", {"columns": joint[2]}, joint[1], moved))
-    return _least(*found)
+    return found
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from peakline.models import kernels
 from peakline.models.graph import ALL, RESIDENT_ROLES, Block, Graph, Tensor, base_name
 from peakline.models.operators import Node, operator_type
 
-__all__ = ["Entry", "Kept", "entries", "keep", "whole_bound"]
+__all__ = ["Entry", "Kept", "Scheduled", "entries", "keep", "scheduled", "whole_bound"]
 
 
 @dataclass(frozen=True)
@@ -344,6 +344,30 @@ class Kept:
 
     traffic: float
     tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """The scheduler's plan for whole tensors: bytes moved, and what no plan of whole tensors avoids."""
+
+    traffic: float
+    bound: float
+
+
+def scheduled(graph: Graph, capacity: float, seconds: float) -> Scheduled | None:
+    """The best plan found in so many seconds that brings whole tensors in and out (`peakline.solvers.schedule`).
+
+    None where an operator's tensors do not fit together, or nothing was found in time.
+    """
+    from peakline.scheduling import problem_of
+    from peakline.solvers.schedule import Infeasible, NotFound, schedule
+
+    try:
+        plan = schedule(problem_of(graph), int(capacity), time_limit=seconds)
+    except (Infeasible, NotFound):
+        return None
+    moved = plan.traffic.load + plan.traffic.store
+    return Scheduled(float(moved), float(plan.traffic.compulsory + plan.certificate.lower_bound))
 
 
 @dataclass

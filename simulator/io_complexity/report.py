@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peakline.io_complexity.graphs import Entry, Kept, entries, keep, whole_bound
+from peakline.io_complexity.graphs import Entry, Kept, Scheduled, entries, keep, scheduled, whole_bound
 from peakline.io_complexity.levels import Boundary, boundaries
 from peakline.io_complexity.work import Tiling, Work
 
@@ -51,12 +51,13 @@ class IoRow:
 
 @dataclass(frozen=True)
 class IoLevel:
-    """All operators at one boundary; for a graph `whole_bound` and `kept` speak of all of them together."""
+    """All operators at one boundary; of a graph `whole_bound`, `kept` and `scheduled` speak of all of them together."""
 
     boundary: Boundary
     rows: tuple[IoRow, ...]
     whole_bound: float | None = None
     kept: Kept | None = None
+    scheduled: Scheduled | None = None
 
     def total(self, field: str) -> float | None:
         """Σ over executions of `compulsory`, `bound` or `best`; None where one of them is."""
@@ -95,6 +96,7 @@ def io(
     *,
     capacity: float | str | None = None,
     level: str | None = None,
+    schedule: float | None = None,
 ) -> IoReport:
     """Least traffic, best tiling found and their distance for an operator, a fused chain or a whole graph.
 
@@ -104,18 +106,22 @@ def io(
         capacity: bytes of one fast memory ("192KiB" or a number), instead of a device's, or in place of the capacity in
             front of `level`.
         level: only what comes out of this level of the device.
+        schedule: seconds to spend on a plan of whole tensors for a graph, beside the tiled one; none where None.
 
     Raises:
         ValueError: neither a device nor a capacity, an unknown level, a capacity below 1, a device without memory of
-            known size in front of its main memory, or a sweep of configurations.
+            known size in front of its main memory, `schedule` not above 0 or without a graph, or a sweep of
+            configurations.
     """
     from peakline.models.graph import Graph
 
+    if schedule is not None and (schedule <= 0 or not isinstance(work, Graph)):
+        raise ValueError(f"schedule: seconds above 0 for a graph, got {schedule} for {work.name}")
     places = _places(device, capacity, level)
     where = "" if device is None else f" on {device if isinstance(device, str) else device.name}"
     if isinstance(work, Graph):
         found = entries(work)
-        levels = tuple(_graph_level(work, found, place) for place in places)
+        levels = tuple(_graph_level(work, found, place, schedule) for place in places)
         return IoReport(f"{work.name}{where}", levels, work)
     levels = tuple(IoLevel(place, (_row(work, place),)) for place in places)
     return IoReport(f"{work.name}{where}", levels, work)
@@ -157,7 +163,7 @@ def _row(work: Work, place: Boundary) -> IoRow:
     )  # fmt: skip
 
 
-def _graph_level(graph: Graph, found: Sequence[Entry], place: Boundary) -> IoLevel:
+def _graph_level(graph: Graph, found: Sequence[Entry], place: Boundary, seconds: float | None) -> IoLevel:
     grouped: dict[Any, list[Entry]] = {}
     for entry in found:
         grouped.setdefault((entry.type, entry.phase, entry.works, entry.moved), []).append(entry)
@@ -174,7 +180,9 @@ def _graph_level(graph: Graph, found: Sequence[Entry], place: Boundary) -> IoLev
     rows.sort(key=lambda r: -r.executions * (r.best or r.bound))
     if place.copies > 1:  # what one unit keeps is not another's
         return IoLevel(place, tuple(rows))
-    return IoLevel(place, tuple(rows), whole_bound(graph, place.capacity, found), keep(graph, place.capacity, found))
+    plan = None if seconds is None else scheduled(graph, place.capacity, seconds)
+    bound = whole_bound(graph, place.capacity, found)
+    return IoLevel(place, tuple(rows), bound, keep(graph, place.capacity, found), plan)
 
 
 def _words(best: tuple[float, tuple[Tiling, ...]] | None) -> str:
@@ -213,6 +221,8 @@ def _level_dict(level: IoLevel) -> dict[str, Any]:
             "best": None if kept is None else kept.traffic,
             "kept": [] if kept is None else list(kept.tensors),
         }
+    if level.scheduled is not None:
+        out["scheduled"] = {"bound": level.scheduled.bound, "best": level.scheduled.traffic}
     return out
 
 
@@ -260,6 +270,9 @@ def _tables(level: IoLevel) -> list[Table]:
         far = moved / level.whole_bound if moved is not None and level.whole_bound else None
         n = 0 if kept is None else len(kept.tensors)
         sums.append((f"the whole graph, {n} tensors kept on chip", size(level.whole_bound), size(moved), ratio(far)))
+    if level.scheduled is not None:
+        whole, least = level.scheduled.traffic, level.scheduled.bound
+        sums.append(("whole tensors, scheduled", size(least), size(whole), ratio(whole / least)))
     rest = len(level.rows) - _SHOWN
     more = f" ({rest} more operators not shown)" if rest > 0 else ""
     out.append(Table(f"Together{more}", ("<schedule", "bound", "best", "distance"), tuple(sums)))

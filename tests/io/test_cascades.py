@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from replays import Element, replay
 
 from peakline.io_complexity.cascade import Cascade, best_cascade, room, tiled
-from peakline.io_complexity.fused import Attention, MatmulChain, Mlp
+from peakline.io_complexity.fused import Attention, MatmulChain, Mlp, backward_tilings
 from peakline.io_complexity.mask import Mask
 from peakline.models.operators.attention import masked_pairs
 
@@ -234,6 +234,54 @@ def test_no_backward_tiling_beats_its_bound(queries, more, dim, causal, heads, c
     if found is not None:
         assert found.footprint <= capacity
         assert found.traffic >= work.bound(capacity)
+
+
+def backward_steps(work: Cascade, rows: int, columns: int) -> tuple[list[set[Element]], list[set[Element]]]:
+    """The two kernels of the split backward pass, written out: one keeps columns and walks rows, one the other way."""
+    n, m, d = work.mask.queries, work.mask.keys, work.inner
+
+    def row(name: str, i: int) -> set[Element]:
+        return {(name, i, x) for x in range(d)}
+
+    def rows_of(names: str, some: range) -> set[Element]:
+        return set().union(*(row(name, i) for name in names.split() for i in some))
+
+    figures = {i: {("lse", i), ("delta", i)} for i in range(n)}
+    of_columns = [
+        rows_of("K V dK dV", block)
+        | row("Q", i)
+        | row("dO", i)
+        | figures[i]
+        | {("S", i, j, g) for j in block for g in "pd"}
+        for block in blocks(m, columns)
+        for i in range(n)
+    ]
+    of_rows = [
+        rows_of("Q dO dQ", block) | set().union(*(figures[i] for i in block)) | row("K", j) | row("V", j)
+        | {("S", i, j, g) for i in block for g in "pd"}
+        for block in blocks(n, rows)
+        for j in range(m)
+    ]  # fmt: skip
+    return of_columns, of_rows
+
+
+@pytest.mark.parametrize("policy", ["lru", "belady"])
+def test_lru_and_belady_fetch_what_the_formula_says_of_attentions_gradients(policy):
+    """Each kernel in a memory of its own size; before them one pass over O and dO leaves a figure for each row."""
+    work = Attention(6, 8, 4, element=1, backward=True)
+    cascade, columns, rows = work.cascade, 4, 3
+    size = max(columns * (4 * 4 + 2) + 2 * 4 + 8, rows * (3 * 4 + 2 + 8) + 2 * 4)
+    (found,) = [t for t in backward_tilings(work, float(size)) if t.strategy.startswith("two kernels")]
+    assert found.tile == {"columns": columns, "rows": rows}
+    roles = dict.fromkeys(("Q", "K", "V", "dO", "lse", "delta"), "loaded") | {"S": "scratch"}
+    roles |= dict.fromkeys(("dQ", "dK", "dV"), "stored")
+    sizes = {name: 4.0 if name in ("lse", "delta") else 1.0 for name in roles}
+    moved = 0.0
+    for kernel in backward_steps(cascade, rows, columns):
+        room_needed = max(sum(sizes[str(e[0])] for e in step) for step in kernel)
+        moved += replay(kernel, room_needed, policy, roles, sizes)
+    sums = 6 * (2 * 4 + 4)  # O and dO in, a float32 figure out
+    assert moved + sums == found.traffic
 
 
 def test_an_mlp_is_fused_where_its_block_of_rows_is_worth_the_weights_it_reads_again():

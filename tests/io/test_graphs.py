@@ -58,6 +58,8 @@ def test_a_plan_of_the_scheduler_moves_no_less_than_the_bound(capacity):
     graph = pk.inference("mcunet-in0", dtype="int8")
     plan = schedule(problem_of(graph), capacity, time_limit=5)
     assert plan.traffic.load + plan.traffic.store >= whole_bound(graph, capacity)
+    (level,) = pk.io(graph, capacity=capacity, schedule=5).levels
+    assert level.whole_bound <= level.scheduled.bound <= level.scheduled.traffic
 
 
 def test_where_everything_fits_bound_and_plan_are_what_comes_in_and_what_goes_out():
@@ -85,6 +87,18 @@ def test_the_bound_holds_at_any_size(batch, seq, power):
     graph = pk.prefill("llama-3.2-1b", batch=batch, seq=seq, kernels="fused")
     plan = keep(graph, 2**power)
     assert plan is None or whole_bound(graph, 2**power) <= plan.traffic * (1 + 1e-12)
+
+
+def test_whole_tensors_that_do_not_fit_together_have_no_schedule_but_a_tiling():
+    graph = pk.inference("mcunet-in0", dtype="int8")
+    (level,) = pk.io(graph, capacity="16KiB", schedule=5).levels
+    assert level.scheduled is None
+    assert level.kept.traffic > level.whole_bound
+
+
+def test_a_schedule_is_for_graphs():
+    with pytest.raises(ValueError, match="schedule: seconds above 0 for a graph, got 5"):
+        pk.io(pk.operator("matmul", m=2, n=2, k=2), capacity=100, schedule=5)
 
 
 def test_a_sweep_is_refused():
