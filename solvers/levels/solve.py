@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from peakline.solvers.bounds import largest_working_set
 from peakline.solvers.dag import Dag
 from peakline.solvers.levels.build import of_acts, of_drops
 from peakline.solvers.levels.exact import search
+from peakline.solvers.levels.exclusive import Homes, best_homes, of_homes
 from peakline.solvers.levels.fixed_order import Drops, best_drops, nested
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan
 from peakline.solvers.plan import Plan
@@ -71,7 +73,8 @@ class _Work:
         self.time_limit = time_limit
         self.best: tuple[tuple[int, ...], Drops] | None = None
         self.cost = math.inf
-        self.found_by = ""
+        self.homes: Homes | None = None
+        self.found_by = self.homes_by = ""
         self.bound, self.proved_by = 0.0, "the links' bounds, each for the levels before it together"
 
     def result(self) -> LevelsPlan:
@@ -82,8 +85,16 @@ class _Work:
                 break
             left = min(self._until(0.8) - time.perf_counter(), 0.15 * self.time_limit)
             self._offer(order, best_drops(self.dag, order, self.levels, time_limit=left), name)
-        plan = self._searched() if not self._done() and len(self.dag) <= _MOST_EXACT else None
-        return plan if plan is not None else self._placed()
+            if not self._done() and len(self.levels) > 1:
+                left = min(self._until(0.8) - time.perf_counter(), 0.15 * self.time_limit)
+                self._offer_homes(best_homes(self.dag, order, self.levels, time_limit=left), name)
+        plan = self._placed_homes()
+        if plan is not None:
+            self.cost = plan.certificate.objective
+        better = self._searched() if not self._done() and len(self.dag) <= _MOST_EXACT else None
+        if better is None and plan is not None:
+            better = replace(plan, certificate=self._proof(self.cost, plan.certificate.method.split("; bound")[0]))
+        return better or self._placed()
 
     def _links(self) -> list[tuple[str, tuple[int, ...]]]:
         """Bound each link by itself; the orders found on the way."""
@@ -114,6 +125,18 @@ class _Work:
             return None
         proof = self._proof(found.cost, "best-first search over moves")
         return of_acts(self.dag, self.levels, found.acts, proof, time_limit=0.1 * self.time_limit, seed=self.seed)
+
+    def _placed_homes(self) -> LevelsPlan | None:
+        """The plan with one copy of each tensor at a time, if it is better and addresses exist."""
+        if self.homes is None or self.homes.cost >= self.cost:
+            return None
+        proof = self._proof(self.homes.cost, f"{self.homes_by}, one copy of each tensor at a time")
+        share = 0.05 * self.time_limit
+        return of_homes(self.dag, self.levels, self.homes, proof, time_limit=share, seed=self.seed)
+
+    def _offer_homes(self, homes: Homes | None, name: str) -> None:
+        if homes is not None and (self.homes is None or homes.cost < self.homes.cost):
+            self.homes, self.homes_by = homes, name
 
     def _placed(self) -> LevelsPlan:
         """Addresses level by level from the outside; what finds none drops a little more, and so do levels within."""

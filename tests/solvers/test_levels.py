@@ -17,7 +17,10 @@ from schedule_cases import problems, working_set
 
 import peakline as pk
 from peakline.scheduling import part_of, problem_of
+from peakline.solvers.dag import Dag
 from peakline.solvers.levels import Level, LevelsPlan, Move, schedule_levels
+from peakline.solvers.levels.exclusive import best_homes, of_homes
+from peakline.solvers.levels.plan import Bound
 from peakline.solvers.plan import PlanError
 from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.replay import ReplayError
@@ -150,6 +153,21 @@ def test_exchanged_steps_and_smaller_levels_are_refused(
 
 def _size(problem: Problem, name: str) -> int:
     return next(t.bytes for t in problem.tensors if t.name == name)
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(7), st.integers(0, 10))
+def test_tensors_in_one_level_at_a_time_move_what_their_homes_cost(
+    case: tuple[Problem, tuple[Level, ...]], more: int
+) -> None:
+    problem, levels = case
+    levels = (*levels, Level(levels[1].capacity + 1 + more, 3.0))
+    dag = Dag.of(problem)
+    homes = best_homes(dag, dag.problem.given_order, levels, time_limit=5)
+    assert homes is not None
+    plan = of_homes(dag, levels, homes, Bound(homes.cost, 0.0, "", 0.0), time_limit=1, seed=0)
+    if plan is not None:  # addresses exist
+        assert replay_levels(problem, plan).cost == pytest.approx(homes.cost)
 
 
 SPILL = Problem(
