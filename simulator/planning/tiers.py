@@ -79,6 +79,8 @@ def surroundings(
     dram = memory.main.bandwidth or 0.0
     if not dram:
         raise ValueError(f"{memory.name}: memory.{memory.main.name}.bandwidth is unknown")
+    if memory.kind == "cxl" and "host" in memory.links:
+        dram = min(dram, channel_of(memory.links["host"]).bandwidth)  # behind a link of its own
     out, into = ("host link", "host link") if way.half_duplex else ("host out", "host in")
     links = {name: Link(name, rate, way.latency) for name in (out, into)} | {"host memory": Link("host memory", dram)}
     capacity = host if host is not None else memory.main.capacity

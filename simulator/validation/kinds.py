@@ -87,8 +87,8 @@ def section(_: Path | None = None) -> str:
     """The report's section."""
     found = claims()
     return (
-        "Drives: 4 KiB random reads a second, measured by AnandTech (April 2017), beside two bounds on how requests meet "
-        "at the dies (`peakline.cost.storage`); `error` is that of colliding requests.\n\n"
+        "Drives: 4 KiB random reads a second, measured by AnandTech (April 2017), beside two bounds on how requests "
+        "meet at the dies (`peakline.cost.storage`); `error` is that of colliding requests.\n\n"
         + markdown(drives())
         + "\n\nLinks: copies from pinned memory. The catalogue's rates are what copies were commonly reported to "
         "reach, so these rows show that they are consistent, not that they were foreseen.\n\n"

@@ -106,6 +106,12 @@ def test_bytes_of_a_drive_do_not_load_the_hosts_memory_with_gpudirect() -> None:
     assert bounced.back[-1] == direct.back[-1] == "ssd read"
 
 
+def test_memory_behind_cxl_is_as_fast_as_its_link() -> None:
+    around = surroundings(device("h100-sxm"), host_device="cz120-256gb")
+    assert around.host_bandwidth == pytest.approx(31.5e9)
+    assert around.tiers[0].back == pytest.approx(31.5e9)
+
+
 def test_a_half_duplex_host_link_is_one_link_for_both_directions() -> None:
     board = device("a100-80gb", **{"links.host.duplex": "half"})
     around = surroundings(board)
