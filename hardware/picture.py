@@ -195,9 +195,10 @@ def _box(lines: list[str], width: int) -> list[str]:
 
 
 def _link_text(link: Link) -> str:
-    parts = [link.kind, f"{format_bandwidth(link.bandwidth)} each way" if link.bandwidth else "bandwidth unknown"]
+    ways = "one way at a time" if link.duplex == "half" else "each way"
+    parts = [link.kind, f"{format_bandwidth(link.bandwidth)} {ways}" if link.bandwidth else "bandwidth unknown"]
     parts.append(f"{format_bandwidth(link.achieved)} reached" if link.achieved else None)
-    parts.append(link.topology)
+    parts += [f"{format_time(link.latency, 3)} to start" if link.latency else None, link.topology]
     return ", ".join(part for part in parts if part)
 
 
