@@ -112,7 +112,7 @@ def _cbc(**options: Any) -> Any:
 def _worth(program: Any, values: Mapping[str, int]) -> int:
     """The objective at whole values, counted anew."""
     terms = program.objective.items()
-    return round(program.objective.constant) + sum(round(c) * values[variable.name] for variable, c in terms)
+    return int(program.objective.constant) + sum(int(c) * values[variable.name] for variable, c in terms)
 
 
 def _up(bound: float) -> int:

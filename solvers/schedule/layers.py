@@ -19,76 +19,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from peakline.solvers.dag import Dag, bits
 from peakline.solvers.floors import NEVER
+from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, next_ideals
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
-from peakline.solvers.segments import Segment
 
-__all__ = ["layers", "slots"]
+__all__ = ["layers"]
 
-Words = npt.NDArray[np.int64]
-
-_MOST_SLOTS = 62
 _MOST_STATES = 8_000_000  # about 60 bytes each
 _COMPARED = 8  # times the width: states of an ideal that are compared with each other
 _BLOCK = 256  # states of an ideal, the best first, against which the others are compared
-
-
-def slots(dag: Dag, segment: Segment) -> dict[int, int]:
-    """A bit for each tensor that may be alive between two operators of the segment; unlike where both may be.
-
-    Tensors a and b may be alive together if a has a reader that need not run before what brings b in, and b one that
-    need not run before what brings a in. What brings a tensor in is its maker, or for one from off-chip any reader.
-    """
-    inside = segment.stop & ~segment.start
-    down = {i: dag.ancestors[i] | 1 << i for i in bits(inside)}
-    lasting: dict[int, list[int]] = {}
-    for a in range(len(dag.size)):
-        here = dag.users[a] & inside
-        if not dag.readers[a] & ~segment.start or not (here or segment.live >> a & 1):
-            continue
-        if segment.live >> a & 1:
-            lasting[a] = [segment.start]
-        elif dag.maker[a] >= 0:
-            lasting[a] = [down[dag.maker[a]]]
-        elif dag.readers[a].bit_count() > 1:
-            lasting[a] = [down[i] for i in bits(here)]
-    taken: dict[int, int] = {}
-    together: dict[int, list[int]] = {}
-    for a, brought in lasting.items():
-        busy = 0
-        for slot, others in together.items():
-            for b in others:
-                if any(dag.readers[a] & ~v for v in lasting[b]) and any(dag.readers[b] & ~u for u in brought):
-                    busy |= 1 << slot
-                    break
-        slot = (~busy & (busy + 1)).bit_length() - 1
-        taken[a] = slot
-        together.setdefault(slot, []).append(a)
-    return taken
-
-
-@dataclass(slots=True)
-class _Ideal:
-    """A set of executed operators, and what it means for every state with it."""
-
-    executed: int
-    live: int
-    ready: int
-    places: Words  # slots of the live tensors, the largest tensor first
-    sizes: Words  # their grains
-    dear: Words  # 1 for activations
-    tensors: tuple[int, ...]
-    excess: Words  # of each operator of the segment, nothing being out (see `Floors`)
-    cheap: Words
 
 
 @dataclass(slots=True)
 class _Layer:
     """States, sorted by ideal; `parent` and `operator` lead back."""
 
-    ideals: list[_Ideal]
+    ideals: list[Ideal]
     ideal: Words
     out: Words
     stored: Words
@@ -107,150 +54,9 @@ class _Layer:
         )  # fmt: skip
 
 
-class _Graph:
-    """The segment in slots and grains."""
-
-    def __init__(self, moves: Moves) -> None:
-        self.moves, self.dag, self.segment = moves, moves.dag, moves.segment
-        self.floors = moves.floors
-        self.unit = self.floors.unit
-        self.capacity = moves.capacity // self.unit
-        self.size = self.floors.size
-        self.slot = slots(self.dag, self.segment)
-        self.possible = len(set(self.slot.values())) <= _MOST_SLOTS
-
-    def word(self, tensors: int) -> int:
-        """The bits of a set of tensors."""
-        return sum(1 << self.slot[a] for a in bits(tensors))
-
-    def ideal(self, executed: int, live: int, ready: int, excess: Words, cheap: Words) -> _Ideal:
-        listed = sorted(bits(live), key=lambda a: (-self.size[a], self.slot[a]))
-        return _Ideal(
-            executed, live, ready,
-            np.array([self.slot[a] for a in listed], dtype=np.int64),
-            np.array([self.size[a] for a in listed], dtype=np.int64),
-            np.array([self.dag.dear >> a & 1 for a in listed], dtype=np.int64),
-            tuple(listed), excess, cheap,
-        )  # fmt: skip
-
-    def after(self, ideal: _Ideal, i: int) -> tuple[Words, Words]:
-        """Excess and cheap part once `i` has run as well."""
-        dag, floors = self.dag, self.floors
-        excess, cheap = ideal.excess + floors.grows[i], ideal.cheap
-        for a in bits(dag.touch[i] & ~ideal.live & dag.off_chip):
-            excess += floors.off_chip_live[a]
-            cheap = cheap + floors.off_chip_live[a]
-        excess[floors.column[i]] = NEVER
-        return excess, cheap
-
-    def vectors(self, ideal: _Ideal) -> tuple[Words, Words, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Excess, cheap part, and for each live tensor what flows out of it, all and as far as it may stay outside."""
-        left = ~ideal.executed
-        pairs = [self.floors.remaining(a, left) for a in ideal.tensors]
-        shape = (len(pairs), len(self.floors.operators))
-        flow = np.array([full for full, _ in pairs], dtype=np.float64).reshape(shape)
-        outside = np.array([out for _, out in pairs], dtype=np.float64).reshape(shape)
-        return ideal.excess, ideal.cheap, flow, outside
-
-    def first(self) -> _Layer:
-        dag, segment = self.dag, self.segment
-        inside = segment.stop & ~segment.start
-        ready = sum(1 << i for i in bits(inside) if not dag.before[i] & ~segment.start)
-        zero = np.zeros(1, dtype=np.int64)
-        held = np.array([sum(self.size[a] for a in bits(segment.live))], dtype=np.int64)
-        start = self.ideal(segment.start, segment.live, ready, self.floors.excess, self.floors.cheap)
-        return _Layer([start], zero, zero, zero, held, zero, zero, zero)
-
-
-@dataclass(slots=True)
-class _Runs:
-    """One entry for each ideal and operator ready in it."""
-
-    ideal: Words
-    operator: Words
-    to: Words  # the ideal afterwards, in the next layer
-    fresh: Words  # grains that come into being or from off-chip for the first time
-    dying: Words  # grains that nobody reads any more afterwards
-    gone: Words  # their slots
-    touched: Words  # slots of live tensors that the operator touches
-    reads: Words  # their slots one by one, −1 beyond the last
-    read_sizes: Words
-    stands_in: Words  # 1 if an input that dies is always as good as all results; −1: no input can be
-    if_not_stored: Words  # slots of inputs that are if they are not stored
-
-
-def _runs(graph: _Graph, ideals: list[_Ideal]) -> tuple[_Runs, list[_Ideal]]:
-    dag, size = graph.dag, graph.size
-    numbers: dict[int, int] = {}
-    found: list[_Ideal] = []
-    rows: list[tuple[int, ...]] = []
-    reads: list[list[int]] = []
-    stop = graph.segment.stop
-    for g, ideal in enumerate(ideals):
-        for i in bits(ideal.ready):
-            executed = ideal.executed | 1 << i
-            left = ~executed
-            touch = dag.touch[i]
-            new = touch & ~ideal.live
-            dead = sum(1 << a for a in bits(touch) if not dag.readers[a] & left)
-            number = numbers.get(executed)
-            if number is None:
-                number = numbers[executed] = len(found)
-                ready = ideal.ready ^ 1 << i
-                for j in bits(dag.after[i] & stop):
-                    if not dag.before[j] & left:
-                        ready |= 1 << j
-                found.append(graph.ideal(executed, (ideal.live | touch) & ~dead, ready, *graph.after(ideal, i)))
-            always, unstored = _stand_ins(graph, i, new, dead, left)
-            rows.append(
-                (
-                    g,
-                    i,
-                    number,
-                    sum(size[a] for a in bits(new)),
-                    sum(size[a] for a in bits(dead)),
-                    graph.word(dead & ideal.live),
-                    graph.word(touch & ideal.live),
-                    always,
-                    unstored,
-                )
-            )
-            reads.append(list(bits(touch & ideal.live)))
-    table = np.array(rows, dtype=np.int64).T
-    most = max(1, max(len(r) for r in reads))
-    places = np.full((len(reads), most), -1, dtype=np.int64)
-    sizes = np.zeros((len(reads), most), dtype=np.int64)
-    for n, listed in enumerate(reads):
-        places[n, : len(listed)] = [graph.slot[a] for a in listed]
-        sizes[n, : len(listed)] = [size[a] for a in listed]
-    g, i, to, fresh, dying, gone, touched, always, unstored = table
-    return _Runs(g, i, to, fresh, dying, gone, touched, places, sizes, always, unstored), found
-
-
-def _stand_ins(graph: _Graph, i: int, new: int, dead: int, left: int) -> tuple[int, int]:
-    """See `Moves._safe`: which dying inputs all results of `i` can stand in for."""
-    dag, size = graph.dag, graph.size
-    made = sum(1 << a for a in dag.outputs[i])
-    if any(dag.readers[a] & left for a in bits(new & ~made)):
-        return -1, 0
-    staying = [a for a in dag.outputs[i] if dag.readers[a]]
-    if not staying:
-        return 1, 0
-    needed = sum(size[a] for a in staying)
-    price = sum(size[a] * (1 + (dag.dear >> a & 1)) for a in staying)
-    always, unstored = -1, 0
-    for a in dag.inputs[i]:
-        if dead >> a & 1 and not new >> a & 1 and size[a] >= needed:
-            if size[a] >= price:
-                always = 1
-            elif dag.dear >> a & 1 and 2 * size[a] >= price:
-                unstored |= 1 << graph.slot[a]
-    return (1, 0) if always > 0 else (0 if unstored else -1, unstored)
-
-
-def _expand(graph: _Graph, layer: _Layer) -> _Layer:
+def _expand(graph: Graph, layer: _Layer) -> _Layer:
     """All states one operator further, before any is compared."""
-    runs, ideals = _runs(graph, layer.ideals)
+    runs, ideals = next_ideals(graph, layer.ideals)
     ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
     counts = (ends[1:] - ends[:-1])[runs.ideal]
     run = np.repeat(np.arange(len(counts)), counts)
@@ -288,12 +94,12 @@ def _expand(graph: _Graph, layer: _Layer) -> _Layer:
     )
 
 
-def _dear(ideals: list[_Ideal]) -> Words:
+def _dear(ideals: list[Ideal]) -> Words:
     return np.array([int(((1 << i.places) * i.dear).sum()) for i in ideals], dtype=np.int64)
 
 
 def _evictions(
-    ideals: list[_Ideal], runs: _Runs, run: Words, out: Words, stored: Words, short: Words
+    ideals: list[Ideal], runs: Runs, run: Words, out: Words, stored: Words, short: Words
 ) -> tuple[Words, Words, Words, Words]:
     """For every (run, state) all minimal evictions that make room: the pair's number, slots, grains freed, price.
 
@@ -304,9 +110,9 @@ def _evictions(
     place = np.zeros((len(ideals), most), dtype=np.int64)
     size = np.zeros((len(ideals), most), dtype=np.int64)
     dear = np.zeros((len(ideals), most), dtype=np.int64)
-    for g, ideal in enumerate(ideals):
-        place[g, : len(ideal.places)], size[g, : len(ideal.places)] = ideal.places, ideal.sizes
-        dear[g, : len(ideal.places)] = ideal.dear
+    for g, one in enumerate(ideals):
+        place[g, : len(one.places)], size[g, : len(one.places)] = one.places, one.sizes
+        dear[g, : len(one.places)] = one.dear
     none = np.flatnonzero(short <= 0)
     zero = np.zeros(len(none), dtype=np.int64)
     done = [(none, zero, zero, zero)]
@@ -369,7 +175,7 @@ class _Cut:
     least: int = 1 << 60
 
 
-def _select(graph: _Graph, layer: _Layer, most: int, width: int, cut: _Cut) -> _Layer:
+def _select(graph: Graph, layer: _Layer, most: int, width: int, cut: _Cut) -> _Layer:
     """States that no other is as good as and whose value stays below `most`; at most `width` of an ideal."""
     ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
     kept: list[npt.NDArray[np.intp]] = []
@@ -391,7 +197,7 @@ def _select(graph: _Graph, layer: _Layer, most: int, width: int, cut: _Cut) -> _
     return layer.take(np.concatenate(kept) if kept else np.zeros(0, dtype=np.intp))
 
 
-def _undominated(ideal: _Ideal, layer: _Layer, which: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def _undominated(ideal: Ideal, layer: _Layer, which: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Those of `which` (the best first) that none before them is as good as."""
     if len(which) < 2 or not len(ideal.places):
         return which[:1] if not len(ideal.places) else which
@@ -410,7 +216,7 @@ def _undominated(ideal: _Ideal, layer: _Layer, which: npt.NDArray[np.intp]) -> n
 
 
 def _as_good(
-    ideal: _Ideal, layer: _Layer, ones: npt.NDArray[np.intp], others: npt.NDArray[np.intp]
+    ideal: Ideal, layer: _Layer, ones: npt.NDArray[np.intp], others: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.bool_]:
     """[i, j]: state `ones[i]`, having evicted and stored what only `others[j]` has, has paid no more."""
     size, dear = ideal.sizes.astype(np.float64), ideal.dear
@@ -429,7 +235,7 @@ def _as_good(
     return found
 
 
-def _to_come(graph: _Graph, ideal: _Ideal, out: Words, stored: Words) -> Words:
+def _to_come(graph: Graph, ideal: Ideal, out: Words, stored: Words) -> Words:
     """`Floors.to_come` of every state of an ideal, in grains."""
     floors = graph.floors
     excess, cheap, flow, outside = graph.vectors(ideal)
@@ -460,11 +266,12 @@ def layers(
     The bound holds for every plan of the segment. None past the deadline, if more than `most_states` states would have
     to be kept, or where 62 tensors or more may be alive at once. `tick` is called after every layer.
     """
-    graph = _Graph(moves)
+    graph = Graph(moves)
     if not graph.possible:
         return None
     most = -(-known // graph.unit)
-    layer = graph.first()
+    zero = np.zeros(1, dtype=np.int64)
+    layer = _Layer([graph.first()], zero, zero, zero, graph.held_at_first(), zero, zero, zero)
     passed = [layer]
     cut = _Cut()
     seen = 1
@@ -481,7 +288,7 @@ def layers(
     return Found(_path(graph, passed), cost, min(cost, cut.least * graph.unit), seen)
 
 
-def _path(graph: _Graph, passed: list[_Layer]) -> tuple[tuple[int, int], ...]:
+def _path(graph: Graph, passed: list[_Layer]) -> tuple[tuple[int, int], ...]:
     moves: list[tuple[int, int]] = []
     at = 0
     for before, layer in zip(reversed(passed[:-1]), reversed(passed[1:])):
