@@ -19,7 +19,7 @@ from peakline.models.origin import Origin, remember
 from peakline.models.weights import with_weights
 from peakline.models.workload import PHASE_NAMES, Family, Lora, Workload
 
-__all__ = ["ModelSource", "decode", "forward", "inference", "prefill", "training_step"]
+__all__ = ["ModelSource", "decode", "forward", "inference", "prefill", "refuse_option", "training_step"]
 
 ModelSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 """A catalogue name, a path to a `config.json` or its folder, or the configuration itself."""
@@ -59,11 +59,9 @@ def training_step(
         ValueError: a model, size, format or choice that cannot be; the message names the field and what is accepted.
     """
     from peakline.models.transforms.optimizer import parse_optimizer
-    from peakline.models.transforms.recompute import POLICIES
     from peakline.models.transforms.training import train
 
-    if recompute not in POLICIES:
-        raise ValueError(f"recompute: {recompute!r} is unknown; accepted: {', '.join(POLICIES)}")
+    refuse_option("recompute", recompute)
     accumulation = _whole("accumulation", accumulation)
     given = {"optimizer": optimizer, "recompute": recompute, "accumulation": accumulation,
              "master_weights": master_weights, "set_to_none": set_to_none, **options}  # fmt: skip
@@ -159,8 +157,7 @@ def forward(
     if phase not in PHASE_NAMES:
         raise ValueError(f"phase: {phase!r} is unknown; accepted: {', '.join(PHASE_NAMES)}")
     for option, value in (("attention", attention), ("kernels", kernels), ("loss", loss)):
-        if value not in _CHOICES[option]:
-            raise ValueError(f"{option}: {value!r} is unknown; accepted: {', '.join(_CHOICES[option])}")
+        refuse_option(option, value)
     name, family, config = resolve(model)
     if overrides:
         config = _override(config, overrides)
@@ -256,6 +253,31 @@ def _whole(option: str, value: Any) -> Any:
     if not np.all(np.less_equal(size, _LARGEST)):
         raise ValueError(f"{option}: {int(np.max(value))} is beyond anything that can be run (largest: 2**40)")
     return size
+
+
+def refuse_option(option: str, value: Any) -> None:
+    """Refuse a value that no workload takes for an option of few values: formats, backends, losses, optimizers.
+
+    Raises:
+        ValueError: naming the option, the value and what is accepted.
+    """
+    if option in _CHOICES:
+        if value not in _CHOICES[option]:
+            raise ValueError(f"{option}: {value!r} is unknown; accepted: {', '.join(_CHOICES[option])}")
+    elif option in _FORMATS and value is not None:
+        _format(option, value)
+    elif option == "recompute" and value is not None:
+        from peakline.models.transforms.recompute import POLICIES
+
+        if value not in POLICIES:
+            raise ValueError(f"recompute: {value!r} is unknown; accepted: {', '.join(POLICIES)}")
+    elif option == "optimizer" and isinstance(value, str) and value.lower() != "none":
+        from peakline.models.transforms.optimizer import parse_optimizer
+
+        parse_optimizer(value)
+
+
+_FORMATS = ("dtype", "autocast", "kv_dtype", "weight_dtype")
 
 
 def _format(option: str, value: str | DType) -> DType:

@@ -36,7 +36,7 @@ class Highest(NamedTuple):
 class _Columns(NamedTuple):
     """Columns by what they are multiples of: `bases[of[j]] · multiple[j]` is the size in column j.
 
-    `bases` is `[bases, configurations]`; all are float64, or int64 where sums could pass 2**53.
+    `bases` is `[bases, configurations]`; int64, and float64 where no sum passes 2**53.
     """
 
     bases: NDArray[Any]
@@ -66,15 +66,15 @@ def highest(
     Raises:
         ValueError: sums that int64 does not hold.
     """
-    columns = _columns(sizes, shape)
+    whole = _columns(sizes, shape)
+    columns = _Columns(whole.bases.astype(np.float64), whole.of, whole.multiple.astype(np.float64))
     counts = counts.astype(np.float64, copy=False)
     weights = columns.weights(counts)
     room = float(weights.max(axis=0) @ columns.bases.max(axis=1))
     if room >= _MOST:
         raise ValueError(f"sizes: too large, {room:.2g} bytes live at once (at most 2**62)")
     if room >= _EXACT:
-        columns = _Columns(*(array.astype(np.int64) for array in columns))
-        counts = counts.astype(np.int64)
+        columns, counts = whole, counts.astype(np.int64)
         weights = columns.weights(counts)
     rows = _front(weights) if columns.bases.shape[1] > _FEW else np.arange(len(weights))
     best, total = _best(weights[rows], columns.bases)
@@ -88,8 +88,8 @@ def highest(
         else:
             here = np.flatnonzero(best == row)
             by_kind[:, here] = shares @ columns.bases[:, here]
-    whole = by_kind.astype(np.int64).reshape(most, *shape)
-    return Highest(total.astype(np.int64).reshape(shape), rows[best].reshape(shape), whole)
+    parts = by_kind.astype(np.int64).reshape(most, *shape)
+    return Highest(total.astype(np.int64).reshape(shape), rows[best].reshape(shape), parts)
 
 
 def _best(weights: NDArray[Any], bases: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -137,7 +137,7 @@ def _columns(sizes: Sequence[Dim], shape: tuple[int, ...]) -> _Columns:
     """Each size as a whole multiple of a base: 1 for plain numbers, for arrays one divided by its common divisor."""
     bases: list[NDArray[np.int64]] = [np.asarray(1)]
     known: dict[int, tuple[int, int]] = {}
-    of, multiple = np.zeros(len(sizes), dtype=np.int64), np.empty(len(sizes))
+    of, multiple = np.zeros(len(sizes), dtype=np.int64), np.empty(len(sizes), dtype=np.int64)
     for j, size in enumerate(sizes):
         if not isinstance(size, np.ndarray):
             multiple[j] = size
@@ -145,7 +145,7 @@ def _columns(sizes: Sequence[Dim], shape: tuple[int, ...]) -> _Columns:
         if id(size) not in known:
             known[id(size)] = _multiple_of(bases, size)
         of[j], multiple[j] = known[id(size)]
-    flat = np.empty((len(bases), *shape))
+    flat = np.empty((len(bases), *shape), dtype=np.int64)
     for i, base in enumerate(bases):
         flat[i] = base
     return _Columns(flat.reshape(len(bases), -1), of, multiple)

@@ -18,7 +18,7 @@ from peakline.memory.options import AllocatorOptions
 from peakline.models.catalogue import resolve
 from peakline.models.graph import Graph
 from peakline.models.workload import PHASE_NAMES
-from peakline.models.workloads import forward, training_step
+from peakline.models.workloads import forward, refuse_option, training_step
 from peakline.sweeping.devices import DeviceSpec, device_axis, field_column, found, varied_spec
 from peakline.sweeping.expressions import Condition
 from peakline.sweeping.plan import SIZES, Dim, Grid, Plan, Settings
@@ -130,6 +130,8 @@ def _checked_axes(axes: Mapping[str, Any]) -> dict[str, Any]:
         elif name in _OPTIONS:
             values = [given] if name == "overrides" and isinstance(given, Mapping) else _values(name, given)
             out[name] = [_plain(name, value) for value in values]
+            for value in out[name]:
+                refuse_option(name, value)
         elif "." in name:
             out[name] = _values(name, given)
         else:

@@ -16,6 +16,7 @@ from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.hardware.figures import figures_of
 from peakline.hardware.units import QUANTITIES
+from peakline.sweeping.area import area, same_area
 
 __all__ = ["DeviceSpec", "device_axis", "field_column", "figure", "found", "varied_spec"]
 
@@ -50,6 +51,15 @@ class DeviceSpec:
 def found(spec: DeviceSpec) -> Device:
     """The device that `spec` describes. Raises what `peakline.device` raises."""
     return find_device(spec.name) if spec.json is None else Device.from_json(spec.json)
+
+
+@lru_cache(maxsize=4096)
+def area_of(spec: DeviceSpec) -> float | None:
+    """mm² of the device's memory on the chip and its matrix arithmetic (`area`); None where it does not say enough."""
+    try:
+        return area(found(spec))["total_mm2"]
+    except (ValueError, TypeError):
+        return None
 
 
 def spec_of(device: Device) -> DeviceSpec:
@@ -122,7 +132,6 @@ def _variants(item: dict[str, Any]) -> list[DeviceSpec]:
             if pays is None:
                 out.append(varied_spec(spec, changes))
                 continue
-            from peakline.sweeping.area import same_area
 
             out.append(spec_of(same_area(found(spec), changes, pay_with=pays, node=node)))
     return out

@@ -22,7 +22,7 @@ from peakline.memory.footprint import REPLAY_LIMIT
 from peakline.models.graph import Graph
 from peakline.models.select import sweep_shape
 from peakline.sweeping.axes import ESTIMATE_OPTIONS
-from peakline.sweeping.devices import DeviceSpec, figure, found
+from peakline.sweeping.devices import DeviceSpec, area_of, figure, found
 from peakline.sweeping.expressions import Condition
 from peakline.sweeping.memory import Measured, memories
 from peakline.sweeping.plan import SIZES, Part, Run, blocks
@@ -129,6 +129,7 @@ def _configured(part: Part, table: Table) -> NDArray[np.bool_] | None:
             try:
                 device = found(run.device)
                 values |= {column: figure(device, field) for field, column in part.settings.fields}
+                values |= {"tdp_w": device.tdp, "area_mm2": area_of(run.device)}
             except ValueError as error:
                 values["error"] = _said(error)
             values["price_per_hour"] = prices.get(run.device.name)
@@ -142,10 +143,15 @@ def _configured(part: Part, table: Table) -> NDArray[np.bool_] | None:
     before = [Condition.parse(text, known) for text in part.settings.conditions]
     keep: NDArray[np.bool_] | None = None
     for condition in before:
-        if names >= set(condition.names):
+        if names | _OF_DEVICES >= set(condition.names):
             holds = condition.holds({name: table.column(name) for name in condition.names}, table.rows)
+            holds |= table.values["error"] >= 0  # no such device: nothing is lost unseen
             keep = holds if keep is None else keep & holds
     return None if keep is None or keep.all() else keep
+
+
+_OF_DEVICES = {"price_per_hour", "tdp_w", "area_mm2"}
+"""Results that are known of a device before anything runs on it."""
 
 
 def _conditioned(table: Table, texts: Sequence[str], known: list[str]) -> Table:

@@ -48,6 +48,7 @@ RESULTS: tuple[Column, ...] = (
     *(Column(name, "float") for name in ("cache_traffic_bytes", "cache_least_bytes")),
     Column("bound_by", "text"),
     *(Column(name, "float") for name in ("bound_share", "tokens_per_s", "images_per_s", "energy_j", "energy_at_tdp_j")),
+    *(Column(name, "float") for name in ("tdp_w", "area_mm2")),
     *(Column(name, "float") for name in ("price_per_hour", "price_per_run", "price_per_million_tokens")),
 )
 """What a sweep says of every configuration, after the columns that name it; docs/sweep.md explains each."""

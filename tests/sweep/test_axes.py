@@ -183,6 +183,26 @@ def test_ranges_are_written_as_steps_doublings_or_counts() -> None:
         from_mapping("batch", {"from": 2, "until": 1})
 
 
+def test_area_and_power_are_columns_and_can_be_budgets() -> None:
+    axes: dict[str, Any] = {"phase": "decode", "batch": 1, "context": 64, "replay": False}
+    devices = ["h100-sxm", "a100-80gb", {"base": "h100-sxm", "memory.l2.capacity": ["50 MiB", "200 MiB"]}]
+    whole = pk.sweep("gpt2", device=devices, **axes)
+    assert (whole["tdp_w"] == [pk.device(name).tdp for name in whole["device"]]).all()
+    assert whole["area_mm2"][3] > whole["area_mm2"][2] == whole["area_mm2"][0]
+    kept = pk.sweep("gpt2", device=devices, where=["area_mm2 < 500", "tdp_w > 400"], **axes)
+    assert kept["device"].tolist() == ["h100-sxm", "h100-sxm[memory.l2.capacity=50 MiB]"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("kv_dtype", "bf61"), ("attention", "falsh"), ("recompute", "som"), ("optimizer", "adm"), ("loss", "fussed")],
+)
+def test_a_misspelt_value_is_refused_before_a_row_is_evaluated(option: str, value: str) -> None:
+    phase = "training" if option in ("recompute", "optimizer", "loss") else "prefill"
+    with pytest.raises(ValueError, match=f"{option}.*{value}"):
+        pk.sweep("gpt2", device="h100-sxm", phase=phase, **sizes, **{option: [value]})
+
+
 def test_prices_follow_the_time() -> None:
     df = pk.sweep(**BASE, batch=[4], context=64, prices={"h100-sxm": 3.6})
     row = df.iloc[0]

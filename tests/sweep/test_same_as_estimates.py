@@ -142,6 +142,38 @@ def test_vision_and_small_devices_too(model: str, device: str, phase: str, axes:
         _assert_equal(row, _estimate(row, options))
 
 
+LARGE: list[tuple[str, str, dict[str, Any]]] = [
+    ("llama-3.2-1b", "training", {"batch": range(1, 61), "seq": range(64, 64 * 41, 64), "optimizer": "adamw"}),
+    ("gpt2", "training", {"batch": range(1, 41), "seq": range(1, 401, 7), "attention": ["eager"]}),
+    ("gpt2", "decode", {"batch": range(1, 41), "context": range(1, 400, 7), "kv_dtype": ["fp8"]}),
+    ("qwen3-30b-a3b", "prefill", {"batch": range(1, 33), "seq": range(1, 400, 9)}),
+    ("resnet-18", "training", {"batch": range(1, 129), "image": range(32, 289, 16)}),
+]
+
+
+@pytest.mark.parametrize(("model", "phase", "axes"), LARGE)
+@pytest.mark.parametrize("device", ["h100-sxm", "a30", "tpu-v4"])
+def test_rows_of_large_blocks_are_the_estimates_one_by_one(
+    model: str, phase: str, axes: dict[str, Any], device: str
+) -> None:
+    options = [name for name in axes if name not in ("batch", "seq", "context", "image")]
+    df = pk.sweep(model, device=device, phase=phase, replay=False, **axes)
+    assert len(df) > 1024
+    assert df["error"].isna().all()
+    drawn = np.random.default_rng(0).integers(0, len(df), 4)
+    for row in _rows(df.iloc[[0, len(df) - 1, *drawn]]):
+        _assert_equal(row, _estimate(row, dict.fromkeys(options)))
+
+
+def test_pairs_of_sizes_in_any_order_are_the_same_rows() -> None:
+    rng = np.random.default_rng(1)
+    batch, seq = rng.integers(1, 50, 3000), rng.integers(1, 300, 3000)
+    zipped = {"batch": batch, "seq": seq, "zip": ("batch", "seq"), "phase": "training", "replay": False}
+    df = pk.sweep("gpt2", device="h100-sxm", **zipped)
+    for row in _rows(df.iloc[::600]):
+        _assert_equal(row, _estimate(row, {}))
+
+
 def test_sizes_on_both_sides_of_a_sliding_window_are_two_programs_in_one_sweep() -> None:
     sizes: dict[str, Any] = {"batch": [1, 2], "seq": [100, 4096, 4000]}
     rows = _rows(pk.sweep("mistral-7b", device="h100-sxm", phase="training", optimizer="sgd", replay=False, **sizes))
