@@ -199,8 +199,9 @@ def test_area_and_power_are_columns_and_can_be_budgets() -> None:
 )
 def test_a_misspelt_value_is_refused_before_a_row_is_evaluated(option: str, value: str) -> None:
     phase = "training" if option in ("recompute", "optimizer", "loss") else "prefill"
+    sizes = {"batch": range(1, 10_000), "seq": range(1, 1000)}
     with pytest.raises(ValueError, match=f"{option}.*{value}"):
-        pk.sweep("gpt2", device="h100-sxm", phase=phase, **sizes, **{option: [value]})
+        pk.sweep("gpt2", device="h100-sxm", phase=phase, **{**sizes, option: [value]})
 
 
 def test_prices_follow_the_time() -> None:
