@@ -17,7 +17,7 @@ from peakline.solvers.alternatives import Alternative, Choices
 from peakline.solvers.bounds import traffic_bound
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.plan import Certificate, Plan
-from peakline.solvers.problem import Operator, Problem
+from peakline.solvers.problem import Operator, Problem, ProblemError
 from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
 
 __all__ = ["best_choice", "refuse_too_small", "schedule_choosing", "smallest_capacity", "traffic_of_any_choice"]
@@ -25,6 +25,7 @@ __all__ = ["best_choice", "refuse_too_small", "schedule_choosing", "smallest_cap
 _MOST_CHOICES = 256  # all of which are solved
 _MOST_BOUNDED = 400  # operators for each of which the tensors alive under any choice are sought
 _LARGEST_EXPANSION = 20_000  # parts
+_SHARE = 0.25  # of the time left that one choice, or bounding all of them, may take
 
 Solve = Callable[[Problem, float], Plan]
 """(a choice carried out, seconds) → its plan."""
@@ -90,7 +91,7 @@ def best_choice(
     work = _Work(choices, solve, value, floor, began + time_limit)
     if count <= _MOST_CHOICES:
         complete = work.all_of(options, count)
-        bound = max(bound_of_all, work.least_bound) if complete else bound_of_all
+        bound = max(bound_of_all, work.least_bound)
         method = f"{'all' if complete else 'some'} of {count} choices of alternatives"
     else:
         work.improve(options, bound_of_all)
@@ -161,26 +162,28 @@ class _Work:
         self.least_bound = math.inf
         self.refusal = ""
         self.known: dict[tuple[tuple[str, str], ...], float] = {}
+        self.floors: dict[tuple[tuple[str, str], ...], float] = {}
 
     def attempt(self, choice: Choice, seconds: float) -> float:
         """Solve a choice unless it cannot be better; its objective, infinite if there is no plan."""
         key = tuple(sorted(choice.items()))
         if key in self.known:
             return self.known[key]
+        least = 0.0
         try:
             problem = self.choices.expand(choice)
-            least = self.floor(problem)
+            least = self.floor_of(choice)
             if least >= self.cost or len(problem.operators) > _LARGEST_EXPANSION:
                 self.least_bound = min(self.least_bound, least)
                 self.known[key] = math.inf
                 return math.inf
             plan = self.solve(problem, max(0.05, seconds))
-        except Infeasible as refusal:  # no plan of this choice: it bounds nothing
+        except (Infeasible, ProblemError) as refusal:  # no plan of this choice: it bounds nothing
             self.refusal = str(refusal)
             self.known[key] = math.inf
             return math.inf
         except (NotFound, ValueError) as refusal:
-            self.refusal, self.least_bound = str(refusal), 0.0
+            self.refusal, self.least_bound = str(refusal), min(self.least_bound, least)
             return math.inf
         cost, bound = self.value(plan)
         self.known[key] = cost
@@ -189,18 +192,35 @@ class _Work:
             self.cost, self.best = cost, (choice, plan)
         return cost
 
+    def floor_of(self, choice: Choice) -> float:
+        """A bound on the plans of a choice, without solving it."""
+        key = tuple(sorted(choice.items()))
+        if key not in self.floors:
+            self.floors[key] = self.floor(self.choices.expand(choice))
+        return self.floors[key]
+
     def all_of(self, options: Mapping[str, list[str | None]], count: int) -> bool:
-        """Solve every choice, fewest parts first, within its share of the time; whether there was time for all."""
+        """Solve every choice, the one with the least bound first; whether there was time for all.
+
+        Each may take a share of the time left; of a choice that is not solved its bound counts.
+        """
         listed: Iterator[tuple[str | None, ...]] = product(*options.values())
-        ranked = sorted(
-            (dict(zip(options, taken)) for taken in islice(listed, count)),
-            key=lambda choice: sum(self.parts(name, taken) for name, taken in choice.items()),
-        )
-        for n, taken in enumerate(ranked):
+        began = time.perf_counter()
+        ranked: list[tuple[float, int, int, Choice]] = []
+        for taken in islice(listed, count):
+            choice = _taken(dict(zip(options, taken)))
+            parts = sum(self.parts(name, choice.get(name)) for name in options)
+            hurry = time.perf_counter() - began > _SHARE * (self.deadline - began)
+            try:
+                ranked.append((0.0 if hurry else self.floor_of(choice), parts, len(ranked), choice))
+            except ProblemError as refusal:  # cuts that do not meet: no choice
+                self.refusal = str(refusal)
+        for n, (floor, _, _, choice) in enumerate(sorted(ranked)):
             left = self.deadline - time.perf_counter()
-            if self.best is not None and left <= 0:
-                return False
-            self.attempt({name: one for name, one in taken.items() if one is not None}, left / (count - n))
+            if self.best is not None and (left <= 0 or floor >= self.cost):
+                self.least_bound = min(self.least_bound, floor)
+                return floor >= self.cost
+            self.attempt(choice, max(_SHARE * left, left / (count - n)))
             if self.cost == 0:
                 self.least_bound = 0
                 return True

@@ -132,7 +132,7 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
     cost = {start: 0}
     came: dict[State, tuple[State, Taken]] = {}
     heap: list[tuple[int, int, int, State]] = [(0, 0, 0, start)]
-    serial = pops = 0
+    serial = pops = looked = 0
     while heap:
         paid, _, _, state = heapq.heappop(heap)
         if known is not None and paid >= known:
@@ -149,6 +149,9 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
         if pops % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
             return Found(None, known or 0, paid, False)
         for price, new, taken in moves.of(state):
+            looked += 1
+            if looked % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
+                return Found(None, known or 0, paid, False)  # amid a state: nothing cheaper than it waits
             if paid + price < cost.get(new, 1 << 62):
                 cost[new] = paid + price
                 came[new] = (state, taken)
