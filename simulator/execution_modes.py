@@ -15,8 +15,8 @@ A burst of b bytes on a channel costs its bytes and a fixed opening, so short ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, replace
+from math import ceil, floor, log2
 
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
@@ -24,7 +24,18 @@ from peakline.models.graph import Graph
 from peakline.models.kernels import Attention, Convolution, Gemm, GroupedGemm
 from peakline.models.operators import Node, operator_type
 
-__all__ = ["CLOCK", "Fabric", "Group", "Stage", "dataflow", "fabric_of", "hybrid_groups", "sequential", "stages_of"]
+__all__ = [
+    "CLOCK",
+    "Fabric",
+    "Group",
+    "Stage",
+    "dataflow",
+    "fabric_of",
+    "hybrid_groups",
+    "pruned",
+    "sequential",
+    "stages_of",
+]
 
 CLOCK = 225e6
 """Hertz where a device file names none: FlightLLM's U280 design, arXiv:2401.03868, table 3."""
@@ -116,6 +127,25 @@ def stages_of(graph: Graph) -> list[Stage]:
         reads = sum(float(t.bytes) for t in node.inputs if t.role not in ("parameter", "buffer"))
         stages.append(Stage(operator.name, work, weights, reads, sum(float(t.bytes) for t in node.outputs)))
     return stages
+
+
+def pruned(stages: Sequence[Stage], kept: int, of: int, bits: float) -> list[Stage]:
+    """The stages with `kept` of every `of` weights left: as much less work, and weights with their places.
+
+    A weight that stays needs ⌈log₂ of⌉ bits beside its `bits` to say which of the block it is (A. Mishra et al.,
+    "Accelerating sparse deep neural networks", arXiv:2104.08378, §3, for 2 of 4; FlightLLM, §4.2, for N of M). What is
+    no product with weights (attention) stays as it is.
+
+    Raises:
+        ValueError: a block that does not hold as many.
+    """
+    if not 1 <= kept <= of:
+        raise ValueError(f"kept, of: {kept} of {of} weights cannot be kept; accepted: 1 to {of}")
+    share, place = kept / of, ceil(log2(of)) if kept < of else 0
+    return [
+        replace(s, work=s.work * share, weights=s.weights * share * (bits + place) / bits) if s.weights else s
+        for s in stages
+    ]
 
 
 def _group(fabric: Fabric, stages: Sequence[Stage], first: int, last: int, *, spill: bool = False) -> Group | None:

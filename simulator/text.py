@@ -324,7 +324,10 @@ def _energy_tables(est: Estimate) -> list[Table]:
     if energy.at_limit is not None:
         rows.append(("at the limit", format_energy(energy.at_limit, 3), format_power(energy.tdp or 0.0, 3), "at most"))
     if est.produced is not None:
-        rows.append((f"a {est.produced[0][:-1]}", format_energy(total / est.produced[1], 3), "", "at least"))
+        one = est.produced[0][:-1]
+        rows.append(
+            (f"{'an' if one[0] in 'aeiou' else 'a'} {one}", format_energy(total / est.produced[1], 3), "", "at least")
+        )
     title = "Energy" if "active" in energy.parts else "Energy, at least"
     return [Table(title, ("<part", "joules", "share", "<"), tuple(rows))]
 

@@ -11,7 +11,7 @@ from peakline.cost.machine import machine
 from peakline.cost.pim import Banks
 from peakline.cost.sparse import bitmap_bytes, expansion_seconds, streaming_seconds
 from peakline.device_claims import CASES, lines
-from peakline.execution_modes import fabric_of, sequential, stages_of
+from peakline.execution_modes import fabric_of, pruned, sequential, stages_of
 from peakline.hybrid import hybrid
 
 SETUP_MISSING = {"pim-gpt", "hbm-pim", "flightllm", "intar"}
@@ -66,6 +66,18 @@ def test_reading_the_matrix_once_for_eight_vectors_is_what_makes_experts_pay() -
 def test_an_fpga_without_a_stated_rate_multiplies_in_its_blocks() -> None:
     assert fabric_of("vhk158").multipliers == 3 * 7392
     assert fabric_of("alveo-u280").multipliers == 2 * 9024
+
+
+def test_half_of_the_weights_pruned_halves_the_work_and_saves_less_of_the_bytes() -> None:
+    stages = stages_of(pk.decode("llama-2-7b", batch=1, context=64, dtype="fp16", weight_dtype="int8"))
+    half = pruned(stages, 2, 4, 8)
+    products = [(a, b) for a, b in zip(stages, half) if a.weights]
+    assert products
+    assert all(b.work == a.work / 2 and b.weights == a.weights * 10 / 16 for a, b in products)
+    assert [b for a, b in zip(stages, half) if not a.weights] == [a for a in stages if not a.weights]
+    assert pruned(stages, 4, 4, 8) == stages
+    with pytest.raises(ValueError, match="5 of 4"):
+        pruned(stages, 5, 4, 8)
 
 
 def test_results_that_leave_the_chip_never_make_it_faster() -> None:
