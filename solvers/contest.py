@@ -2,8 +2,8 @@
 
 Entries are listed by priority and never hear of each other, so that each gives the same answer however fast the others
 are. The problem is settled when the least cost that any has found meets the largest bound that any has proven; then
-the entries listed after the one that found it are stopped, and those before it may use up their own budgets: of equal
-answers the one listed first wins, not the one that came first. Only the time limit makes a difference.
+the entries listed after the one that found it are stopped, and those before it have as long again: of equal answers the
+one listed first wins, not the one that came first, unless it takes more than twice as long.
 
 With one job they take turns in this process; with more each runs in an interpreter of its own (`subprocess`, not
 `multiprocessing`, which would run the caller's main module again), with one thread of linear algebra. A process whose
@@ -32,6 +32,7 @@ _BOOT = (
     "from peakline.solvers.contest import serve; serve()"
 )
 _POLL = 0.05  # seconds between two looks at what other processes say, while this one has nothing to do
+_AGAIN = 3.0  # seconds that entries before the one that found the least have at least
 _GRACE = 2.0  # seconds over its budget after which a process is ended
 
 
@@ -112,7 +113,9 @@ class _Held:
         heard: Callable[[Answer], None],
     ) -> None:
         self.entries, self.jobs, self.known, self.heard = list(entries), jobs, known, heard
-        self.deadline = time.perf_counter() + seconds
+        self.began = time.perf_counter()
+        self.deadline = self.began + seconds
+        self.settled = float("inf")
         self.waiting = list(range(len(self.entries)))
         self.best: dict[int, Answer] = {}
         self.processes: dict[int, _Process] = {}
@@ -180,13 +183,20 @@ class _Held:
         self.waiting = [i for i in self.waiting if not self._settled_before(i)]
 
     def _settled_before(self, k: int) -> bool:
-        """Whether bound and cost meet, and an entry before `k` holds such a solution, or the caller."""
+        """Whether entry `k` need not go on: bound and cost have met, and an entry before it holds such a solution, or
+        the caller, or one after it for as long as it took."""
         found = self.result()
         if found is None:
             return False
         if found.solution is None:
             return self.known is not None and found.bound >= self.known
-        return found.cost <= found.bound and self._holder() < k
+        if found.cost > found.bound:
+            return False
+        now = time.perf_counter()
+        self.settled = min(self.settled, now)
+        return self._holder() < k or (
+            self._holder() > k and now > self.settled + max(_AGAIN, self.settled - self.began)
+        )
 
     def _holder(self) -> int:
         return min(

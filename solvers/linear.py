@@ -132,7 +132,10 @@ def _by_cp_sat(program: Any, seconds: float, least: int) -> Solved:
         names, weights = [variables[v.name] for v, _ in listed], [round(c) for _, c in listed]
         return cp_model.LinearExpr.weighted_sum(names, weights) + round(expression.constant)
 
-    for row in program.constraints.values():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PuLP 4 lists rows otherwise
+        rows = list(program.constraints.values())
+    for row in rows:
         left = total(row)
         if row.sense == pulp.LpConstraintEQ:
             model.add(left == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import random
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -34,6 +35,18 @@ def problems(draw: st.DrawFn, most: int = 7) -> Problem:
         operators.append(Operator(f"op{i}", tuple(inputs), tuple(outputs)))
     listed = tuple(Tensor(name, size, role) for name, (size, role) in tensors.items())  # type: ignore[arg-type]
     return Problem(listed, tuple(operators))
+
+
+def wired(seed: int, count: int) -> Problem:
+    """`count` operators that each read up to three of the last eight tensors."""
+    chance = random.Random(seed)
+    tensors, operators = [Tensor("x", 3, "input")], []
+    for i in range(count):
+        near = [t.name for t in tensors[-8:]]
+        reads = tuple(chance.sample(near, min(len(near), chance.randint(1, 3))))
+        tensors.append(Tensor(f"t{i}", chance.randint(1, 4)))
+        operators.append(Operator(f"f{i}", reads, (f"t{i}",)))
+    return Problem(tuple(tensors), tuple(operators))
 
 
 def working_set(problem: Problem) -> int:
