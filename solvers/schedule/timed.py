@@ -57,7 +57,7 @@ def no_operator_without_its_tensors(m: Traffic) -> None:
 
 
 def no_residency_before_creation(m: Traffic) -> None:
-    """r[a, t] ≤ Σ_{k ≤ t} x[maker of a, k]; without this row for t = 0 too, tensors appear from nowhere."""
+    """r[a, t] ≤ Σ_{k ≤ t} x[maker of a, k]: implied for whole solutions, it tightens the relaxation."""
     for (a, t), resident in m.resident.items():
         maker = m.made_by(a)
         if maker is not None:
@@ -80,7 +80,7 @@ def no_load_of_what_was_never_stored(m: Traffic) -> None:
 
 
 def no_load_before_creation(m: Traffic) -> None:
-    """R[a, t] ≤ Σ_{k < t} x[maker of a, k]."""
+    """R[a, t] ≤ Σ_{k < t} x[maker of a, k]: implied as well."""
     for (a, t), load in m.load.items():
         maker = m.made_by(a)
         if maker is not None:
