@@ -22,11 +22,14 @@ from peakline.models.dtypes import DType
 
 __all__ = ["Inside", "Kernels", "inside"]
 
-LARGEST = 32 << 20
+LARGEST = 256 << 20
 """Bytes of the operands and results of the largest operator that is run."""
 
-MOST_WORK = 1 << 31
-"""The most multiplications of a product that is run, as the product of its distinct dimensions."""
+MOST_WORK = 1 << 33
+"""The most multiplications of a product that is run: a fraction of a second."""
+
+SLOW = {"fp16": 32}
+"""Formats whose products take so many times longer where the processor has no instructions for them."""
 
 _NEVER = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique", "aten.set_", "aten.resize_",
           "aten._unique2", "aten.bincount", "aten.lift_fresh", "aten.get_rng_state")  # fmt: skip
@@ -100,9 +103,9 @@ class Kernels:
 
     _known: dict[Any, Inside | None] = field(default_factory=dict)
 
-    def __call__(self, call: Call) -> Inside | None:
-        """What `call` allocates inside; None where it cannot or should not be run."""
-        if call.packet in _NEVER or not call.packet.startswith("aten.") or _too_large(call):
+    def __call__(self, call: Call, flops: float = 0) -> Inside | None:
+        """What `call`, of so many operations, allocates inside; None where it cannot or should not be run."""
+        if call.packet in _NEVER or not call.packet.startswith("aten.") or _too_large(call, flops):
             return None
         key = (call.op, call.tracked, tuple((name, _key(value)) for name, value in call.arguments.items()))
         if key not in self._known:
@@ -112,18 +115,24 @@ class Kernels:
     def _run(self, call: Call) -> Inside | None:
         packet, overload = call.packet.split(".", 1)[1], call.op.rsplit(".", 1)[1]
         operator = getattr(getattr(torch.ops.aten, packet), overload)
+        for fill in (_nothing, _ones, _diagonal):  # none is a distribution, and only the last can be inverted
+            try:
+                return self._run_on(call, operator, fill)
+            except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+                continue
+        return None
+
+    @staticmethod
+    def _run_on(call: Call, operator: Any, fill: Callable[[torch.Tensor], Any]) -> Inside:
         memory: dict[int, torch.Tensor] = {}
-        required = [a for a in operator._schema.arguments if not a.kwarg_only]
-        try:
-            values = {name: _real(value, memory) for name, value in call.arguments.items()}
-            values = {a.name: _typed(values[a.name], a) for a in operator._schema.arguments if a.name in values}
-            if packet == "mkldnn_rnn_layer_backward":
-                values["workspace"] = _workspace_of_forward(values)
-            args = [values.pop(a.name) for a in required if a.name in values]
-            with torch.set_grad_enabled(call.tracked):
-                return inside(_traced(lambda: operator(*args, **values)))
-        except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-            return None
+        schema = operator._schema.arguments
+        values = {name: _real(value, memory, fill) for name, value in call.arguments.items()}
+        values = {a.name: _typed(values[a.name], a) for a in schema if a.name in values}
+        if call.packet == "aten.mkldnn_rnn_layer_backward":
+            values["workspace"] = _workspace_of_forward(values)
+        args = [values.pop(a.name) for a in schema if not a.kwarg_only and a.name in values]
+        with torch.set_grad_enabled(call.tracked):
+            return inside(_traced(lambda: operator(*args, **values)))
 
 
 def _workspace_of_forward(values: dict[str, Any]) -> torch.Tensor:
@@ -162,16 +171,11 @@ def undisturbed() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _too_large(call: Call) -> bool:
+def _too_large(call: Call, flops: float) -> bool:
     views = [*call.views(), *call.results]
-    if sum(view.bytes for view in views) > LARGEST:
+    if flops * max((SLOW.get(view.dtype.name, 1) for view in views), default=1) > 2 * MOST_WORK:
         return True
-    if any(name in call.packet for name in ("mm", "convolution", "attention", "rnn")):
-        work = 1
-        for size in {n for view in views for n in view.shape}:
-            work *= max(size, 1)
-        return work > MOST_WORK
-    return False
+    return sum(view.bytes for view in views) > LARGEST
 
 
 def _key(value: Any) -> Any:
@@ -180,8 +184,22 @@ def _key(value: Any) -> Any:
     return tuple([_key(v) for v in value]) if isinstance(value, tuple) else value
 
 
-def _real(value: Any, memory: dict[int, torch.Tensor]) -> Any:
-    """Zeros of the same shape and strides; tensors of one storage share theirs."""
+def _nothing(tensor: torch.Tensor) -> None:
+    """Zeros, as the memory comes."""
+
+
+def _ones(tensor: torch.Tensor) -> None:
+    if tensor.is_floating_point():
+        tensor.fill_(1)
+
+
+def _diagonal(tensor: torch.Tensor) -> None:
+    if tensor.is_floating_point() and tensor.dim() > 1:
+        tensor.diagonal(0, -2, -1).fill_(1)
+
+
+def _real(value: Any, memory: dict[int, torch.Tensor], fill: Callable[[torch.Tensor], Any]) -> Any:
+    """Zeros of the same shape and strides, then filled; tensors of one storage share theirs."""
     if isinstance(value, View):
         kind = torch_dtype(value.dtype)
         last = sum((n - 1) * stride for n, stride in zip(value.shape, value.strides)) if value.elements else -1
@@ -189,10 +207,12 @@ def _real(value: Any, memory: dict[int, torch.Tensor]) -> Any:
         base = memory.get(value.storage)
         if base is None or base.numel() < needed:
             base = memory[value.storage] = torch.zeros(needed, dtype=torch.uint8)
-        return torch.as_strided(base[: needed // kind.itemsize * kind.itemsize].view(kind), value.shape, value.strides,
-                                value.offset)  # fmt: skip
+        whole = base[: needed // kind.itemsize * kind.itemsize].view(kind)
+        made = torch.as_strided(whole, value.shape, value.strides, value.offset)
+        fill(made)
+        return made
     if isinstance(value, tuple):
-        return [_real(v, memory) for v in value]
+        return [_real(v, memory, fill) for v in value]
     return value
 
 

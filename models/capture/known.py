@@ -42,6 +42,9 @@ _FRESH = {
     for overload in overloads
 }  # fmt: skip
 
+_OVERWRITTEN = {_aten.zeros.default, _aten.rand.default, _aten.rand.generator}
+"""What others are added into, or nobody can have asked for."""
+
 _ALIKE = {_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default}
 _NEW = {_aten.new_ones.default, _aten.new_zeros.default, _aten.new_full.default}
 """What is filled with a number has known values, whatever its example's are."""
@@ -94,10 +97,10 @@ class Known:
                 result = sized_by_values(func, args, self.value)
                 if result is None:
                     raise
-            finite = _taken_for_finite(func, args)
-            if finite is not None and isinstance(result, FakeTensor) and self.worth(result):
+            answer = _taken_for_granted(func, args)
+            if answer is not None and isinstance(result, FakeTensor) and self.worth(result):
                 with torch._C._DisableTorchDispatch():
-                    value = torch.full(tuple(result.shape), finite)
+                    value = torch.full(tuple(result.shape), answer)
                 self.learn(result, value)
             return result
         try:
@@ -155,7 +158,8 @@ class Known:
         kind = kwargs.get("dtype")
         size = args[0] if args and isinstance(args[0], list | tuple) else ()
         floating = kind.is_floating_point if isinstance(kind, torch.dtype) else func is not _aten.arange.default
-        return _count(size) <= (LARGEST_FLOAT if floating else LARGEST)
+        few = LARGEST_FLOAT if func in _OVERWRITTEN else LARGEST_DERIVED
+        return _count(size) <= (few if floating else LARGEST)
 
     def _values(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -179,11 +183,14 @@ class Known:
                     self._stale[value.untyped_storage()._cdata] = value
 
 
-def _taken_for_finite(func: Any, args: Any) -> bool | None:
-    """The answer to a question after infinities and NaNs, as composite operators ask it: there are none.
+def _taken_for_granted(func: Any, args: Any) -> bool | None:
+    """The answer to a question after infinities and NaNs, as composite operators ask it: there are none; and to what
+    only checks of arguments ask (`torch.distributions`): all are valid.
 
     aten/src/ATen/native/TensorCompare.cpp: `isinf` is |x| = ∞, `isfinite` x = x and |x| ≠ ∞, `isnan` x ≠ x.
     """
+    if func is _aten._is_all_true.default:
+        return True
     if func in (_aten.isnan.default, _aten.isinf.default):
         return False
     same = len(args) == 2 and (args[1] is args[0] or (isinstance(args[1], float) and args[1] == float("inf")))

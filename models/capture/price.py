@@ -8,6 +8,7 @@ from peakline.models.capture.assemble import Priced
 from peakline.models.capture.calls import Call
 from peakline.models.capture.target import Target
 from peakline.models.capture.work import work
+from peakline.models.kernels import Stream
 
 __all__ = ["pricing"]
 
@@ -37,7 +38,8 @@ def _on_cpu(target: Target) -> Callable[[Call], Priced]:
 
     def price(call: Call) -> Priced:
         done = work(call, target)
-        found = kernels(call) or Inside()
+        flops = sum(float(kernel.flops) for kernel in done.kernels if not isinstance(kernel, Stream))
+        found = kernels(call, flops) or Inside()
         return Priced(done.kernels, done.reads, done.writes, found.peak, found.all, found.results, found.before)
 
     return price

@@ -39,10 +39,12 @@ _IN_PLACE = {
     _aten.scatter_add.default: _aten.scatter_add_.default,
     _aten.scatter.src: _aten.scatter_.src,
     _aten.index_add.default: _aten.index_add_.default,
+    _aten.put.default: _aten.put_.default,
+    _aten.index_fill.int_Scalar: _aten.index_fill_.int_Scalar,
 }
 """Scatters into fresh zeros that autograd's formulas run in place for plain tensors and out of place for fake ones
 (torch/csrc/autograd/FunctionsManual.cpp: `areAnyTensorSubclassLike` in `gather_backward`, `index_backward`,
-`value_selecting_reduction_backward`)."""
+`value_selecting_reduction_backward`, `take_backward`, `trace_backward_symint`)."""
 
 _WRAPPERS = ("torch/_dynamo/eval_frame.py", "torch/_compile.py")
 """Files of the frames that torch before 2.9 puts around a dispatch mode."""
@@ -153,8 +155,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frame = frame.f_back
         with torch._C.DisableTorchFunction():
             place = self.places.here(frame)
-            if place.engine:
-                func = _IN_PLACE.get(func, func)
+            if func in _IN_PLACE and place.engine and self.origin.get(self.number(args[0])) == (self.step, place.node):
+                func = _IN_PLACE[func]
             schema = schema_of(func)
             resized = [(t, self.number(t), t.untyped_storage().nbytes()) for t in args[:1]] if func in _RESIZES else ()
             alias = self._accumulates(func, args, place)

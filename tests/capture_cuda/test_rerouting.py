@@ -144,20 +144,6 @@ def test_the_mean_squared_error_lies_in_memory_of_its_inputs_size(record: Record
     assert calls.storages[call.results[0].storage] == 8 * 8 * 4
 
 
-@pytest.mark.parametrize(
-    ("function", "operator"),
-    [
-        (lambda: rand(8, 4).gather(1, torch.zeros(8, 2, dtype=torch.long)), "scatter_add"),
-        (lambda: rand(8, 4)[torch.zeros(3, dtype=torch.long)], "index_put"),
-        (lambda: rand(8, 4).max(1).values, "scatter"),
-    ],
-)
-def test_gradients_of_lookups_are_scattered_in_place(record: Record, function: Any, operator: str) -> None:
-    (call,) = record(lambda: function().sum().backward()).of(operator)
-    assert call.results[0].storage == call.arguments["self"].storage
-    assert call.makes == ()
-
-
 def test_a_bias_is_added_in_place_to_the_product_of_a_strided_input(record: Record) -> None:
     calls = record(lambda: nn.Linear(8, 4, dtype=BF16)(rand(3, 2, 8).transpose(0, 1)))
     assert calls.names()[-1] == "add_"

@@ -252,6 +252,57 @@ def test_lengths_that_are_inputs_decide_the_size_of_a_ctc_loss() -> None:
     assert [graph.tensors[name].shape for name in loss.outputs] == [(4,), (4, 50, 2 * 20 + 1)]
 
 
+def test_a_check_of_a_distributions_arguments_finds_them_valid() -> None:
+    class Policy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, scale = self.body(x).unbind(-1)
+            drawn = torch.distributions.Normal(mean, scale.exp()).rsample()
+            return -torch.distributions.Categorical(logits=drawn).log_prob(torch.tensor(3)).mean()
+
+    graph = sound(capture(Policy, torch.zeros(32, 64), optimizer="adam"))
+    assert any("all_true" in o.type for _, o in graph.operators())
+
+
+ROWS = torch.zeros(3, dtype=torch.long)
+LOOKUPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "aten.scatter_add_": lambda x: x.gather(1, ROWS[:, None]),
+    "aten.index_put_": lambda x: x[ROWS],
+    "aten.scatter_": lambda x: x.max(1).values,
+    "aten.put_": lambda x: x.take(ROWS),
+}
+
+
+class Looking(nn.Module):
+    """A table from which a function reads."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.function = nn.Parameter(torch.zeros(8, 4)), function
+
+    def forward(self) -> Tensor:
+        return self.function(self.table).sum()
+
+
+@pytest.mark.parametrize("device", [DEVICE, "cpu"])
+@pytest.mark.parametrize("operator", LOOKUPS)
+def test_gradients_of_lookups_are_scattered_in_place(operator: str, device: str) -> None:
+    """Autograd's formulas treat fake tensors otherwise than plain ones (`areAnyTensorSubclassLike`)."""
+    graph = pk.capture(lambda: Looking(LOOKUPS[operator]), (), device=device)
+    (scatter,) = [o for _, o in graph.operators() if o.phase == "backward" and o.type == operator]
+    (result,) = [graph.tensors[name] for name in scatter.outputs]
+    assert result.storage in scatter.inputs
+
+
+def test_a_gradient_that_arrives_is_not_written_into() -> None:
+    graph = capture(lambda: Looking(lambda x: x.index_put((ROWS,), torch.zeros(3, 4))), ())
+    made = [graph.tensors[o.outputs[0]] for _, o in graph.operators() if o.type == "aten.index_put"]
+    assert [tensor.storage for tensor in made] == [None, None]
+
+
 def test_a_mask_added_to_scores_may_decide_what_runs() -> None:
     class Padded(Blocks):
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:
