@@ -25,7 +25,8 @@ from peakline.solvers.plan import Certificate
 from peakline.solvers.problem import Problem
 from peakline.solvers.replay import replay
 from peakline.solvers.schedule import schedule
-from peakline.solvers.schedule.episodes import Schedule, episodes, to_plan, traffic, uses
+from peakline.solvers.schedule.episodes import Schedule, episodes, to_plan, traffic
+from peakline.solvers.schedule.residents import Residents
 
 PAGE = Path(__file__).parents[1] / "docs" / "scheduling.md"
 HEAD = (
@@ -34,16 +35,12 @@ HEAD = (
 )
 
 
-class LinearAllocator:
+class LinearAllocator(Residents):
     """A fixed order under a capacity: first fit, and evictions where nothing is free."""
 
     def __init__(self, dag: Dag, order: tuple[int, ...], capacity: int, *, greedy: bool) -> None:
-        self.dag, self.order, self.capacity, self.greedy = dag, order, capacity, greedy
-        self.steps = uses(dag, order)
-        self.used = [0] * len(dag.size)
-        self.at: dict[int, int] = {}
-        self.dropped: set[tuple[int, int]] = set()
-        self.offsets: dict[tuple[int, int], int] = {}
+        super().__init__(dag, order)
+        self.order, self.capacity, self.greedy = order, capacity, greedy
 
     def run(self) -> tuple[Schedule, list[int]]:
         """The schedule and the offsets of its episodes."""
@@ -51,11 +48,8 @@ class LinearAllocator:
             touched = set(self.dag.inputs[i]) | set(self.dag.outputs[i])
             arrivals = [a for a in (*self.dag.inputs[i], *self.dag.outputs[i]) if a not in self.at]
             if not all(self._arrive(a, step, touched) for a in arrivals):
-                self._side_by_side(step, touched)
-            for a in touched:
-                self.used[a] += 1
-                if self.used[a] == len(self.steps[a]):
-                    del self.at[a]
+                self.side_by_side(step, touched)
+            self.pass_step(touched)
         found = Schedule(self.order, frozenset(self.dropped))
         return found, [self.offsets[e.tensor, e.first] for e in episodes(self.dag, found)]
 
@@ -70,10 +64,10 @@ class LinearAllocator:
                 if run is None:
                     return False
                 for b in run:
-                    self._drop(b)
+                    self.drop(b)
             else:
-                self._drop(max(idle, key=lambda b: (self.steps[b][self.used[b]], size[b], -b)))
-        self.at[a] = self.offsets[a, step] = bottom
+                self.drop(max(idle, key=lambda b: (self.steps[b][self.used[b]], size[b], -b)))
+        self.place(a, step, bottom)
         return True
 
     def _lowest_free(self, size: int) -> int | None:
@@ -93,27 +87,10 @@ class LinearAllocator:
                 continue
             inside = [b for b, low in self.at.items() if low < bottom + needed and bottom < low + size[b]]
             if not touched.intersection(inside):
-                key = (sum(self._price(b) for b in inside), bottom, inside)
+                key = (sum(self.price(b) for b in inside), bottom, inside)
                 if best is None or key[:2] < best[:2]:
                     best = key
         return None if best is None else best[2]
-
-    def _price(self, a: int) -> int:
-        stored = any((a, k) in self.dropped for k in range(self.used[a]))
-        return self.dag.size[a] * (2 if self.dag.dear >> a & 1 and not stored else 1)
-
-    def _drop(self, a: int) -> None:
-        self.dropped.add((a, self.used[a] - 1))
-        del self.at[a]
-
-    def _side_by_side(self, step: int, touched: set[int]) -> None:
-        """All residents leave; what is in use comes back packed."""
-        for a in [a for a in self.at if (a, step) not in self.offsets]:
-            self._drop(a)
-        bottom = 0
-        for a in sorted(touched):
-            self.at[a] = self.offsets[a, step] = bottom
-            bottom += self.dag.size[a]
 
 
 def baseline(problem: Problem, dag: Dag, order: tuple[int, ...], capacity: int, *, greedy: bool) -> int:

@@ -1,10 +1,10 @@
 """Order and traffic on models and irregular cells: writes the results table of docs/scheduling.md.
 
-    python benchmarks/scheduling.py [--time-limit 20] [--cells FOLDER] [--write]
+    python benchmarks/scheduling.py [--group models|wired] [--time-limit 20] [--cells FOLDER] [--write]
 
 Each problem is solved at the largest working set M_R, halfway, and at the smallest peak M_P; every plan is replayed.
-`--cells` names a folder of cells as JSON (`{"name", "ops": [{"id", "kind", "bytes", "inputs"}]}`); `--write` replaces
-the table between the markers in the documentation.
+The group wired are random stages (`random_wiring.py`). `--cells` names a folder of cells as JSON (`{"name", "ops":
+[{"id", "kind", "bytes", "inputs"}]}`); `--write` replaces the group's table between its markers in the documentation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from cosma_networks import without_parameters
+from random_wiring import stage
 
 import peakline as pk
 from peakline.scheduling import part_of, problem_of
@@ -55,6 +58,12 @@ def cells(folder: Path) -> Iterator[tuple[str, Problem]]:
         yield data["name"], Problem(tensors, operators)
 
 
+def wired() -> Iterator[tuple[str, Problem]]:
+    """Stages of RandWire, parameters streaming past."""
+    for nodes, seed in ((12, 1), (20, 0), (20, 1), (32, 0)):
+        yield f"RandWire stage, {nodes} nodes, seed {seed}", without_parameters(stage(nodes, seed))
+
+
 def rows(name: str, problem: Problem, time_limit: float) -> Iterator[str]:
     """The table's rows of one problem."""
     dag = Dag.of(problem)
@@ -76,18 +85,21 @@ def main() -> None:
     """Solve and print, or write into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--time-limit", type=float, default=20.0)
+    parser.add_argument("--group", choices=("models", "wired"), default="models")
     parser.add_argument("--cells", type=Path)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     found = []
-    for name, problem in [*models(), *(cells(given.cells) if given.cells else ())]:
+    listed = wired() if given.group == "wired" else models()
+    for name, problem in [*listed, *(cells(given.cells) if given.cells else ())]:
         for row in rows(name, problem, given.time_limit):
             print(row, flush=True)
             found.append(row)
     if given.write:
         text = PAGE.read_text(encoding="utf-8")
-        table = f"<!-- results -->\n{HEAD}" + "\n".join(found) + "\n<!-- end of results -->"
-        pattern = r"<!-- results -->.*?<!-- end of results -->"
+        mark = {"models": "results", "wired": "wired"}[given.group]
+        table = f"<!-- {mark} -->\n{HEAD}" + "\n".join(found) + f"\n<!-- end of {mark} -->"
+        pattern = f"<!-- {mark} -->.*?<!-- end of {mark} -->"
         PAGE.write_text(re.sub(pattern, lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
 
 

@@ -13,7 +13,8 @@ import time
 
 from peakline.solvers.allocation import Instance, InstanceError, allocate
 from peakline.solvers.dag import Dag, bits
-from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, traffic, uses
+from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, traffic
+from peakline.solvers.schedule.residents import Residents
 
 __all__ = ["place_at_least_cost", "place_in_turn"]
 
@@ -73,18 +74,14 @@ def place_at_least_cost(
     return min(found, key=lambda placed: traffic(dag, placed[0].dropped))
 
 
-class _Turn:
-    """The scratchpad while the steps are taken one after the other."""
+class _Turn(Residents):
+    """Steps taken one after the other, with advice."""
 
     def __init__(
         self, dag: Dag, schedule: Schedule, capacity: int, deadline: float, seed: int, large_first: bool
     ) -> None:
-        self.dag, self.capacity, self.deadline, self.seed = dag, capacity, deadline, seed
-        self.dropped = set(schedule.dropped)
-        self.steps = uses(dag, schedule.order)
-        self.used = [0] * len(dag.size)
-        self.at: dict[int, int] = {}  # offset of each resident
-        self.offsets: dict[tuple[int, int], int] = {}  # by tensor and first step of the episode
+        super().__init__(dag, schedule.order, schedule.dropped)
+        self.capacity, self.deadline, self.seed = capacity, deadline, seed
         self.starts = sorted((s, a) for a, steps in enumerate(self.steps) for s in steps)
         self.next = 0  # position in `starts`
         self.large = self._large() if large_first else {}
@@ -98,11 +95,8 @@ class _Turn:
         if arrivals and step >= max(self.known, self.pause) and time.perf_counter() < self.deadline:
             self._look_ahead(step)
         if not all(self._arrive(a, step, touched) for a in arrivals):
-            self._start_afresh(step, touched)
-        for a in touched:
-            self.used[a] += 1
-            if self.used[a] == len(self.steps[a]) or (a, self.used[a] - 1) in self.dropped:
-                del self.at[a]
+            self.side_by_side(step, touched)
+        self.pass_step(touched)
 
     # -- advice -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +176,7 @@ class _Turn:
         advised = self.advice.get((a, step))
         if advised is not None:
             if all(low >= advised + size[a] or advised >= low + size[b] for b, low in self.at.items()):
-                self.at[a] = self.offsets[a, step] = advised
+                self.place(a, step, advised)
                 return True
             edges.append(advised)
         best: tuple[int, bool, int, int, list[int]] | None = None
@@ -192,15 +186,15 @@ class _Turn:
             inside = [b for b, low in self.at.items() if low < bottom + size[a] and bottom < low + size[b]]
             if touched.intersection(inside):
                 continue
-            cost = sum(self._price(b) for b in inside)
+            cost = sum(self.price(b) for b in inside)
             key = (cost, bottom != advised, self._hole(bottom, inside), bottom, inside)
             if best is None or key[:4] < best[:4]:
                 best = key
         if best is None:
             return False
         for b in best[4]:
-            self._drop(b)
-        self.at[a] = self.offsets[a, step] = best[3]
+            self.drop(b)
+        self.place(a, step, best[3])
         return True
 
     def _hole(self, bottom: int, leaving: list[int]) -> int:
@@ -211,21 +205,7 @@ class _Turn:
         below = max((high for _, high in stay if high <= bottom), default=0)
         return above - below
 
-    def _price(self, a: int) -> int:
-        """Bytes that dropping `a` adds: the reload, and a store if it is an activation never dropped before."""
-        stored = any((a, k) in self.dropped for k in range(self.used[a]))
-        return self.dag.size[a] * (2 if self.dag.dear >> a & 1 and not stored else 1)
-
-    def _drop(self, a: int) -> None:
-        self.dropped.add((a, self.used[a] - 1))
-        del self.at[a]
-        self.known = 0  # what was foreseen no longer holds
-
-    def _start_afresh(self, step: int, touched: set[int]) -> None:
-        for a in list(self.at):
-            if (a, step) not in self.offsets:
-                self._drop(a)
-        bottom = 0
-        for a in sorted(touched):
-            self.at[a] = self.offsets[a, step] = bottom
-            bottom += self.dag.size[a]
+    def drop(self, a: int) -> None:
+        """A resident leaves until its next use: what was foreseen no longer holds."""
+        super().drop(a)
+        self.known = 0
