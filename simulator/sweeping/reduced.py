@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -54,7 +54,7 @@ class Program:
 class RunCost:
     """A program's price on a device: sums by row (`BOUND` and so on), and the seconds that each resource limits."""
 
-    sums: Sequence[NDArray[np.float64]]
+    sums: NDArray[np.float64]
     limits: Mapping[str, NDArray[np.float64]]
 
     @property
@@ -95,9 +95,10 @@ def program_of(graph: Graph, shape: tuple[int, ...]) -> Program:
 
 def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, reads: Any, writes: Any) -> int:
     """The kernel's number among the distinct ones; arrays are equal by content."""
-    values = (*_fields(type(kernel))(kernel), reads, writes)
+    kind: Any = type(kernel)
+    values = (*_fields(kind)(kernel), reads, writes)
     arrays = []
-    said: list[Any] = [type(kernel)]
+    said: list[Any] = [kind]
     exact = True  # the key holds every element
     for value in values:
         if not isinstance(value, np.ndarray):
@@ -115,7 +116,7 @@ def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, read
         if exact:
             return number
         other = works[number]
-        theirs = (*_fields(type(kernel))(other.kernel), other.reads, other.writes)
+        theirs = (*_fields(kind)(other.kernel), other.reads, other.writes)
         if all(np.array_equal(a, b) for a, b in zip(arrays, (v for v in theirs if isinstance(v, np.ndarray)))):
             return number
     candidates.append(len(works))
@@ -124,7 +125,7 @@ def _number(works: list[Work], known: dict[Any, list[int]], kernel: Kernel, read
 
 
 @cache
-def _fields(kind: type[Kernel]) -> Callable[[Kernel], tuple[Any, ...]]:
+def _fields(kind: Any) -> Callable[[Kernel], tuple[Any, ...]]:
     """The values of all fields of such a kernel at once."""
     return attrgetter(*kind.__dataclass_fields__)
 
