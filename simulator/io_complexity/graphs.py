@@ -255,7 +255,7 @@ def _resident(entry: Entry, tensors: _Tensors, counted: set[str], claimed: set[s
     """Bytes of one execution that must come from memory, or stay in it, and that nobody else has counted."""
     graph, operator, total = tensors.graph, entry.node.operator, 0.0
     kind = operator_type(operator.type)
-    for reference, tensor in zip(operator.inputs, entry.node.inputs, strict=True):
+    for reference, tensor in _inputs(entry):
         root = tensors.root(reference)
         own = graph.tensors.get(root)
         if root in counted or root in claimed or tensors.intermediate(root) or own is None:
@@ -267,11 +267,18 @@ def _resident(entry: Entry, tensors: _Tensors, counted: set[str], claimed: set[s
         each = tensors.resident(tensor, root) * (layers if reference.endswith(ALL) else 1)
         shared = 1 if own.family == entry.block.family and own.family else entry.executions
         total += each / shared / (entry.block.times if shared == 1 else 1)
-    total = min(total, float(kind.reads(entry.node)))
+    passing = {t.name: t for r, t in _inputs(entry) if tensors.intermediate(tensors.root(r))}
+    others = float(kind.reads(entry.node)) - sum(float(t.bytes) for t in passing.values())
+    total = min(total, max(others, 0.0))  # it may read but a part: rows of a table, the experts in use
     ends = [r for r in operator.outputs if tensors.root(r) not in tensors.read and tensors.root(r) in tensors.made]
     stays = sum(float(graph.tensors[base_name(r)].bytes) for r in ends)
     renewed = {tensors.root(r) for r in operator.outputs} & tensors.renewed.keys()
     return total + max(stays, float(kind.writes(entry.node)) if renewed else 0.0) / entry.block.times
+
+
+def _inputs(entry: Entry) -> Iterator[tuple[str, Tensor]]:
+    """References and tensors that an operator reads."""
+    return zip(entry.node.operator.inputs, entry.node.inputs, strict=True)
 
 
 def _groups(found: Sequence[Entry], tensors: _Tensors, capacity: float) -> tuple[set[str], list[list[Entry]]]:
@@ -376,7 +383,7 @@ class _Candidate:
     bytes: float
     first: int
     last: int
-    touches: Mapping[int, int]
+    touches: Mapping[int, float]  # bytes saved, by place
 
 
 _SHARES = 16  # sizes of the memory that tiles are found for, so that few are searched
@@ -392,14 +399,13 @@ def keep(graph: Graph, capacity: float, found: Sequence[Entry] | None = None) ->
     if any(c is None for c in cost):
         return None
     names = []
-    for one in sorted(_candidates(found, tensors), key=lambda c: -sum(c.touches.values()) / (c.last - c.first + 1)):
+    for one in sorted(
+        _candidates(found, tensors), key=lambda c: -sum(c.touches.values()) / c.bytes / (c.last - c.first + 1)
+    ):
         span = range(one.first, one.last + 1)
         if any(room[i] + one.bytes > capacity * (_SHARES - 1) / _SHARES for i in span):
             continue
-        after = {
-            i: _cost(found[i], capacity, room[i] + one.bytes, saved[i] + one.bytes * one.touches.get(i, 0))
-            for i in span
-        }
+        after = {i: _cost(found[i], capacity, room[i] + one.bytes, saved[i] + one.touches.get(i, 0.0)) for i in span}
         if any(c is None for c in after.values()):
             continue
         gain = sum(found[i].executions * ((cost[i] or 0.0) - (after[i] or 0.0)) for i in span)
@@ -408,7 +414,7 @@ def keep(graph: Graph, capacity: float, found: Sequence[Entry] | None = None) ->
             for i in span:
                 room[i] += one.bytes
                 cost[i] = after[i]
-                saved[i] += one.bytes * one.touches.get(i, 0)
+                saved[i] += one.touches.get(i, 0.0)
     return Kept(sum(e.executions * (c or 0.0) for e, c in zip(found, cost, strict=True)), tuple(names))
 
 
@@ -428,21 +434,26 @@ def _candidates(found: Sequence[Entry], tensors: _Tensors) -> Iterator[_Candidat
     }
     outside = {tensors.root(name) for name in outside}
     home: dict[str, Block] = {}
-    touches: dict[str, dict[int, int]] = {}
+    touches: dict[str, dict[int, float]] = {}
     for block, operator in tensors.graph.operators():
         place = places.get(operator.name)
         if place is None:
             continue
-        for reference in (*operator.inputs, *operator.outputs):
-            name = base_name(reference)
-            root = tensors.root(reference)
-            if reference in operator.outputs and name == root and root not in home:
-                home[root] = block
-            elif home.get(root) is not block or reference.endswith(ALL):
-                outside.add(root)
-            often = touches.setdefault(root, {})
-            often[place] = often.get(place, 0) + 1
+        for side in (operator.inputs, operator.outputs):
+            seen: dict[str, float] = {}  # a part of a tensor is worth its own bytes, all parts at most the whole
+            for reference in dict.fromkeys(side):
+                name = base_name(reference)
+                root = tensors.root(reference)
+                if side is operator.outputs and name == root and root not in home:
+                    home[root] = block
+                elif home.get(root) is not block or reference.endswith(ALL):
+                    outside.add(root)
+                seen[root] = seen.get(root, 0.0) + float(tensors.graph.tensors[name].bytes)
+            for root, size in seen.items():
+                own = tensors.graph.tensors.get(root)
+                known = touches.setdefault(root, {})
+                known[place] = known.get(place, 0.0) + (size if own is None else min(size, float(own.bytes)))
     for name in home:
-        if name not in outside and len(touches[name]) > 1:
-            size = float(tensors.graph.tensors[name].bytes)
+        size = float(tensors.graph.tensors[name].bytes)
+        if name not in outside and len(touches[name]) > 1 and size:
             yield _Candidate(name, size, min(touches[name]), max(touches[name]), touches[name])

@@ -17,7 +17,9 @@ SIZES = [2**p for p in (15, 19, 30)]
 def graphs():
     yield pk.prefill("llama-3.2-1b", batch=1, seq=256, kernels="fused")
     yield pk.decode("llama-3.2-1b", batch=4, context=512, kernels="fused")
-    yield pk.decode("deepseek-v2-lite", batch=2, context=512)
+    yield pk.decode("deepseek-v2-lite", batch=2, context=512)  # a latent cache
+    yield pk.decode("mixtral-8x7b", batch=2, context=64)  # experts of which few are read
+    yield pk.prefill("t5-11b", seq=64)  # caches that are written whole
     yield pk.training_step("llama-3.2-1b", batch=1, seq=128, optimizer="adamw", kernels="fused", accumulation=2)
     yield pk.inference("resnet50", batch=1)
     yield pk.inference("mobilenet-v2")
