@@ -56,9 +56,20 @@ def _paths(value: Any, path: str = "") -> set[str]:
 
 def test_the_page_on_json_documents_exactly_the_fields_there_are() -> None:
     data = pk.estimate(pk.inference("mcunet-in0", dtype="int8"), "stm32f746").to_dict()
-    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8").partition("\n## peakline.")[0]
     documented = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
     assert _paths(data) | {"memory.largest", "memory.stores"} == documented
+
+
+def test_it_names_the_fields_of_a_plan_and_of_its_parts() -> None:
+    step = pk.training_step("vit-b-16", batch=16, dtype="bf16", optimizer="adamw-fused", overrides={"layers": 2})
+    data = pk.plan(step, "a100-80gb", objective="memory", allow=["recompute"]).to_dict()
+    section = (ROOT / "docs" / "json.md").read_text(encoding="utf-8").partition("\n## peakline.offload/1\n")[2]
+    section = section.partition("\n## ")[0]
+    assert {field for field in data if f"`{field}" not in section} == set()
+    for part in ("baseline", "certificate"):
+        assert {field for field in data[part] if f"`{part}.{field}`" not in section} == set()
+    assert {field for field in data["decisions"][0] if f".{field}`" not in section} == set()
 
 
 def _commands() -> dict[str, Any]:
