@@ -53,8 +53,8 @@ State = tuple[int, int, int]  # executed operators, resident tensors, tensors of
 class _Moves:
     """Steps that may follow a state."""
 
-    def __init__(self, dag: Dag, capacity: int, allow: tuple[str, ...]) -> None:
-        self.dag, self.capacity = dag, capacity
+    def __init__(self, dag: Dag, capacity: int, allow: tuple[str, ...], deadline: float) -> None:
+        self.dag, self.capacity, self.deadline = dag, capacity, deadline
         self.bypass, self.in_place, self.again = (name in allow for name in ("bypass", "in-place", "recompute"))
         self.outputs = sum(1 << a for a, t in enumerate(dag.problem.tensors) if t.role == "output")
         self.makes = [sum(1 << a for a in made) for made in dag.outputs]
@@ -106,7 +106,7 @@ class _Moves:
         idle = resident & ~needed & ~leaving
         room = self.capacity - dag.weigh(needed) + sum(dag.size[b] for b, _ in pairs)
         anew = resident & self.makes[i]  # made again, so the old copy may go
-        for evict in _minimal(dag, idle, dag.weigh(idle) - room):
+        for evict in _minimal(dag, idle, dag.weigh(idle) - room, self.deadline):
             under = sum(1 << a for _, a in pairs)
             losing = (evict | under) & ~off
             must = losing & (self.wanted(executed | 1 << i) if not self.again else -1)
@@ -127,7 +127,7 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
 
     `deadline`: of `time.perf_counter`. The bound is the smallest traffic still waiting then.
     """
-    moves = _Moves(dag, capacity, allow)
+    moves = _Moves(dag, capacity, allow, deadline)
     start: State = (0, 0, dag.off_chip)
     cost = {start: 0}
     came: dict[State, tuple[State, Taken]] = {}
@@ -148,15 +148,18 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
         pops += 1
         if pops % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
             return Found(None, known or 0, paid, False)
-        for price, new, taken in moves.of(state):
-            looked += 1
-            if looked % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
-                return Found(None, known or 0, paid, False)  # amid a state: nothing cheaper than it waits
-            if paid + price < cost.get(new, 1 << 62):
-                cost[new] = paid + price
-                came[new] = (state, taken)
-                serial += 1
-                heapq.heappush(heap, (paid + price, -new[0].bit_count(), serial, new))
+        try:
+            for price, new, taken in moves.of(state):
+                looked += 1
+                if looked % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
+                    raise TimeoutError
+                if paid + price < cost.get(new, 1 << 62):
+                    cost[new] = paid + price
+                    came[new] = (state, taken)
+                    serial += 1
+                    heapq.heappush(heap, (paid + price, -new[0].bit_count(), serial, new))
+        except TimeoutError:  # amid a state: nothing cheaper than it waits
+            return Found(None, known or 0, paid, False)
     return Found(None, known or 0, known or 0, True)
 
 
@@ -238,14 +241,21 @@ def _subsets(mask: int) -> Iterator[int]:
         part = (part - 1) & mask
 
 
-def _minimal(dag: Dag, idle: int, excess: int) -> Iterator[int]:
-    """Sets of idle tensors of at least `excess` bytes, none of which is superfluous."""
+def _minimal(dag: Dag, idle: int, excess: int, deadline: float) -> Iterator[int]:
+    """Sets of idle tensors of at least `excess` bytes, none of which is superfluous.
+
+    Raises TimeoutError past the deadline: of many tensors there are too many sets.
+    """
     if excess <= 0:
         yield 0
         return
     members = list(bits(idle))
+    looked = 0
     for count in range(1, len(members) + 1):
         for chosen in combinations(members, count):
+            looked += 1
+            if looked % 4096 == 0 and time.perf_counter() > deadline:
+                raise TimeoutError
             total = sum(dag.size[a] for a in chosen)
             if total >= excess and total - min(dag.size[a] for a in chosen) < excess:
                 yield sum(1 << a for a in chosen)
