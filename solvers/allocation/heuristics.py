@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from math import inf
 
 from peakline.solvers.allocation.greedy import Placement
 from peakline.solvers.allocation.instance import Instance
@@ -11,6 +14,8 @@ from peakline.solvers.allocation.instance import Instance
 __all__ = ["ORDERS", "by_birth", "in_order", "quick"]
 
 _MOST_FOR_LISTS = 3_000  # buffers; the rules by order look at all pairs, about 2 s each at this size
+_MANY = 500  # buffers from which on the quickest rule comes first
+_CHECK_CLOCK = 32  # buffers
 _Gap = tuple[int, int | None]  # offset and end; None: open above
 
 
@@ -39,30 +44,42 @@ ORDERS: dict[str, Callable[[Instance, int], tuple[float, ...]]] = {
 """Which buffer goes first: the largest, the largest size × lifetime, the longest lived, the earliest."""
 
 
-def quick(instance: Instance) -> Iterator[tuple[str, Placement]]:
-    """Placements by every rule that is quick enough for so many buffers, with the rule's name."""
+def quick(instance: Instance, deadline: float = inf) -> Iterator[tuple[str, Placement]]:
+    """Placements by every rule that is quick enough for so many buffers, with the rule's name.
+
+    The first one of many buffers is the quickest; past the `deadline` (`time.monotonic()` seconds) no other is begun
+    or finished.
+    """
+    count = len(instance.buffers)
+    if count > _MANY:
+        yield "best fit by birth", by_birth(instance)
+    if count <= _MOST_FOR_LISTS:
+        with suppress(TimeoutError):
+            yield from _lists(instance, deadline if count > _MANY else inf)
+
+
+def _lists(instance: Instance, deadline: float) -> Iterator[tuple[str, Placement]]:
+    """Placements by the rules that look at all pairs. Raises TimeoutError past the deadline."""
     if any(hint is not None for hint in instance.hints):
         far = max((hint for hint in instance.hints if hint is not None), default=0) + 1
         rank = [far if hint is None else hint for hint in instance.hints]
-        if len(instance.buffers) <= _MOST_FOR_LISTS:
-            order = sorted(range(len(rank)), key=lambda i: (rank[i], i))
-            yield "hints", in_order(instance, order, tight=False)
-    if len(instance.buffers) <= _MOST_FOR_LISTS:
-        for name, key in ORDERS.items():
-            order = sorted(range(len(instance.buffers)), key=lambda i: key(instance, i))
-            yield f"greedy by {name}", in_order(instance, order, tight=False)
-            yield f"best fit by {name}", in_order(instance, order, tight=True)
-    else:
-        yield "best fit by birth", by_birth(instance)
+        order = sorted(range(len(rank)), key=lambda i: (rank[i], i))
+        yield "hints", in_order(instance, order, tight=False, deadline=deadline)
+    for name, key in ORDERS.items():
+        order = sorted(range(len(instance.buffers)), key=lambda i: key(instance, i))
+        yield f"greedy by {name}", in_order(instance, order, tight=False, deadline=deadline)
+        yield f"best fit by {name}", in_order(instance, order, tight=True, deadline=deadline)
 
 
-def in_order(instance: Instance, order: list[int], *, tight: bool) -> Placement:
+def in_order(instance: Instance, order: list[int], *, tight: bool, deadline: float = inf) -> Placement:
     """Fixed buffers first, then one by one in `order` at the lowest offset that is free, or in the smallest gap if
-    `tight`. O(n²)."""
+    `tight`. O(n²). Raises TimeoutError past the deadline."""
     offsets = [0] * len(instance.buffers)
     placed: list[tuple[int, int, int, int]] = []  # (bottom, top, lower, upper), by bottom
     pinned = [i for i in order if instance.fixed[i] is not None]
-    for i in pinned + [i for i in order if instance.fixed[i] is None]:
+    for turn, i in enumerate(pinned + [i for i in order if instance.fixed[i] is None]):
+        if turn % _CHECK_CLOCK == 0 and time.monotonic() > deadline:
+            raise TimeoutError
         b = instance.buffers[i]
         fixed = instance.fixed[i]
         if fixed is None:

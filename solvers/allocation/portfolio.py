@@ -145,14 +145,14 @@ class _Work:
         self.bound = bounds.round_up(self.instance, live)
         if self.bound > live:
             self.proved_by = "liveness, rounded up to an arena that sizes can form"
-        for name, placement in heuristics.quick(self.instance):
+        for name, placement in heuristics.quick(self.instance, self.deadline):
             self._improve(placement.offsets, name)
             if self._done() or time.monotonic() > self.deadline:
                 return
 
     def climb(self) -> None:
         """Restarts of the search: at the lower bound first, then up the ladder (see `_targets`)."""
-        if self._done() or time.monotonic() > self.deadline:
+        if self._done():
             return
         pairs = _neighbour_pairs(self.instance)
         if pairs > _MOST_PAIRS:
@@ -160,6 +160,9 @@ class _Work:
                 f"{len(self.instance.buffers)} buffers, {pairs} pairs alive together: too many for the search; "
                 "heuristics and bounds only"
             )
+            return
+        if time.monotonic() > self.deadline:
+            self.notes.append("the time was over before the search; heuristics and bounds only")
             return
         sections = Sections.of(self.instance.buffers)
         rules = _rules(self.instance, sections)

@@ -296,3 +296,12 @@ def test_production_instances_fit_their_capacity(name: str) -> None:
     assert answer.offsets is not None
     assert validate(item, answer.offsets, 1_048_576) == answer.peak
     assert answer.lower_bound == liveness_bound(item.buffers)
+
+
+def test_many_buffers_are_placed_within_a_short_limit_and_it_says_what_was_left_out() -> None:
+    buffers = [(i, i + 1 + i * 7919 % 300, 64 * (1 + i * 31 % 97)) for i in range(3_000)]
+    answer = allocate(Instance.of(buffers), time_limit=0.2)
+    assert answer.peak is not None
+    assert answer.lower_bound <= answer.peak
+    assert answer.seconds < 5
+    assert any("heuristics and bounds only" in note for note in answer.notes)
