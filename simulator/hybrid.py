@@ -22,7 +22,7 @@ from peakline.hardware import device as find_device
 from peakline.models.graph import Graph
 from peakline.models.kernels import Attention, Gemm, GroupedGemm
 
-__all__ = ["Hybrid", "Share", "crossover", "hybrid", "together"]
+__all__ = ["Hybrid", "Share", "crossover", "hybrid", "lines", "together"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,25 @@ class Hybrid:
         return 2.0 * max(host, banks) + min(host, banks) / max(self.layers, 1)
 
 
+def lines(split: Hybrid, memory: str, count: int = 1) -> list[str]:
+    """The split in words: how long with the banks' help and without, and what goes to them."""
+    from peakline.hardware.units import format_time
+
+    there = [s for s in split.shares if s.goes_to_banks]
+    by_type: dict[str, float] = {}
+    for share in there:
+        name = ".".join(share.operator.split(".")[-2:])
+        by_type[name] = by_type.get(name, 0.0) + share.seconds
+    named = ", ".join(f"{name} {format_time(t, 3)}" for name, t in sorted(by_type.items(), key=lambda x: -x[1])[:6])
+    beside = f"{count} × {memory}" if count > 1 else memory
+    gain = split.host_only / split.in_turn
+    return [
+        f"With {beside}: {format_time(split.in_turn, 3)} instead of {format_time(split.host_only, 3)} ({gain:.2f} "
+        "times as fast), one after the other",
+        f"  to the banks: {named}" if there else "  nothing goes to the banks",
+    ]
+
+
 def hybrid(graph: Graph, host: str | Device, memory: str | Device, *, count: int = 1) -> Hybrid:
     """Price every operator on both sides.
 
@@ -101,6 +120,10 @@ def hybrid(graph: Graph, host: str | Device, memory: str | Device, *, count: int
         raise ValueError("a sweep has no single split; price one configuration")
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
+    if (kind := find_device(memory).kind) != "pim":
+        raise ValueError(
+            f"{find_device(memory).name} is a {kind}; only memory that computes (kind pim) takes operators"
+        )
     processor, banks = find_device(host), together(machine(find_device(memory)), count)
     shares = []
     for work in working(graph):

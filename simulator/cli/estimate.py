@@ -90,6 +90,10 @@ def estimate(
         str | None,
         typer.Option(help="tflm, cmsis-nn, x-cube-ai, tinyengine or bare (microcontrollers).", rich_help_panel=_DEVICE),
     ] = None,
+    pim: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[xN]", help="Memory that computes beside it: hbm-pimx5.", rich_help_panel=_OUTPUT),
+    ] = None,
     sparse_update: Annotated[
         str | None,
         typer.Option(
@@ -155,6 +159,13 @@ def estimate(
         result.write_trace(trace)
     why = pk.explain(result) if explain else None
     costs = None if price is None else result.price(price)
+    split = None
+    if pim is not None:
+        from peakline.hybrid import hybrid
+        from peakline.hybrid import lines as split_lines
+
+        banks, banks_count = _banks(pim)
+        split = hybrid(result.graph, found, banks, count=banks_count)
     learns = None
     if sparse_update is not None:
         from peakline.on_device import learning, read_update
@@ -164,6 +175,8 @@ def estimate(
         more: dict[str, Any] = {"explanation": why.to_dict()} if why else {}
         if costs is not None:
             more["price"] = {"per_hour": price, "run": costs[0], "per_million": costs[1]}
+        if split is not None:
+            more["pim"] = {"host_only": split.host_only, "in_turn": split.in_turn, "busy": list(split.busy)}
         if learns is not None:
             more["training"] = learns.to_dict()
         print(json.dumps({**result.to_dict(), **more}, indent=2) if more else result.to_json())
@@ -174,6 +187,8 @@ def estimate(
         if costs is not None:
             each = f", {costs[1]:,.4g} for a million {result.produced[0]}" if result.produced and costs[1] else ""
             print(f"\nPrice: {costs[0]:.4g} for one run{each}, at {price:g} an hour")
+        if split is not None:
+            print("\n" + "\n".join(split_lines(split, banks, banks_count)))
         if learns is not None:
             print("\n" + "\n".join(learns.lines()))
     return 0 if bool(result.fits if learns is None else learns.fits) else 1
@@ -314,6 +329,12 @@ def _phase(model: str, asked: list[str]) -> str:
         choices = ", ".join(_FLAGS[phase] for phase in _FLAGS if phase in family.phases)
         raise ValueError(f"{name}: say what to run: {choices}")
     return "inference"
+
+
+def _banks(text: str) -> tuple[str, int]:
+    """`hbm-pimx5` as a name and how many; a name alone is one."""
+    name, x, count = text.rpartition("x")
+    return (name, int(count)) if x and name and count.isdigit() else (text, 1)
 
 
 def _count(option: str, text: str) -> int:

@@ -1,5 +1,6 @@
 """Products beside memory banks: the closed form against banks that are walked access by access, and where it pays."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import peakline as pk
+from peakline.cli import main
 from peakline.cost.machine import machine
 from peakline.cost.pim import PARTIAL_SUM, ROW_SWITCH, Banks, product_seconds
 from peakline.cost.price import price
@@ -100,3 +102,15 @@ def test_each_operator_where_it_takes_less_never_takes_longer_than_the_processor
 def test_no_stack_at_all_is_refused():
     with pytest.raises(ValueError, match="count must be at least 1"):
         hybrid(pk.decode("gpt2", batch=1, context=64, dtype="fp16"), "a100-80gb", "hbm-pim", count=0)
+
+
+def test_the_command_line_says_what_banks_beside_a_processor_gain(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["estimate", "llama-2-7b", "--device", "a100-80gb", "--decode", "--batch", "64", "--context", "2048"]
+    assert main([*words, "--dtype", "fp16", "--pim", "hbm-pimx5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["pim"]
+    assert found["in_turn"] < found["host_only"]
+    assert found["in_turn"] == pytest.approx(sum(found["busy"]))
+    assert main([*words, "--dtype", "fp16", "--pim", "hbm-pimx5"]) == 0
+    assert "to the banks: core_attention" in capsys.readouterr().out
+    assert main([*words, "--dtype", "fp16", "--pim", "h100-sxm"]) == 2
+    assert "only memory that computes" in capsys.readouterr().err
