@@ -10,6 +10,7 @@ from peakline.solvers.bounds import largest_working_set
 from peakline.solvers.dag import Dag
 from peakline.solvers.plan import ALLOWED, Certificate, Plan, Traffic
 from peakline.solvers.problem import OFF_CHIP, Problem
+from peakline.solvers.schedule.allowing_bounds import traffic_bound_allowing
 from peakline.solvers.schedule.options import placed, search
 from peakline.solvers.schedule.solve import Infeasible, NotFound, Progress, schedule
 
@@ -29,7 +30,7 @@ def schedule_allowing(
 
     Options: bypass, in-place, recompute (see `options.py`). Half of the time goes to a plan with none of them, save
     that with bypass whatever is read once from off-chip is never resident; the rest to an exact search over all plans,
-    which ends for some ten operators. The bound comes from that search alone.
+    which ends for some ten operators; the bound is that search's, or that of the fullest operator.
 
     Raises ValueError for an unknown option; Infeasible, NotFound and ValueError as `schedule`.
     """
@@ -44,6 +45,11 @@ def schedule_allowing(
         proof = replace(base.certificate, lower_bound=0)
         return replace(base, allow=options, certificate=proof)
     known = base.traffic.non_compulsory if base is not None else None
+    floor = traffic_bound_allowing(dag, capacity, options)
+    if base is not None and base.traffic.non_compulsory == floor:
+        how = f"what must leave at the fullest operator, with {', '.join(options)}"
+        method = f"{base.certificate.method.split('; bound')[0]}; bound: {how}"
+        return replace(base, allow=options, certificate=Certificate(floor, floor, method, time.perf_counter() - began))
     found = search(dag, capacity, options, known, deadline=began + 0.9 * time_limit)
     how = f"Dijkstra over plans with {', '.join(options)}"
     if found.steps is not None:
@@ -61,8 +67,10 @@ def schedule_allowing(
                 capacity, smallest, name,
             )  # fmt: skip
         raise NotFound(f"capacity {capacity}: no plan with addresses was found in time; without options: {refusal}")
+    if floor > found.bound:
+        how = f"what must leave at the fullest operator, with {', '.join(options)}"
     proof = Certificate(
-        base.traffic.non_compulsory, min(found.bound, base.traffic.non_compulsory),
+        base.traffic.non_compulsory, min(max(found.bound, floor), base.traffic.non_compulsory),
         f"{base.certificate.method.split('; bound')[0]}; bound: {how}", time.perf_counter() - began,
     )  # fmt: skip
     return replace(base, allow=options, certificate=proof)

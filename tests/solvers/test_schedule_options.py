@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from schedule_cases import least_traffic_by_enumeration, problems, working_set
 
 from peakline.cli import main
+from peakline.solvers.dag import Dag
 from peakline.solvers.plan import ALLOWED, Plan
 from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.replay import ReplayError, replay
 from peakline.solvers.schedule import Infeasible, NotFound
 from peakline.solvers.schedule.allowing import schedule_allowing
+from peakline.solvers.schedule.allowing_bounds import traffic_bound_allowing
 
 Moment = tuple[frozenset[str], frozenset[str], frozenset[str]]
 
@@ -98,6 +100,19 @@ def test_each_option_agrees_with_exhaustive_search(problem: Problem, spare: int,
     assert replay(problem, Plan.from_json(plan.to_json())) == done
     if spare >= 0:
         assert least <= least_traffic_by_enumeration(problem, capacity)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(3), st.integers(-2, 3), st.sets(st.sampled_from(ALLOWED), min_size=1))
+def test_no_plan_moves_less_than_what_must_leave_at_the_fullest_operator(
+    problem: Problem, spare: int, chosen: set[str]
+) -> None:
+    if len(problem.tensors) > 7:
+        return
+    capacity, allow = max(1, working_set(problem) + spare), tuple(sorted(chosen))
+    least = least_by_enumeration(problem, capacity, allow)
+    if least is not None:
+        assert traffic_bound_allowing(Dag.of(problem), capacity, allow) <= least
 
 
 CHEAP = Problem(
