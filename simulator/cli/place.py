@@ -21,6 +21,15 @@ def place(
     dtype: Annotated[str, typer.Option(help="Parameters and activations.", rich_help_panel=_WORK)] = "bf16",
     weight_dtype: Annotated[str | None, typer.Option(help="Quantised weights: int4.", rich_help_panel=_WORK)] = None,
     kv_dtype: Annotated[str | None, typer.Option(help="The cache: fp8.", rich_help_panel=_WORK)] = None,
+    cache_unit: Annotated[
+        str, typer.Option(help="What comes in at a time: layer, head, tokens.", rich_help_panel=_PLACES)
+    ] = "layer",
+    resident_heads: Annotated[
+        int | None, typer.Option(help="Key-value heads per layer that stay.", rich_help_panel=_PLACES)
+    ] = None,
+    prompt_chunk: Annotated[
+        int | None, typer.Option(help="Tokens of the prompts at a time.", rich_help_panel=_WORK)
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes of the device: 12GiB.", rich_help_panel=_PLACES)] = None,
     host: Annotated[str | None, typer.Option(help="Host memory: 64GiB.", rich_help_panel=_PLACES)] = None,
     ssd: Annotated[str | None, typer.Option(help="A drive behind it: 1TB.", rich_help_panel=_PLACES)] = None,
@@ -44,7 +53,8 @@ def place(
         found = pk.place(
             model, device, prompt=prompt, generate=generate, objective=objective, dtype=dtype,
             weight_dtype=weight_dtype, kv_dtype=kv_dtype, budget=size("budget", budget), host=size("host", host),
-            ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device,
+            ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device, cache_unit=cache_unit,
+            resident_heads=resident_heads, prompt_chunk=prompt_chunk,
         )  # fmt: skip
     except NoPlace as error:
         if json_:

@@ -9,12 +9,15 @@ the cache in each place (g GPU, h host, d drive), a layer of one decoding step t
     T ≥ link out:   (c_h + c_d)·N / rate out
     T ≥ drive:      (w_d·W + c_d·K) / read,  c_d·N / write
 
+The cache comes in layer by layer, or in smaller *units*, of which two lie on the device at a time: one key-value head
+of a layer (HeadInfer), or a stretch of tokens whose partial softmax is merged. Heads may be told to stay.
+
 (W bytes of a layer's weights, K of the block's cache that it reads, N that it appends), because copies and computing
 overlap; the memory of each place is bounded. For a given block the fractions are a linear program; blocks are tried in
 turn. Throughput wants large blocks, latency a single sequence: the same program with a block of one batch.
 
 Source: Y. Sheng et al., "FlexGen", arXiv:2303.06865, §4.2 and appendix A.3: its zig-zag block schedule and linear
-program.
+program. C. Luo et al., "HeadInfer", arXiv:2502.12574, §3 (head-wise offloading, prompts in chunks).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
+from peakline.models.graph import Graph
 from peakline.models.workloads import decode, prefill
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
 from peakline.streams import Hold, Program, Task, Timeline, simulate
@@ -35,7 +39,13 @@ from peakline.streams import Tier as StreamTier
 __all__ = ["NoPlace", "Placement", "place", "replay"]
 
 BUFFERS = 2
-"""Layers of streamed weights and cache on the GPU at once: one in use, one on its way."""
+"""Layers of streamed weights and units of cache on the GPU at once: one in use, one on its way."""
+
+UNITS = ("layer", "head", "tokens")
+"""What of the cache comes in at a time."""
+
+STRETCH = 1024
+"""Tokens of a unit of tokens."""
 
 
 class NoPlace(ValueError):
@@ -53,6 +63,8 @@ class Sizes:
         appended: bytes of one layer's cache for one token of one sequence.
         working: bytes of activations while a batch runs.
         step_seconds, prompt_seconds: computing of one layer for one batch: a token each, and the prompts.
+        heads: key-value heads of a layer; 0 where the cache has none (latent attention).
+        units: parts in which a layer's cache comes in.
     """
 
     layers: int
@@ -62,6 +74,8 @@ class Sizes:
     working: float
     step_seconds: float
     prompt_seconds: float
+    heads: int = 0
+    units: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,13 @@ class Placement:
     def throughput(self) -> float:
         """Generated tokens/s, prompts included."""
         return self.block * self.generate / self.seconds
+
+    @property
+    def device_bytes(self) -> float:
+        """Bytes of weights, cache, buffers and activations on the device."""
+        s, away = self.sizes, (1.0 - self.weights["device"], 1.0 - self.cache["device"])
+        kept = self.weights["device"] * s.weights * s.layers + self.cache["device"] * s.cache * s.layers * self.block
+        return kept + BUFFERS * (away[0] * s.weights + away[1] * s.cache * self.batch / s.units) + s.working
 
     @property
     def latency(self) -> float:
@@ -165,6 +186,9 @@ def place(
     kv_dtype: str | None = None,
     host_device: str | Device = HOST_MEMORY,
     ssd_device: str | Device = DRIVE,
+    cache_unit: str = "layer",
+    resident_heads: int | None = None,
+    prompt_chunk: int | None = None,
 ) -> Placement:
     """The best placement over all blocks tried.
 
@@ -174,15 +198,22 @@ def place(
         budget: bytes of the device that may be used; None for its capacity.
         host, ssd: bytes there; None for what the host device has, and for no drive.
         objective: `throughput` (tokens/s) or `latency` (seconds per token; blocks of one batch).
+        cache_unit: what of the cache comes in at a time: a `layer`, a key-value `head` of it, or 1,024 `tokens`.
+        resident_heads: key-value heads of every layer whose cache stays on the device; None lets the program decide.
+        prompt_chunk: tokens of the prompts that are computed at a time; None for all of them.
 
     Raises:
         NoPlace: nothing fits.
-        ValueError: an unknown objective, or no tokens.
+        ValueError: an unknown objective or unit, no tokens, or more heads than the model has.
     """
     if objective not in ("throughput", "latency"):
         raise ValueError(f"objective: {objective!r} is unknown; accepted: throughput, latency")
     if prompt < 1 or generate < 1:
         raise ValueError("prompt and generate: at least one token each")
+    if cache_unit not in UNITS:
+        raise ValueError(f"cache_unit: {cache_unit!r} is unknown; accepted: {', '.join(UNITS)}")
+    if prompt_chunk is not None and prompt_chunk < 1:
+        raise ValueError(f"prompt_chunk: {prompt_chunk!r} is not a number of at least 1 token")
     found = find_device(device)
     around = surroundings(found, host=host, ssd=ssd, host_device=host_device, ssd_device=ssd_device)
     formats = {"dtype": dtype, **({"weight_dtype": weight_dtype} if weight_dtype else {})}
@@ -190,10 +221,11 @@ def place(
         formats["kv_dtype"] = kv_dtype
     best: Placement | None = None
     for size in sorted(set(batch)) if objective == "throughput" else (min(batch),):
-        sizes, context = _sizes(model, found, size, prompt, generate, formats)
+        sizes, context = _sizes(model, found, size, prompt, generate, formats, cache_unit, prompt_chunk)
+        kept = _resident(resident_heads, sizes)
         room = (budget or found.main.capacity or 0) - context
         for count in sorted(set(batches)) if objective == "throughput" else (1,):
-            option = _solve(model, found, around, sizes, size, count, prompt, generate, room)
+            option = _solve(model, found, around, sizes, size, count, prompt, generate, room, kept)
             if option is not None and (best is None or _better(option, best, objective)):
                 best = option
     if best is None:
@@ -209,8 +241,9 @@ def _better(a: Placement, b: Placement, objective: str) -> bool:
 
 
 def _sizes(
-    model: str, device: Device, batch: int, prompt: int, generate: int, formats: dict[str, Any]
-) -> tuple[Sizes, int]:
+    model: str, device: Device, batch: int, prompt: int, generate: int, formats: dict[str, Any], unit: str = "layer",
+    chunk: int | None = None,
+) -> tuple[Sizes, int]:  # fmt: skip
     """Sizes of one batch, from estimates of a decoding step and of the prompts; and the context's bytes."""
     graph = decode(model, batch=batch, context=prompt + generate, **formats)
     step = estimate(graph, device)
@@ -219,6 +252,14 @@ def _sizes(
     cache = float(graph.total_bytes("kv_cache")) / batch
     resident = float(graph.total_bytes("parameter", "kv_cache", "buffer"))
     working = max(float(step.memory.live) - resident, 0.0)
+    part = prompts if chunk is None or chunk >= prompt else estimate(
+        prefill(model, batch=batch, seq=chunk, **formats), device
+    )  # fmt: skip
+    working = max(working, float(part.memory.by_role.get("activation", 0) + part.memory.by_role.get("workspace", 0)))
+    heads = _heads(graph)
+    if unit == "head" and not heads:
+        raise ValueError(f"cache_unit: the cache of {model} has no heads; accepted: layer, tokens")
+    units = {"layer": 1, "head": heads, "tokens": -(-(prompt + generate) // STRETCH)}[unit]
     return Sizes(
         layers,
         float(graph.total_bytes("parameter")) / layers,
@@ -227,7 +268,26 @@ def _sizes(
         working,
         float(step.time) / layers,
         float(prompts.time) / layers,
+        heads,
+        units,
     ), step.memory.context
+
+
+def _heads(graph: Graph) -> int:
+    """Key-value heads of a layer's attention; 0 where it keeps latent vectors."""
+    if any("latent" in tensor.name for tensor in graph.of_role("kv_cache")):
+        return 0
+    found = [int(o.attributes["kv_heads"]) for _, o in graph.operators() if "kv_heads" in o.attributes]
+    return max(found, default=0)
+
+
+def _resident(given: int | None, sizes: Sizes) -> float | None:
+    """The share of the cache that stays, where heads are told to."""
+    if given is None:
+        return None
+    if not 0 <= given <= sizes.heads:
+        raise ValueError(f"resident_heads: {given!r} of {sizes.heads} key-value heads; accepted: 0 to {sizes.heads}")
+    return given / sizes.heads
 
 
 _PLACES = ("device", "host", "ssd")
@@ -235,7 +295,7 @@ _PLACES = ("device", "host", "ssd")
 
 def _solve(
     model: str, device: Device, around: Surroundings, s: Sizes, batch: int, batches: int, prompt: int, generate: int,
-    room: int,
+    room: int, kept: float | None = None,
 ) -> Placement | None:  # fmt: skip
     """The linear program for one block; None if it does not fit."""
     pulp = import_module("pulp")
@@ -270,11 +330,13 @@ def _solve(
     program.setObjective(s.layers * (first + (generate - 1) * step))
     program += pulp.lpSum(w.values()) == 1
     program += pulp.lpSum(c.values()) == 1
+    if kept is not None:
+        program += c["device"] == kept
     for seconds in limits.values():
         program += step >= seconds
     for seconds in prompts.values():
         program += first >= seconds
-    streamed = BUFFERS * (away_w * s.weights + away_c * s.cache * batch)
+    streamed = BUFFERS * (away_w * s.weights + away_c * s.cache * batch / s.units)
     unit = 1e9
     program += (w["device"] * s.weights * s.layers + c["device"] * held + streamed + s.working) / unit <= room / unit
     for place_, tier in zip(places[1:], around.tiers):
@@ -304,24 +366,28 @@ def replay(placement: Placement, steps: int = 3) -> Timeline:
     program.initial.append(Hold("fixed", "device", round(fixed + s.working)))
     link_in, link_out = _routes(p.around)
     uses: list[int] = []
+    ends: list[int] = []  # last use of each layer's weights
     for step in range(steps):
         for layer in range(s.layers):
             name = f"{step}.{layer}"
-            weights = _fetches(program, link_in, f"weights {name}", p.weights, s.weights, uses, s.layers)
+            weights = _fetches(program, link_in, f"weights {name}", p.weights, s.weights, ends, s.layers)
             for batch in range(p.batches):
-                cached = _fetches(program, link_in, f"cache {name}.{batch}", p.cache, s.cache * p.batch, uses, s.layers)
-                drops = [hold for _, hold in cached]
-                if batch == p.batches - 1:
-                    drops += [hold for _, hold in weights]
-                after = tuple(task for task, _ in (*weights, *cached))
-                use = program.add(
-                    Task(f"layer {name}.{batch}", "compute", s.step_seconds, 0, (), after, (), tuple(drops), "forward")
-                )
-                uses.append(use)
+                use = 0
+                for unit in range(s.units):
+                    what = f"cache {name}.{batch}" + f".{unit}" * (s.units > 1)
+                    cached = _fetches(program, link_in, what, p.cache, s.cache * p.batch / s.units, uses, s.layers)
+                    drops = [hold for _, hold in cached]
+                    if (batch, unit) == (p.batches - 1, s.units - 1):
+                        drops += [hold for _, hold in weights]
+                    after = tuple(task for task, _ in (*weights, *cached))
+                    took, label = s.step_seconds / s.units, f"layer {name}.{batch}"
+                    use = program.add(Task(label, "compute", took, 0, (), after, (), tuple(drops), "forward"))
+                    uses.append(use)
                 for place_, route in link_out.items():
                     moved = round(p.cache.get(place_, 0.0) * s.appended * p.batch)
                     if moved:
                         program.add(Task(f"append {name}.{batch}", f"to {place_}", 0.0, moved, route, (use,)))
+            ends.append(uses[-1])
     return simulate(program)
 
 

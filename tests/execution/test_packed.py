@@ -42,7 +42,7 @@ def trained(name: str, plan: pk.OffloadPlan | None, steps: int) -> tuple[list[fl
                 first = [p.grad.clone() for p in module.parameters() if p.grad is not None]
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     return losses, first
 
 

@@ -59,3 +59,61 @@ def test_the_placement_in_words_and_as_json_says_the_same():
     data = found.to_dict()
     assert data["weights"] == found.weights
     assert f"{data['tokens_per_second']:,.1f} tokens/s" in found.explain()
+
+
+def test_a_million_tokens_come_in_head_by_head():
+    """HeadInfer, arXiv:2502.12574, table 2: Llama-3-8B in 17 GB, of which 1 GB is cache."""
+    options = {
+        "prompt": 1 << 20,
+        "generate": 2,
+        "batch": (1,),
+        "batches": (1,),
+        "host": 512 * GIB,
+        "prompt_chunk": 10_240,
+    }
+    heads = place("llama-3-8b", "a100-80gb", cache_unit="head", resident_heads=0, **options)
+    layers = place("llama-3-8b", "a100-80gb", cache_unit="layer", resident_heads=0, **options)
+    assert heads.sizes.units == heads.sizes.heads == 8
+    cache = heads.sizes.cache * heads.sizes.layers
+    assert heads.device_bytes / GIB == pytest.approx(17, rel=0.05)
+    assert layers.device_bytes - heads.device_bytes == pytest.approx(2 * cache / 32 * 7 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8])
+def test_heads_that_stay_are_not_brought_in(kept):
+    found = place(
+        "llama-3-8b", "a100-80gb", prompt=100_000, generate=8, batch=(1,), batches=(1,), cache_unit="head",
+        resident_heads=kept, prompt_chunk=4096,
+    )  # fmt: skip
+    assert found.cache["device"] == pytest.approx(kept / 8)
+    done = replay(found, steps=2)
+    assert done.makespan / 2 == pytest.approx(found.step_seconds, rel=0.05)
+    assert done.moved["host in"] == pytest.approx(2 * (1 - kept / 8) * found.sizes.cache * 32, rel=0.01)
+
+
+def test_stretches_of_tokens_need_less_room_than_layers():
+    options = {
+        "prompt": 65_536,
+        "generate": 8,
+        "batch": (1,),
+        "batches": (1,),
+        "prompt_chunk": 4096,
+        "resident_heads": 0,
+    }
+    tokens = place("llama-3-8b", "a100-80gb", cache_unit="tokens", **options)
+    layer = place("llama-3-8b", "a100-80gb", **options)
+    assert tokens.device_bytes < layer.device_bytes
+    assert tokens.step_seconds == pytest.approx(layer.step_seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_unit": "page"}, "cache_unit: 'page' is unknown; accepted: layer, head, tokens"),
+        ({"resident_heads": 9}, "resident_heads: 9 of 8 key-value heads; accepted: 0 to 8"),
+        ({"prompt_chunk": 0}, "prompt_chunk: 0 is not a number of at least 1 token"),
+    ],
+)
+def test_units_and_heads_that_there_are_not_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        place("llama-3-8b", "a100-80gb", prompt=128, generate=8, **options)
