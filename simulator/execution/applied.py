@@ -102,7 +102,12 @@ def _around_steps(optimizer: torch.optim.Optimizer, parameters: Parameters) -> C
         optimizer.register_step_pre_hook(lambda *_: parameters.bring(held)),
         optimizer.register_step_post_hook(lambda *_: parameters.send(held)),
     ]
-    return lambda: [hook.remove() for hook in hooks] and None
+
+    def end() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return end
 
 
 class Applied:

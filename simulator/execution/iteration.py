@@ -227,10 +227,10 @@ class Iteration:
             ValueError: the forward pass did not run as planned.
         """
         if self.recording:
-            step = self.script.expected[self.position]
+            awaited = self.script.expected[self.position]
             raise ValueError(
-                f"the backward pass begins, but {step.name} ({step.type}{_at(step.line)}) of the plan has not run: "
-                "the loss is another than the captured one; capture and plan it again"
+                f"the backward pass begins, but {awaited.name} ({awaited.type}{_at(awaited.line)}) of the plan has not "
+                "run: the loss is another than the captured one; capture and plan it again"
             )
         step = self.script.first_use.get(key, -1)
         self._behind = max(self._behind, bisect_left(self.script.backward, (step, "")))

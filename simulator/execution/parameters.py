@@ -7,6 +7,7 @@ storage comes and goes (`UntypedStorage.resize_`, as PyTorch's FSDP does). What 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -89,7 +90,8 @@ class Parameters:
         self._of_storage = {storage_of(away.tensor): number for number, away in self._away.items()}
         for away in self._away.values():
             away.write()
-        self._hook = module.register_state_dict_pre_hook(lambda *_: self.gather())
+        register: Any = module.register_state_dict_pre_hook
+        self._hook = register(lambda *_: self.gather())
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
         """The number of the parameter that the tensor is, or looks at."""

@@ -240,7 +240,7 @@ def problem_of(
 def saved(profile: Profile) -> dict[int, tuple[int, int]]:
     """Storages made before the turn and read after it: their last forward and first backward touch.
 
-    What variables alone hold that long (a loss, until the step is over) is not autograd's to save, or anybody's to move.
+    What variables alone hold that long (a loss, until the step is over) is not autograd's to save, nor to be moved.
     """
     program, turn = profile.program, profile.turn
     found = {}

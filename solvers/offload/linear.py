@@ -24,7 +24,7 @@ those of fluid scheduling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from importlib import import_module
 from typing import Any
 
@@ -452,7 +452,7 @@ def _closed(problem: Problem, chosen: set[int]) -> set[int]:
     return found
 
 
-def _fixed(model: _Model, chosen: set[int]) -> _Model:
+def _fixed(model: _Model, chosen: Set[int]) -> _Model:
     """The model with exactly these groups executed."""
     for g, r in enumerate(model.r):
         r.lowBound = r.upBound = 1.0 if g in chosen else 0.0

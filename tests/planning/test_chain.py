@@ -16,7 +16,15 @@ def stages(draw):
     """A stage that saves its output and perhaps more."""
     output = draw(st.integers(1, 4))
     saved = output + draw(st.integers(0, 5))
-    return Stage(draw(SECONDS), draw(SECONDS), output, saved, draw(st.integers(0, 2)), left=draw(st.integers(0, 1)), incoming=draw(st.integers(0, 1)))
+    return Stage(
+        draw(SECONDS),
+        draw(SECONDS),
+        output,
+        saved,
+        draw(st.integers(0, 2)),
+        left=draw(st.integers(0, 1)),
+        incoming=draw(st.integers(0, 1)),
+    )
 
 
 chains = st.lists(stages(), min_size=1, max_size=4).map(tuple)
