@@ -39,6 +39,10 @@ def load_function(text: str) -> Callable[[], Any]:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = difflib.get_close_matches(name, known, 3) or sorted(known)[:5]
         raise ValueError(f"{where} has no function {name!r}; it has: {', '.join(near) or 'none'}")
+    if hasattr(function, "named_parameters") and not isinstance(function, type):
+        raise ValueError(
+            f"{text}: {name} is a module; name a function that returns it with its inputs: (module, inputs)"
+        )
     if not callable(function):
         raise ValueError(f"{text}: {name} is a {type(function).__name__}, not a function")
     found: Callable[[], Any] = function
@@ -75,7 +79,8 @@ def _from_file(path: Path) -> ModuleType:
 
 def _raised(name: str, error: Exception) -> ValueError:
     first = (str(error).strip().splitlines() or [""])[0]
-    return ValueError(f"importing {name} raised {type(error).__name__}: {first}")
+    install = "; install it: pip install 'peakline[torch]'" if getattr(error, "name", None) == "torch" else ""
+    return ValueError(f"importing {name} raised {type(error).__name__}: {first}{install}")
 
 
 def _on_path(folder: Path) -> None:

@@ -119,7 +119,7 @@ def _prepare(workload: Workload, session: _Session) -> Callable[[], None]:
             _adopt(program, session)
             with _building(session.known) as learning:
                 made = program()
-            if learning.calls and not _is_program(made):
+            if learning.calls and not _is_program(made) and not _holds_module(made):
                 return _bare(program)  # it ran a step
             program, inputs, optimizer = _unpack(made, optimizer)
             if not isinstance(program, torch.nn.Module):
@@ -136,6 +136,12 @@ def _prepare(workload: Workload, session: _Session) -> Callable[[], None]:
 def _is_program(made: Any) -> bool:
     is_pair = isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module)
     return is_pair or (callable(made) and not isinstance(made, torch.nn.Module))
+
+
+def _holds_module(made: Any) -> bool:
+    """Whether somebody who returned this meant to hand over a program."""
+    parts = made.values() if isinstance(made, Mapping) else made if isinstance(made, tuple | list) else (made,)
+    return any(isinstance(part, torch.nn.Module) for part in parts)
 
 
 def _unpack(made: Any, optimizer: Any) -> tuple[Any, Any, Any]:
@@ -164,8 +170,12 @@ def _adopt(step: Any, session: _Session) -> None:
 
 def _described(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"a tuple of {', '.join(type(v).__name__ for v in value)}" if value else "an empty tuple"
-    return type(value).__name__
+        return f"a tuple of {', '.join(map(_kind, value))}" if value else "an empty tuple"
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    return "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _bare(step: Callable[[], Any]) -> Callable[[], None]:

@@ -38,6 +38,10 @@ class Failing(nn.Module):
 
 def shapes(): return Net(), torch.zeros(2, 8)
 def number(): return 3
+def swapped(): return torch.zeros(2, 8), Net()
+def bare(): return Net()
+def pair(): return nn.LSTM(8, 8), torch.zeros(2, 3, 8)
+made = nn.Linear(8, 8)
 def raising(): raise KeyError("no data")
 def leaving(): raise SystemExit(3)
 def frozen(): return Frozen(), torch.zeros(2, 8), torch.optim.SGD
@@ -48,8 +52,12 @@ value = 3
 CASES = {
     "shapes": ("train.py:11:", "in module layers.1 (Linear)", "[2, 8] X [9, 9]"),
     "number": ("returned int", "(module, inputs)"),
-    "raising": ("train.py:24:", "KeyError", "no data"),
-    "leaving": ("train.py:25:", "sys.exit(3)"),
+    "swapped": ("returned a tuple of Tensor, Net", "(module, inputs)"),
+    "bare": ("returned Net", "(module, inputs)"),
+    "pair": ("output is a tuple of Tensor, tuple without a loss", "loss="),
+    "made": ("made is a module", "(module, inputs)"),
+    "raising": ("train.py:28:", "KeyError", "no data"),
+    "leaving": ("train.py:29:", "sys.exit(3)"),
     "frozen": ("no trainable parameters", "mode='inference'"),
     "failing": ("train.py:20:", "RuntimeError", "no such luck"),
     "value": ("value is a int, not a function",),
@@ -107,6 +115,17 @@ def test_without_torch_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"pip install 'peakline\[torch\]'"):
         pk.capture(lambda: None)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_program_that_imports_a_torch_that_is_not_there_says_so(
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("estimate", "train.py:shapes", "-d", "a100-80gb")
+    assert done.code == 2
+    assert "pip install 'peakline[torch]'" in done.err
 
 
 @pytest.mark.usefixtures("folder")
