@@ -12,7 +12,8 @@ and up) are one product of all their columns. Where an input is shared otherwise
 other only its resident bytes. Nothing is computed twice.
 
 *Plan.* Operators in the given order, each with its best tiling; intermediates of a layer stay on the chip where that
-saves more than the smaller tiles beside them cost, those that save most per byte and step first.
+saves more than the smaller tiles beside them cost, those that save most per byte and step first. Where all tensors of
+the graph fit together, all of them stay.
 """
 
 from __future__ import annotations
@@ -190,21 +191,22 @@ class _Tensors:
         for block in graph.blocks:
             for name, carry in block.carries.items():
                 self.carried[name] = carry.following
-        self.made: set[str] = set()
         self.read: set[str] = set()
         self.renewed: dict[str, float] = {}
+        self.made: set[str] = {
+            name for _, o in graph.operators() for name in map(base_name, o.outputs) if self._own(name)
+        }
         for block, operator in graph.operators():
-            kind = operator_type(operator.type)
             self.read |= {self.root(r) for r in operator.inputs}
-            for reference in operator.outputs:
-                tensor = graph.tensors[base_name(reference)]
-                if tensor.storage is None:
-                    self.made.add(tensor.name)
-            renews = {self.root(r) for r in operator.outputs} - self.made
+            renews = {root for root in map(self.root, operator.outputs) if root not in self.made}
+            kind = operator_type(operator.type)
             if renews and kind.launches:
-                node = Node.of(graph, operator, graph.families)
+                written = float(kind.writes(Node.of(graph, operator, graph.families))) * block.times
                 for root in renews:
-                    self.renewed[root] = self.renewed.get(root, 0.0) + float(kind.writes(node)) * block.times
+                    self.renewed[root] = self.renewed.get(root, 0.0) + written
+
+    def _own(self, name: str) -> bool:
+        return self.graph.tensors[name].storage is None
 
     def root(self, reference: str) -> str:
         """The tensor whose memory is meant; a carry is the layer's result."""
@@ -218,6 +220,12 @@ class _Tensors:
                 return name
             name = tensor.storage
         return name
+
+    def whole(self, tensor: Tensor) -> float:
+        """Bytes of all its instances, one for each layer; 0 for a name of another tensor's memory."""
+        if tensor.storage is not None or tensor.name in self.carried:
+            return 0.0
+        return float(tensor.bytes) * (self.graph.families.get(tensor.family, 1) if tensor.family else 1)
 
     def intermediate(self, root: str) -> bool:
         """Made by an operator of the graph."""
@@ -415,7 +423,30 @@ def keep(graph: Graph, capacity: float, found: Sequence[Entry] | None = None) ->
                 room[i] += one.bytes
                 cost[i] = after[i]
                 saved[i] += one.touches.get(i, 0.0)
-    return Kept(sum(e.executions * (c or 0.0) for e, c in zip(found, cost, strict=True)), tuple(names))
+    plan = Kept(sum(e.executions * (c or 0.0) for e, c in zip(found, cost, strict=True)), tuple(names))
+    if sum(map(tensors.whole, graph.tensors.values())) > capacity:
+        return plan
+    return min(plan, _everything(found, tensors), key=lambda kept: kept.traffic)
+
+
+def _everything(found: Sequence[Entry], tensors: _Tensors) -> Kept:
+    """The plan where all tensors fit at once: what is there comes in once, what stays goes out once.
+
+    What operators write beside results of their own lands in weights, states and caches, at most all of them.
+    """
+    known = [t for t in tensors.graph.tensors.values() if t.storage is None and t.name not in tensors.carried]
+    own = [t for t in known if t.name in tensors.made]
+    there = [t for t in known if t.name not in tensors.made and t.role in RESIDENT_ROLES]
+    renewed = 0.0
+    for entry in found:
+        outputs = zip(entry.node.operator.outputs, entry.node.outputs, strict=True)
+        made = sum(float(t.bytes) for r, t in outputs if tensors.root(r) in tensors.made)
+        written = float(operator_type(entry.type).writes(entry.node))
+        renewed += entry.executions * max(written - made, 0.0)
+    size = sum(map(tensors.whole, there))
+    stays = sum(tensors.whole(t) for t in own if t.name not in tensors.read)
+    moved = size + min(renewed, size) + stays
+    return Kept(moved, tuple(t.name for t in own if t.name in tensors.read))
 
 
 def _cost(entry: Entry, capacity: float, taken: float, saved: float) -> float | None:

@@ -108,3 +108,10 @@ def test_a_sweep_is_refused():
 
     with pytest.raises(ValueError, match="a sweep has no single traffic"):
         entries(pk.prefill("llama-3.2-1b", batch=np.array([1, 2]), seq=64))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_where_everything_fits_forward_passes_reach_their_bound_and_training_moves_twice_its_reads(name):
+    graph = KNOWN[name]
+    bound, plan = whole_bound(graph, 2**42), keep(graph, 2**42)
+    assert bound <= plan.traffic <= (2.01 if "training" in name else 1.02) * bound
