@@ -17,6 +17,7 @@ their maker's head + p), and the transfers that no plan within the capacity avoi
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Sequence
 
 from peakline.solvers.dag import Dag, bits
@@ -34,10 +35,19 @@ ROUNDING = 1 - 1e-12
 
 
 def time_bound(
-    dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float, avoidable: int = 0
+    dag: Dag,
+    capacity: int,
+    seconds: Sequence[float],
+    bandwidth: float,
+    avoidable: int = 0,
+    *,
+    deadline: float = float("inf"),
 ) -> tuple[float, str]:
-    """Seconds that every plan takes that moves at least `avoidable` non-compulsory bytes; and what says so."""
-    apart = windows(dag, capacity, seconds, bandwidth) if len(dag) <= _MOST_QUEUED else {}
+    """Seconds that every plan takes that moves at least `avoidable` non-compulsory bytes; and what says so.
+
+    Past the `deadline` (of `time.perf_counter`) no more windows are drawn.
+    """
+    apart = windows(dag, capacity, seconds, bandwidth, deadline) if len(dag) <= _MOST_QUEUED else {}
     early, late = heads(dag, seconds, bandwidth, apart), tails(dag, seconds, bandwidth, apart)
     found = [
         (jackson([(early[i], p, late[i]) for i, p in enumerate(seconds)]), "heads and tails on the compute unit"),
@@ -48,7 +58,9 @@ def time_bound(
     return bound * ROUNDING, method
 
 
-def windows(dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float) -> dict[int, list[tuple[int, float]]]:
+def windows(
+    dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float, deadline: float = float("inf")
+) -> dict[int, list[tuple[int, float]]]:
     """For each operator j the descendants k with the seconds that lie between j's end and k's start in every plan.
 
     With B the operators on paths from j to k, which run in between, and N the tensors that B or k read and j does not
@@ -73,6 +85,8 @@ def windows(dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float)
         return fits[i, tensors]
 
     for j in range(len(dag)):
+        if time.perf_counter() > deadline:
+            break
         there = dag.off_chip
         for i in bits(dag.ancestors[j]):
             there |= made[i]

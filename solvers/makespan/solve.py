@@ -121,7 +121,9 @@ class _Work:
         dag = self.dag
         if len(dag) <= _MOST_BOUNDED:
             avoidable = self.least.certificate.lower_bound
-            self.bound, self.proved_by = time_bound(dag, self.capacity, self.seconds, self.bandwidth, avoidable)
+            self.bound, self.proved_by = time_bound(
+                dag, self.capacity, self.seconds, self.bandwidth, avoidable, deadline=self._until(0.55)
+            )
         self._as_it_is()
         try:
             self._improve()
