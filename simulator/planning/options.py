@@ -54,8 +54,11 @@ def words_of(allow: Collection[str]) -> tuple[str, ...]:
     return tuple(word for word in ALLOWED if word in given)
 
 
-def bytes_of(name: str, given: int | str) -> int:
+def bytes_of(name: str, given: int | str, *, least: int = 1) -> int:
     """Bytes of an option given as a number or as text.
+
+    Args:
+        least: the smallest number accepted; 0 where none of it is a choice.
 
     Raises:
         ValueError: naming the option and what is accepted.
@@ -63,7 +66,11 @@ def bytes_of(name: str, given: int | str) -> int:
     from peakline.hardware.units import parse_bytes
 
     if isinstance(given, str):
-        given = int(parse_bytes(given))
-    if isinstance(given, bool) or not isinstance(given, int) or given <= 0:
-        raise ValueError(f"{name}: {given!r} is not a number of bytes above 0 or a text like '24 GiB'")
+        try:
+            given = 0 if given.strip() == "0" else int(parse_bytes(given))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if isinstance(given, bool) or not isinstance(given, int) or given < least:
+        accepted = "above 0" if least else "of at least 0"
+        raise ValueError(f"{name}: {given!r} is not a number of bytes {accepted} or a text like '24 GiB'")
     return given

@@ -80,7 +80,8 @@ def plan(
     asked = capacity if budget is None else bytes_of("budget", budget)
     room = asked - before.memory.context - 2 * found.software.cublas_workspace_bytes
     around = surroundings(
-        found, host=None if host is None else bytes_of("host", host), ssd=None if ssd is None else bytes_of("ssd", ssd),
+        found, host=None if host is None else bytes_of("host", host, least=0),
+        ssd=None if ssd is None else bytes_of("ssd", ssd),
         host_device=host_device, ssd_device=ssd_device, gpudirect=gpudirect,
     ) if set(words) - {"recompute", "quantise-activations"} else None  # fmt: skip
     aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
