@@ -30,6 +30,9 @@ def place(
     prompt_chunk: Annotated[
         int | None, typer.Option(help="Tokens of the prompts at a time.", rich_help_panel=_WORK)
     ] = None,
+    expert_prefetch: Annotated[
+        float, typer.Option(help="Share of experts guessed a layer ahead.", rich_help_panel=_PLACES)
+    ] = 0.0,
     budget: Annotated[str | None, typer.Option(help="Bytes of the device: 12GiB.", rich_help_panel=_PLACES)] = None,
     host: Annotated[str | None, typer.Option(help="Host memory: 64GiB.", rich_help_panel=_PLACES)] = None,
     ssd: Annotated[str | None, typer.Option(help="A drive behind it: 1TB.", rich_help_panel=_PLACES)] = None,
@@ -55,6 +58,7 @@ def place(
             weight_dtype=weight_dtype, kv_dtype=kv_dtype, budget=size("budget", budget), host=size("host", host),
             ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device, cache_unit=cache_unit,
             resident_heads=resident_heads, prompt_chunk=prompt_chunk,
+            expert_prefetch=expert_prefetch,
         )  # fmt: skip
     except NoPlace as error:
         if json_:

@@ -12,12 +12,18 @@ the cache in each place (g GPU, h host, d drive), a layer of one decoding step t
 The cache comes in layer by layer, or in smaller *units*, of which two lie on the device at a time: one key-value head
 of a layer (HeadInfer), or a stretch of tokens whose partial softmax is merged. Heads may be told to stay.
 
+Of a mixture of experts only those come in that some token of the block chose: n tokens that choose k of E evenly touch
+E·(1 − (1 − k/E)^n). An expert that lies on the device is a hit. Which ones are missing is known when the layer's router
+has run: their copies add to the computing, but for the share that was predicted a layer ahead (*prefetch*).
+
 (W bytes of a layer's weights, K of the block's cache that it reads, N that it appends), because copies and computing
 overlap; the memory of each place is bounded. For a given block the fractions are a linear program; blocks are tried in
 turn. Throughput wants large blocks, latency a single sequence: the same program with a block of one batch.
 
-Source: Y. Sheng et al., "FlexGen", arXiv:2303.06865, §4.2 and appendix A.3: its zig-zag block schedule and linear
-program. C. Luo et al., "HeadInfer", arXiv:2502.12574, §3 (head-wise offloading, prompts in chunks).
+Sources: Y. Sheng et al., "FlexGen", arXiv:2303.06865, §4.2 and appendix A.3: its zig-zag block schedule and linear
+program. C. Luo et al., "HeadInfer", arXiv:2502.12574, §3 (head-wise offloading, prompts in chunks). A. Eliseev,
+D. Mazur, "Fast Inference of Mixture-of-Experts Language Models with Offloading", arXiv:2312.17238, §3.1 and §3.2
+(experts cached on the device, the next layer's guessed and loaded ahead).
 """
 
 from __future__ import annotations
@@ -65,6 +71,8 @@ class Sizes:
         step_seconds, prompt_seconds: computing of one layer for one batch: a token each, and the prompts.
         heads: key-value heads of a layer; 0 where the cache has none (latent attention).
         units: parts in which a layer's cache comes in.
+        experts: bytes of a layer's routed experts, among its weights.
+        expert_count, chosen: routed experts of a layer, and how many of them a token chooses.
     """
 
     layers: int
@@ -76,6 +84,19 @@ class Sizes:
     prompt_seconds: float
     heads: int = 0
     units: int = 1
+    experts: float = 0.0
+    expert_count: int = 0
+    chosen: int = 0
+
+    def touched(self, tokens: int) -> float:
+        """Share of a layer's experts that some of the tokens choose, evenly and each for itself."""
+        if not self.expert_count:
+            return 0.0
+        return float(1.0 - (1.0 - self.chosen / self.expert_count) ** tokens)
+
+    def read(self, tokens: int) -> float:
+        """Bytes of a layer's weights that these tokens need."""
+        return self.weights - self.experts * (1.0 - self.touched(tokens))
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,7 @@ class Placement:
         bound_by: the resource that decides the step.
         sizes: what the fractions are of.
         around: the places beside the device.
+        prefetch: share of the experts that are known a layer ahead.
     """
 
     model: str
@@ -107,6 +129,7 @@ class Placement:
     bound_by: str
     sizes: Sizes
     around: Surroundings
+    prefetch: float = 0.0
 
     @property
     def block(self) -> int:
@@ -128,7 +151,7 @@ class Placement:
         """Bytes of weights, cache, buffers and activations on the device."""
         s, away = self.sizes, (1.0 - self.weights["device"], 1.0 - self.cache["device"])
         kept = self.weights["device"] * s.weights * s.layers + self.cache["device"] * s.cache * s.layers * self.block
-        return kept + BUFFERS * (away[0] * s.weights + away[1] * s.cache * self.batch / s.units) + s.working
+        return kept + BUFFERS * (away[0] * s.read(self.block) + away[1] * s.cache * self.batch / s.units) + s.working
 
     @property
     def latency(self) -> float:
@@ -189,6 +212,7 @@ def place(
     cache_unit: str = "layer",
     resident_heads: int | None = None,
     prompt_chunk: int | None = None,
+    expert_prefetch: float = 0.0,
 ) -> Placement:
     """The best placement over all blocks tried.
 
@@ -202,6 +226,8 @@ def place(
         resident_heads: key-value heads of every layer whose cache stays on the device; None lets the program decide.
         prompt_chunk: tokens of the prompts that are computed at a time; None for all of them.
 
+        expert_prefetch: share of the experts of a mixture that are guessed right a layer ahead, 0 to 1.
+
     Raises:
         NoPlace: nothing fits.
         ValueError: an unknown objective or unit, no tokens, or more heads than the model has.
@@ -214,6 +240,8 @@ def place(
         raise ValueError(f"cache_unit: {cache_unit!r} is unknown; accepted: {', '.join(UNITS)}")
     if prompt_chunk is not None and prompt_chunk < 1:
         raise ValueError(f"prompt_chunk: {prompt_chunk!r} is not a number of at least 1 token")
+    if not 0.0 <= expert_prefetch <= 1.0:
+        raise ValueError(f"expert_prefetch: {expert_prefetch!r} is not a share between 0 and 1")
     found = find_device(device)
     around = surroundings(found, host=host, ssd=ssd, host_device=host_device, ssd_device=ssd_device)
     formats = {"dtype": dtype, **({"weight_dtype": weight_dtype} if weight_dtype else {})}
@@ -225,7 +253,7 @@ def place(
         kept = _resident(resident_heads, sizes)
         room = (budget or found.main.capacity or 0) - context
         for count in sorted(set(batches)) if objective == "throughput" else (1,):
-            option = _solve(model, found, around, sizes, size, count, prompt, generate, room, kept)
+            option = _solve(model, found, around, sizes, size, count, prompt, generate, room, kept, expert_prefetch)
             if option is not None and (best is None or _better(option, best, objective)):
                 best = option
     if best is None:
@@ -270,6 +298,7 @@ def _sizes(
         float(prompts.time) / layers,
         heads,
         units,
+        *_experts(graph, batch, layers),
     ), step.memory.context
 
 
@@ -279,6 +308,16 @@ def _heads(graph: Graph) -> int:
         return 0
     found = [int(o.attributes["kv_heads"]) for _, o in graph.operators() if "kv_heads" in o.attributes]
     return max(found, default=0)
+
+
+def _experts(graph: Graph, tokens: int, layers: int) -> tuple[float, int, int]:
+    """Bytes of routed experts per layer, their number, and how many a token chooses, of a decoding step."""
+    routed = [tensor for tensor in graph.of_role("parameter") if ".experts." in tensor.name and len(tensor.shape) == 3]
+    chosen = [t for name, t in graph.tensors.items() if name.endswith("experts.expert_ids.out")]
+    if not routed or not chosen:
+        return 0.0, 0, 0
+    size = sum(graph.layers(tensor.name) * int(tensor.bytes) for tensor in routed)
+    return size / layers, int(routed[0].shape[0]), int(chosen[0].elements) // tokens
 
 
 def _resident(given: int | None, sizes: Sizes) -> float | None:
@@ -295,7 +334,7 @@ _PLACES = ("device", "host", "ssd")
 
 def _solve(
     model: str, device: Device, around: Surroundings, s: Sizes, batch: int, batches: int, prompt: int, generate: int,
-    room: int, kept: float | None = None,
+    room: int, kept: float | None = None, prefetch: float = 0.0,
 ) -> Placement | None:  # fmt: skip
     """The linear program for one block; None if it does not fit."""
     pulp = import_module("pulp")
@@ -307,24 +346,26 @@ def _solve(
     block = batch * batches
     held, read, new = s.cache * s.layers * block, s.cache * block, s.appended * block
     away_w, away_c = (pulp.lpSum(f[p] for p in places[1:]) for f in (w, c))
+    needed, late = s.read(block), (1.0 - prefetch) * s.experts * s.touched(block)
     limits = {
         "compute": batches * s.step_seconds,
-        "host in": (away_w * s.weights + away_c * read) / around.common[1],
+        "experts after their router": batches * s.step_seconds + away_w * late / around.common[1],
+        "host in": (away_w * needed + away_c * read) / around.common[1],
         "host out": away_c * new / around.common[0],
     }
     prompts = {
         "compute": batches * s.prompt_seconds,
-        "host in": away_w * s.weights / around.common[1],
+        "host in": away_w * s.read(block * prompt) / around.common[1],
         "host out": away_c * new * prompt / around.common[0],
     }
     if "ssd" in places:
         drive = around.tiers[1]
         limits |= {
-            "ssd read": (w["ssd"] * s.weights + c["ssd"] * read) / drive.back,
+            "ssd read": (w["ssd"] * needed + c["ssd"] * read) / drive.back,
             "ssd write": c["ssd"] * new / drive.out,
         }
         prompts |= {
-            "ssd read": w["ssd"] * s.weights / drive.back,
+            "ssd read": w["ssd"] * s.read(block * prompt) / drive.back,
             "ssd write": c["ssd"] * new * prompt / drive.out,
         }
     program.setObjective(s.layers * (first + (generate - 1) * step))
@@ -336,7 +377,7 @@ def _solve(
         program += step >= seconds
     for seconds in prompts.values():
         program += first >= seconds
-    streamed = BUFFERS * (away_w * s.weights + away_c * s.cache * batch / s.units)
+    streamed = BUFFERS * (away_w * needed + away_c * s.cache * batch / s.units)
     unit = 1e9
     program += (w["device"] * s.weights * s.layers + c["device"] * held + streamed + s.working) / unit <= room / unit
     for place_, tier in zip(places[1:], around.tiers):
@@ -350,7 +391,7 @@ def _solve(
         model, device, batch, batches, prompt, generate,
         {p: float(pulp.value(v)) for p, v in w.items()}, {p: float(pulp.value(v)) for p, v in c.items()},
         s.layers * float(pulp.value(step)), s.layers * float(pulp.value(first)),
-        max(taken, key=lambda name: taken[name]), s, around,
+        max(taken, key=lambda name: taken[name]), s, around, prefetch,
     )  # fmt: skip
 
 
@@ -370,7 +411,10 @@ def replay(placement: Placement, steps: int = 3) -> Timeline:
     for step in range(steps):
         for layer in range(s.layers):
             name = f"{step}.{layer}"
-            weights = _fetches(program, link_in, f"weights {name}", p.weights, s.weights, ends, s.layers)
+            late = (1.0 - p.prefetch) * s.experts * s.touched(p.block)
+            weights = _fetches(program, link_in, f"weights {name}", p.weights, s.read(p.block) - late, ends, s.layers)
+            if late:  # the router has to run first
+                weights += _fetches(program, link_in, f"experts {name}", p.weights, late, uses[-1:] * BUFFERS, s.layers)
             for batch in range(p.batches):
                 use = 0
                 for unit in range(s.units):

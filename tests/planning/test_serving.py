@@ -1,5 +1,7 @@
 """Serving from less memory than the model has: the linear program against its replay, and against what must hold."""
 
+import random
+
 import pytest
 
 from peakline.planning.serving import place, replay
@@ -117,3 +119,39 @@ def test_stretches_of_tokens_need_less_room_than_layers():
 def test_units_and_heads_that_there_are_not_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         place("llama-3-8b", "a100-80gb", prompt=128, generate=8, **options)
+
+
+# ---- mixtures of experts --------------------------------------------------------------------------------------------
+def mixture(**options):
+    asked = {"prompt": 64, "generate": 16, "batch": (1,), "batches": (1,), "host": 256 * GIB} | options
+    return place("mixtral-8x7b", "rtx-4090", **asked)
+
+
+def test_tokens_touch_as_many_experts_as_drawing_them_does():
+    sizes = mixture().sizes
+    assert (sizes.expert_count, sizes.chosen) == (8, 2)
+    draw = random.Random(0)
+    for tokens in (1, 3, 16):
+        hit = [len({e for _ in range(tokens) for e in draw.sample(range(8), 2)}) / 8 for _ in range(4000)]
+        assert sizes.touched(tokens) == pytest.approx(sum(hit) / len(hit), abs=0.01)
+
+
+def test_one_token_reads_two_of_eight_experts_and_many_read_all():
+    sizes = mixture().sizes
+    assert sizes.read(1) == pytest.approx(sizes.weights - 0.75 * sizes.experts)
+    assert sizes.read(1000) == pytest.approx(sizes.weights)
+
+
+@pytest.mark.parametrize("prefetch", [0.0, 0.8, 1.0])
+def test_experts_that_are_guessed_come_while_the_layer_before_computes(prefetch):
+    found = mixture(expert_prefetch=prefetch)
+    assert found.step_seconds <= mixture().step_seconds * (1 + 1e-9)
+    away = 1 - found.weights["device"]
+    assert found.step_seconds >= away * found.sizes.read(1) * found.sizes.layers / found.around.common[1] * (1 - 1e-9)
+    done = replay(found, steps=2)
+    assert done.makespan / 2 == pytest.approx(found.step_seconds, rel=0.05)
+
+
+def test_a_share_that_is_none_is_named():
+    with pytest.raises(ValueError, match="expert_prefetch: 2 is not a share between 0 and 1"):
+        mixture(expert_prefetch=2)
