@@ -13,8 +13,10 @@ from peakline.solvers.segments import Segment
 
 __all__ = ["a_star", "by_beam", "by_layers"]
 
-_WIDTHS = (1, 4, 16, 64, 256, 1024, 1 << 40)  # states of an ideal, the last one all of them
-_SLOWER = 3  # times as long a wider run may take, at least
+_EVERY = 1 << 40
+_WIDTHS = (1, 8, 64, _EVERY, 512, 4096)  # states of an ideal: all of them once a good plan leaves few worth keeping
+_SLOWER = 3  # times as long a wider run takes, at least
+_SHARE = 0.6  # of the time left, for the run that cuts nothing
 
 
 def a_star(
@@ -42,14 +44,17 @@ def by_layers(
 
     for width in _WIDTHS:
         began = time.perf_counter()
-        found = layers(moves, known=best.cost, width=width, deadline=deadline, tick=tick)
+        until = began + _SHARE * (deadline - began) if width == _EVERY else deadline
+        found = layers(moves, known=best.cost, width=width, deadline=until, tick=tick)
+        if found is None and width == _EVERY:
+            continue
         if found is None:
             break
         bound = max(best.bound, found.bound)
         best = Answer(found.moves, found.cost, bound) if found.moves is not None else Answer(*_still(best), bound)
         report(best)
         now = time.perf_counter()
-        if best.cost <= best.bound or now + _SLOWER * (now - began) > deadline:
+        if best.cost <= best.bound or (width != _WIDTHS[2] and now + _SLOWER * (now - began) > deadline):
             break
     return best
 

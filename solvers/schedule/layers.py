@@ -26,7 +26,7 @@ from peakline.solvers.schedule.states import Moves
 
 __all__ = ["layers"]
 
-_MOST_STATES = 8_000_000  # about 60 bytes each
+_MOST_STATES = 12_000_000  # 32 bytes each
 _COMPARED = 8  # times the width: states of an ideal that are compared with each other
 _BLOCK = 256  # states of an ideal, the best first, against which the others are compared
 
@@ -46,6 +46,10 @@ class _Layer:
 
     def __len__(self) -> int:
         return len(self.ideal)
+
+    def forget(self) -> None:
+        """Keep what leads back alone."""
+        self.stored = self.held = self.paid = np.zeros(0, dtype=np.int64)
 
     def take(self, which: npt.NDArray[np.intp]) -> _Layer:
         return _Layer(
@@ -276,7 +280,9 @@ def layers(
     cut = _Cut()
     seen = 1
     for _ in range((moves.segment.stop & ~moves.segment.start).bit_count()):
-        layer = _select(graph, _distinct(_expand(graph, layer), most), most, width, cut)
+        expanded = _expand(graph, layer)
+        layer.forget()
+        layer = _select(graph, _distinct(expanded, most), most, width, cut)
         seen += len(layer)
         passed.append(layer)
         tick()
