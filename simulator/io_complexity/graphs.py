@@ -191,14 +191,17 @@ class _Tensors:
         for block in graph.blocks:
             for name, carry in block.carries.items():
                 self.carried[name] = carry.following
-        self.read: set[str] = set()
+        self.read = {
+            self.root(name) for b in graph.blocks for c in b.carries.values() for name in (c.initial, c.following)
+        }
         self.renewed: dict[str, float] = {}
         self.made: set[str] = {
             name for _, o in graph.operators() for name in map(base_name, o.outputs) if self._own(name)
         }
         for block, operator in graph.operators():
             self.read |= {self.root(r) for r in operator.inputs}
-            renews = {root for root in map(self.root, operator.outputs) if root not in self.made}
+            others = {root for root in map(self.root, operator.outputs) if root not in self.made}
+            renews = {root for root in others if root in graph.tensors and graph.tensors[root].role in RESIDENT_ROLES}
             kind = operator_type(operator.type)
             if renews and kind.launches:
                 written = float(kind.writes(Node.of(graph, operator, graph.families))) * block.times
@@ -280,8 +283,16 @@ def _resident(entry: Entry, tensors: _Tensors, counted: set[str], claimed: set[s
     total = min(total, max(others, 0.0))  # it may read but a part: rows of a table, the experts in use
     ends = [r for r in operator.outputs if tensors.root(r) not in tensors.read and tensors.root(r) in tensors.made]
     stays = sum(float(graph.tensors[base_name(r)].bytes) for r in ends)
-    renewed = {tensors.root(r) for r in operator.outputs} & tensors.renewed.keys()
-    return total + max(stays, float(kind.writes(entry.node)) if renewed else 0.0) / entry.block.times
+    if {tensors.root(r) for r in operator.outputs} & tensors.renewed.keys():
+        stays += _in_place(entry, tensors)
+    return total + stays / entry.block.times
+
+
+def _in_place(entry: Entry, tensors: _Tensors) -> float:
+    """Bytes that one execution writes into memory that no operator of the graph made."""
+    outputs = zip(entry.node.operator.outputs, entry.node.outputs, strict=True)
+    made = sum(float(t.bytes) for r, t in outputs if tensors.root(r) in tensors.made)
+    return max(float(operator_type(entry.type).writes(entry.node)) - made, 0.0)
 
 
 def _inputs(entry: Entry) -> Iterator[tuple[str, Tensor]]:
@@ -337,17 +348,14 @@ def _passing(group: Sequence[Entry], tensors: _Tensors) -> float:
     """Bytes of intermediates that the group's operators read or make, each once."""
     seen: dict[str, float] = {}
     for entry in group:
-        operator = entry.node.operator
-        for reference, tensor in zip(operator.inputs, entry.node.inputs, strict=True):
+        for reference, tensor in dict(_inputs(entry)).items():
             root = tensors.root(reference)
             own = tensors.graph.tensors.get(root)
-            if tensors.intermediate(root) or own is None:
-                seen[root] = max(seen.get(root, 0.0), float(tensor.bytes))
+            if tensors.intermediate(root) or own is None or own.role not in RESIDENT_ROLES:
+                seen[tensor.name] = float(tensor.bytes)  # parts of one tensor each count
             elif own.role == "kv_cache":
-                seen[root] = float(tensor.bytes) - tensors.resident(tensor, root)
-            elif own.role not in RESIDENT_ROLES:
-                seen[root] = float(tensor.bytes)
-        for reference, tensor in zip(operator.outputs, entry.node.outputs, strict=True):
+                seen[tensor.name] = float(tensor.bytes) - tensors.resident(tensor, root)
+        for reference, tensor in zip(entry.node.operator.outputs, entry.node.outputs, strict=True):
             if tensors.root(reference) in tensors.read:
                 seen[f"made {reference}"] = float(tensor.bytes)
     return sum(seen.values())
@@ -437,12 +445,7 @@ def _everything(found: Sequence[Entry], tensors: _Tensors) -> Kept:
     known = [t for t in tensors.graph.tensors.values() if t.storage is None and t.name not in tensors.carried]
     own = [t for t in known if t.name in tensors.made]
     there = [t for t in known if t.name not in tensors.made and t.role in RESIDENT_ROLES]
-    renewed = 0.0
-    for entry in found:
-        outputs = zip(entry.node.operator.outputs, entry.node.outputs, strict=True)
-        made = sum(float(t.bytes) for r, t in outputs if tensors.root(r) in tensors.made)
-        written = float(operator_type(entry.type).writes(entry.node))
-        renewed += entry.executions * max(written - made, 0.0)
+    renewed = sum(entry.executions * _in_place(entry, tensors) for entry in found)
     size = sum(map(tensors.whole, there))
     stays = sum(tensors.whole(t) for t in own if t.name not in tensors.read)
     moved = size + min(renewed, size) + stays

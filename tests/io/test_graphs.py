@@ -115,3 +115,16 @@ def test_where_everything_fits_forward_passes_reach_their_bound_and_training_mov
     graph = KNOWN[name]
     bound, plan = whole_bound(graph, 2**42), keep(graph, 2**42)
     assert bound <= plan.traffic <= (2.01 if "training" in name else 1.02) * bound
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: pk.inference("gpt2"),  # queries, keys and values are parts of one tensor
+        lambda: pk.decode("mamba-370m", context=64, batch=2),  # states renewed beside results
+        lambda: pk.training_step("t5-small", batch=2, accumulation=2, optimizer="adamw"),  # gradients carried on
+    ],
+)
+def test_nothing_is_counted_twice_where_everything_fits(build):
+    graph = build()
+    assert whole_bound(graph, 2**60) <= keep(graph, 2**60).traffic
