@@ -14,9 +14,9 @@ from peakline.solvers.segments import Segment
 __all__ = ["a_star", "by_beam", "by_layers"]
 
 _EVERY = 1 << 40
-_WIDTHS = (1, 8, 64, _EVERY, 512, 4096)  # states of an ideal: all of them once a good plan leaves few worth keeping
+_WIDTHS = (1, 8, _EVERY, 64, _EVERY, 512, 4096)  # states of an ideal; all of them once a good plan leaves few to keep
 _SLOWER = 3  # times as long a wider run takes, at least
-_SHARE = 0.6  # of the time left, for the run that cuts nothing
+_SHARE = 0.4  # of the time left, for a run that cuts nothing
 
 
 def a_star(
@@ -42,19 +42,24 @@ def by_layers(
     def tick() -> None:
         report(best)
 
+    tried = -1  # the cost that the last run with all states was to better
     for width in _WIDTHS:
         began = time.perf_counter()
-        until = began + _SHARE * (deadline - began) if width == _EVERY else deadline
+        if width == _EVERY:
+            if tried == best.cost:
+                continue
+            tried = best.cost
+        until = began + (_SHARE if width == _EVERY else 1.0) * (deadline - began)
         found = layers(moves, known=best.cost, width=width, deadline=until, tick=tick)
-        if found is None and width == _EVERY:
-            continue
         if found is None:
+            if width == _EVERY:
+                continue
             break
         bound = max(best.bound, found.bound)
         best = Answer(found.moves, found.cost, bound) if found.moves is not None else Answer(*_still(best), bound)
         report(best)
         now = time.perf_counter()
-        if best.cost <= best.bound or (width != _WIDTHS[2] and now + _SLOWER * (now - began) > deadline):
+        if best.cost <= best.bound or (width > 8 and now + _SLOWER * (now - began) > deadline):
             break
     return best
 
