@@ -62,7 +62,8 @@ def time_table() -> list[str]:
             rows.append(
                 f"| {name} ({len(problem.operators)}), {target} | {capacity / 1024:,.1f} "
                 f"| {1e3 * plan.time.compute:.4g} | {1e3 * alone.time.makespan:.4g} "
-                f"| **{1e3 * plan.time.makespan:.4g}** | {1e3 * plan.time.lower_bound:.4g} | {plan.time.gap:.1%} | {spent:.0f} |"
+                f"| **{1e3 * plan.time.makespan:.4g}** | {1e3 * plan.time.lower_bound:.4g} "
+                f"| {plan.time.gap:.1%} | {spent:.0f} |"
             )
     return rows
 
