@@ -6,7 +6,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -25,6 +27,7 @@ def surroundings(recorder: Recorder, target: Target) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(without_compilation(recorder.recording.notes))
         stack.enter_context(_rerouted(target))
+        stack.enter_context(_attending(recorder, target))
         stack.enter_context(_many_at_once(target))
         stack.enter_context(as_without_fakes())
         stack.enter_context(_states_seen(recorder, target))
@@ -50,6 +53,26 @@ def _rerouted(target: Target) -> Iterator[None]:
     else:
         context = rerouting(target)
     with context:
+        yield
+
+
+@contextmanager
+def _attending(recorder: Recorder, target: Target) -> Iterator[None]:
+    """The recorder knows when the CPU's attention runs; on CUDA other functions stand in its place."""
+    if target.kind != "cpu":
+        yield
+        return
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    @wraps(attention)
+    def attended(*args: Any, **kwargs: Any) -> torch.Tensor:
+        recorder.attending = True
+        try:
+            return attention(*args, **kwargs)
+        finally:
+            recorder.attending = False
+
+    with patch.object(torch.nn.functional, "scaled_dot_product_attention", attended):
         yield
 
 

@@ -78,6 +78,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._deaths: dict[int, _Death] = {}
         self._addresses: dict[int, int] = {}
         self._held = _references_of_a_temporary()
+        self.attending = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -228,8 +229,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         `torch/csrc/autograd/input_buffer.cpp`, `can_accumulate_inplace`: never into tensor subclasses or under a
         dispatch mode, else where the buffer holds the last reference to a dense gradient and to its storage. Under
-        fake tensors it calls `add`; without, `add_`.
+        fake tensors it calls `add`; without, `add_`. So does `_scaled_dot_product_attention_math` with its mask
+        (transformers/attention.cpp), within which `attending` holds.
         """
+        if func is _ADD and self.attending and isinstance(args[1], torch.Tensor):
+            return self.number(args[0])
         if func is not _ADD or not place.engine or len(args) < 2:
             return None
         old, new = args[0], args[1]

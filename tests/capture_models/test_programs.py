@@ -267,6 +267,40 @@ def test_a_check_of_a_distributions_arguments_finds_them_valid() -> None:
     assert any("all_true" in o.type for _, o in graph.operators())
 
 
+class Pooled(nn.Module):
+    """A norm whose gradient arrives transposed, as from a pool over tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x)).transpose(1, 2).contiguous().square().sum()
+
+
+@pytest.mark.parametrize("device", [DEVICE, "cpu"])
+def test_the_gradient_of_a_norms_input_is_contiguous_whatever_arrives(device: str) -> None:
+    graph = pk.capture(Pooled, torch.zeros(2, 16, 8), device=device)
+    types = [o.type for _, o in graph.operators()]
+    assert "aten.clone" not in types[types.index("aten.native_layer_norm_backward") :]
+
+
+def test_a_trained_bias_is_added_to_the_scores_in_place_on_a_cpu() -> None:
+    """`_scaled_dot_product_attention_math` runs where the mask has a gradient."""
+
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.bias = nn.Linear(8, 8), nn.Parameter(torch.zeros(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.linear(x)
+            return F.scaled_dot_product_attention(q, q, q, attn_mask=self.bias).sum()
+
+    graph = pk.capture(Biased, torch.zeros(2, 4, 16, 8), device="cpu")
+    assert [o.type for _, o in graph.operators() if o.phase == "forward"].count("aten.add_") == 1
+
+
 ROWS = torch.zeros(3, dtype=torch.long)
 LOOKUPS: dict[str, Callable[[Tensor], Tensor]] = {
     "aten.scatter_add_": lambda x: x.gather(1, ROWS[:, None]),

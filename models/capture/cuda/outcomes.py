@@ -41,6 +41,16 @@ def _norm_statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return out, _wide(mean), _wide(deviation), *reserve
 
 
+def _contiguous(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Results in memory of their own in plain order, where fake tensors follow an operand's strides.
+
+    layer_norm.cpp `layer_norm_backward_cpu`, cuda/layer_norm_kernel.cu `layer_norm_backward_cuda`: the gradient of the
+    input is `empty_like(…, LEGACY_CONTIGUOUS_MEMORY_FORMAT)`.
+    """
+    made = func(*args, **kwargs)
+    return tuple([t.new_empty(t.shape) if isinstance(t, Tensor) and not t.is_contiguous() else t for t in made])
+
+
 def _rms_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _fused_rms_norm(*args, **kwargs)
 
@@ -79,16 +89,20 @@ def _scalar_in_full_size(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def results(target: Target) -> Mapping[Any, Result]:
     """Operators (with their overload) whose results are not the CPU's, and how to get them; on a CPU those that fake
     tensors get wrong."""
+    everywhere = {
+        aten._grouped_mm.default: _grouped,
+        aten.native_layer_norm_backward.default: _contiguous,
+    }
     if target.kind != "cuda":
-        return {aten._grouped_mm.default: _grouped}
+        return everywhere
     return {
+        **everywhere,
         aten.native_layer_norm.default: _norm_statistics,
         aten.native_batch_norm.default: _norm_statistics,
         aten.cudnn_batch_norm.default: _norm_statistics,
         aten._fused_rms_norm.default: _rms_norm,
         aten._cudnn_rnn.default: rnn_results,
         aten._cudnn_rnn_backward.default: rnn_backward_results,
-        aten._grouped_mm.default: _grouped,
         aten.mse_loss.default: _scalar_in_full_size,
         aten.smooth_l1_loss.default: _scalar_in_full_size,
         aten.binary_cross_entropy.default: _scalar_in_full_size,
