@@ -33,18 +33,22 @@ def timed(run: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
-def sizes(phase: str) -> dict[str, Any]:
+def sizes(phase: str, model: str = MODEL) -> dict[str, Any]:
     """A million configurations of two sizes, as a DataFrame."""
     import peakline as pk
 
     length = "context" if phase == "decode" else "seq"
-    axes: dict[str, Any] = {"batch": range(1, 1001), length: range(8, 8001, 8)}
-    pk.sweep(MODEL, device=DEVICE, phase=phase, batch=[1, 2], progress=False, **{length: [8, 16]})
-    wall, cpu, df = timed(lambda: pk.sweep(MODEL, device=DEVICE, phase=phase, progress=False, **axes))
+    step = 8 if model == MODEL else 1  # positions are 1024 in GPT-2, 512 in BERT
+    axes: dict[str, Any] = {"batch": range(1, 1001), length: range(step, 1000 * step + 1, step)}
+    if model == "bert-base-uncased":
+        axes = {"batch": range(1, 2001), length: range(1, 501)}
+    pk.sweep(model, device=DEVICE, phase=phase, batch=[1, 2], progress=False, replay=False, **{length: [8, 16]})
+    wall, cpu, df = timed(lambda: pk.sweep(model, device=DEVICE, phase=phase, progress=False, **axes))
+    assert df["error"].isna().all()
     return {"rows": len(df), "wall": wall, "cpu": cpu}
 
 
-def groups(count: int, again: bool) -> dict[str, Any]:
+def groups(count: int, again: bool, phase: str = "decode") -> dict[str, Any]:
     """Every catalogued language model, two formats of its cache, `count` devices; six configurations each.
 
     `again`: the same sweep once more in the same process, on the same devices.
@@ -53,14 +57,16 @@ def groups(count: int, again: bool) -> dict[str, Any]:
     from peakline.models.catalogue import entry
 
     models = [name for name in pk.model_names() if "decode" in entry(name).family.phases]
-    axes: dict[str, Any] = {"kv_dtype": ["bf16", "fp8"], "batch": [1, 8, 64], "context": [1024, 8192], "replay": False}
+    axes: dict[str, Any] = {"batch": [1, 8, 64], "replay": False}
+    axes |= {"dtype": ["bf16", "fp16"]} if phase == "training" else {"kv_dtype": ["bf16", "fp8"]}
+    length = "context" if phase == "decode" else "seq"
 
-    def run(context: list[int]) -> Any:
+    def run(lengths: list[int]) -> Any:
         chosen = list(DEVICES[:count])
-        return pk.sweep(models, device=chosen, phase="decode", progress=False, **axes | {"context": context})
+        return pk.sweep(models, device=chosen, phase=phase, progress=False, **axes | {length: lengths})
 
-    run([1024, 8192] if again else [512, 4096])  # warm: lifetimes and devices are known, other sizes unless `again`
-    wall, cpu, df = timed(lambda: run([1024, 8192]))
+    run([1024, 2000] if again else [512, 1536])  # warm: lifetimes and devices are known, other sizes unless `again`
+    wall, cpu, df = timed(lambda: run([1024, 2000]))
     assert df["error"].isna().all()
     return {"rows": len(df) // 6, "wall": wall, "cpu": cpu}
 
@@ -106,9 +112,14 @@ def overhead() -> dict[str, Any]:
 MEASUREMENTS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]] = {
     "decode": (sizes, ("decode",)),
     "prefill": (sizes, ("prefill",)),
+    "training": (sizes, ("training",)),
+    "training-gpt2": (sizes, ("training", "gpt2")),
+    "training-bert": (sizes, ("training", "bert-base-uncased")),
     "groups-1": (groups, (1, False)),
     "groups-5": (groups, (5, False)),
     "groups-again": (groups, (1, True)),
+    "groups-prefill": (groups, (1, False, "prefill")),
+    "groups-training": (groups, (1, False, "training")),
     "disk": (disk, (10_000_000,)),
     "dask": (overhead, ()),
 }
@@ -147,9 +158,14 @@ def main() -> None:
     for name, label, unit in (
         ("decode", "1,000,000 decode configurations, as a DataFrame", "rows"),
         ("prefill", "1,000,000 prefill configurations, as a DataFrame", "rows"),
+        ("training", "1,000,000 training steps of Llama 3.1 8B, as a DataFrame", "rows"),
+        ("training-gpt2", "1,000,000 training steps of GPT-2, as a DataFrame", "rows"),
+        ("training-bert", "1,000,000 training steps of BERT, as a DataFrame", "rows"),
         ("groups-1", "structural groups, one device", "groups"),
         ("groups-5", "structural groups, five devices", "groups"),
         ("groups-again", "structural groups, seen before", "groups"),
+        ("groups-prefill", "structural groups, prefill, one device", "groups"),
+        ("groups-training", "structural groups, training steps, one device", "groups"),
         ("disk", "10,000,000 decode configurations to Parquet", "rows"),
     ):
         found = measured(name, options.times, None)

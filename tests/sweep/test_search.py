@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import peakline as pk
@@ -16,6 +16,7 @@ from peakline.sweeping.area import NODES, area, arithmetic_area, same_area, sram
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(POINTS)
 def test_the_front_is_what_no_other_row_beats(points: list[tuple[int, int, int]]) -> None:
     df = pd.DataFrame(points, columns=["time_s", "live_bytes", "gain"])
