@@ -114,9 +114,9 @@ class Attempt:
         limit = found[1].makespan if found else float("inf")
         if limit > lower * (1 + GREEDY):
             found = self._simple(problem, keys, lower, limit) or found
-        if found is not None and (not self.whole or found[1].makespan <= lower * (1 + GREEDY)):
+        if found is not None and found[1].makespan <= lower * (1 + GREEDY):
             return problem, keys, *found
-        if self.whole and {"recompute", "swap"} <= set(self.words):  # moving activations in whole may lose more
+        if {"recompute", "swap"} <= set(self.words):  # the smaller program is solved better, and moves nothing in whole
             fewer = tuple(word for word in self.words if word != "swap")
             try:
                 other = Attempt(self.profile, fewer, self.around, self.time_limit, self.codec).within(room)
