@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
 from peakline.solvers.bounds import largest_working_set, traffic_bound
-from peakline.solvers.contest import Entry, contest, cores
+from peakline.solvers.contest import Answer, Entry, contest, cores
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.linear import PROGRAM_SOLVERS, available, require
 from peakline.solvers.order import Order, smallest_peak
@@ -128,6 +128,7 @@ class _Work:
         report: Callable[[Progress], None],
     ) -> None:
         self.dag, self.seed, self.jobs, self.method, self.report = dag, seed, jobs, method, report
+        self.interrupted = False
         self.won: list[str] = []  # by whom the pieces' plans and bounds are
         self.proofs: list[str] = []
         self.began = time.perf_counter()
@@ -258,6 +259,8 @@ class _Work:
         self._prove(bound, _joined(self.proofs) + where)
         moves = [move for piece in pieces for move in solved[piece.start]]
         self._offer(small.expand(self.dag, moves), _joined(self.won) + where)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def _solve_piece(self, dag: Dag, piece: Segment, seconds: float, floor: int) -> Found:
         began = time.perf_counter()
@@ -281,10 +284,10 @@ class _Work:
                 self.won.append("A*")
                 return exact
             floor = max(floor, exact.bound)
-        if best.cost > floor:
+        if best.cost > floor and not self.interrupted:
             return self._compete(dag, piece, best, floor, began + seconds)
         self.won.append("beam search")
-        return Found(best.moves, best.cost, best.cost, best.states)
+        return Found(best.moves, best.cost, min(floor, best.cost), best.states)
 
     def _compete(self, dag: Dag, piece: Segment, best: Found, floor: int, deadline: float) -> Found:
         """The least traffic of a piece by whatever solver is first in the contest's order."""
@@ -300,10 +303,19 @@ class _Work:
             entries += [Entry(name, by_program, (*common[:4], name)) for name in PROGRAM_SOLVERS if available(name)]
         else:
             entries.append(Entry("wide beam search", by_beam, (*common[:3], _WIDE)))
-        answer = contest(
-            entries, jobs=self.jobs, seconds=max(0.0, deadline - time.perf_counter()), known=best.cost,
-            heard=lambda heard: self._tell(self.cost, heard.bound),
-        )  # fmt: skip
+        known = [Answer(None, best.cost, floor)]
+
+        def heard(answer: Answer) -> None:
+            if answer.solution is not None and answer.cost < known[0].cost:
+                known[0] = answer
+            self._tell(self.cost, answer.bound)
+
+        left = max(0.0, deadline - time.perf_counter())
+        answer: Answer | None
+        try:
+            answer = contest(entries, jobs=self.jobs, seconds=left, known=best.cost, heard=heard)
+        except KeyboardInterrupt:
+            self.interrupted, answer = True, replace(known[0], bound=floor)
         if answer is None:
             self.won.append("beam search")
             return Found(best.moves, best.cost, floor, best.states)
