@@ -27,8 +27,8 @@ PICTURE = PAGE.parent / "images" / "offload-against-greedy.png"
 BASE = "a100-80gb"
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {"batch": 4, "seq": 1024},
-    "llama-3.1-8b": {"batch": 1, "seq": 8192, "loss": "chunked"},
-    "stable-diffusion-1.5": {"batch": 8},
+    "llama-3.1-8b": {"batch": 1, "seq": 16384, "loss": "chunked"},
+    "stable-diffusion-1.5": {"batch": 32},
     "resnet-50": {"batch": 128},
     "resnet-152": {"batch": 64},
     "t5-large": {"batch": 8, "seq": 512},
@@ -40,7 +40,7 @@ LINKS = {  # name: kind and bandwidth of one direction, bytes/s; kinds as in the
     "PCIe 5": ("PCIe 5.0 x16", "63 GB/s"),
     "NVLink-C2C": ("NVLink-C2C", "450 GB/s per direction"),
 }
-SHARES = (0.7, 0.4, 0.2)
+SHARES = (0.7, 0.4, 0.25, 0.2)
 HOST = {"NVLink-C2C": "grace"}
 """Memory of the host where it is not that of an ordinary server."""
 
@@ -143,7 +143,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     grid = figure.subplots(-(-len(models) // columns), columns, sharex=True, sharey=True, squeeze=False)
     links = list(LINKS)
     for ax, name in zip(grid.flat, models):
-        for share, colour in zip(SHARES, ("#56B4E9", "#0072B2", "#D55E00")):
+        for share, colour in zip(SHARES, ("#56B4E9", "#0072B2", "#E69F00", "#D55E00")):
             points = []
             for row in rows:
                 others = [s for s in row["policies"].values() if s is not None]
