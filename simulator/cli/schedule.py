@@ -139,6 +139,18 @@ def schedule(
 
         file_format(plot)
         check_target(plot)
+    special = {
+        "--objective time": rates,
+        "--allow": allow,
+        "--tile": tile or None,
+        "--capacity-sweep": capacity_sweep or None,
+    }
+    special["several levels"] = "," in (capacity or "") or None
+    if jobs is not None or method != "auto":
+        option = "--jobs" if jobs is not None else "--method"
+        for other, value in special.items():
+            if value is not None:
+                raise ValueError(f"{option}: solvers compete over plain traffic and peak only, not with {other}")
     if allow is not None and objective != "traffic":
         raise ValueError(f"--allow: options change what traffic is least; with --objective {objective} there are none")
     if capacity_sweep:
