@@ -32,8 +32,10 @@ class Target:
 
     @property
     def prefers_cudnn(self) -> bool:
-        """`check_prefer_cudnn_attention` (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): on sm_90 and sm_100 with a
-        cuDNN later than 9.15.0, which the wheels of torch bring since 2.11 (huggingface/transformers pull request 48163).
+        """`check_prefer_cudnn_attention` (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): on sm_90 and sm_100.
+
+        It asks for a cuDNN later than 9.15.0, which the wheels of torch bring since 2.11 (huggingface/transformers pull
+        request 48163).
         """
         if self.cudnn_attention is not None:
             return self.cudnn_attention

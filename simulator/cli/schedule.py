@@ -139,28 +139,24 @@ def schedule(
 
         file_format(plot)
         check_target(plot)
-    special = {
-        "--objective time": rates,
-        "--allow": allow,
-        "--tile": tile or None,
-        "--capacity-sweep": capacity_sweep or None,
+    elsewhere = {
+        "--objective time": rates is not None,
+        "--allow": allow is not None,
+        "--tile": tile,
+        "--capacity-sweep": capacity_sweep,
+        "several levels": "," in (capacity or ""),
     }
-    special["several levels"] = "," in (capacity or "") or None
-    if jobs is not None or method != "auto":
-        option = "--jobs" if jobs is not None else "--method"
-        for other, value in special.items():
-            if value is not None:
-                raise ValueError(f"{option}: solvers compete over plain traffic and peak only, not with {other}")
+    _refuse_a_contest(jobs, method, [name for name, asked_for in elsewhere.items() if asked_for])
     if allow is not None and objective != "traffic":
         raise ValueError(f"--allow: options change what traffic is least; with --objective {objective} there are none")
     if capacity_sweep:
-        given = {
+        chosen = {
             "--allow": allow,
             "--capacity": capacity,
             "--out": out,
             "--objective": None if objective == "traffic" else objective,
         }
-        for option, value in given.items():
+        for option, value in chosen.items():
             if value is not None:
                 raise ValueError(
                     f"{option}: a capacity sweep chooses the capacities and minimises traffic; got {value}"
@@ -257,6 +253,13 @@ def _sweep(problem: Problem, points: int, time_limit: float, seed: int, plot: Pa
 
 def _whole(text: str) -> bool:
     return text.strip().lstrip("+-").isdigit()
+
+
+def _refuse_a_contest(jobs: int | None, method: str, elsewhere: list[str]) -> None:
+    """`--jobs` and `--method` say who competes over plain traffic or peak; nowhere else do solvers compete."""
+    if elsewhere and (jobs is not None or method != "auto"):
+        option = "--jobs" if jobs is not None else "--method"
+        raise ValueError(f"{option}: solvers compete over plain traffic and peak only, not with {elsewhere[0]}")
 
 
 def _problem(
