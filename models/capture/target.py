@@ -32,7 +32,7 @@ class Target:
 
     @property
     def prefers_cudnn(self) -> bool:
-        """`check_prefer_cudnn_attention` (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): on sm_90 and sm_100.
+        """`check_prefer_cudnn_attention` (transformers/cuda/sdp_utils.cpp of ATen): on sm_90 and sm_100.
 
         It asks for a cuDNN later than 9.15.0, which the wheels of torch bring since 2.11 (huggingface/transformers pull
         request 48163).
