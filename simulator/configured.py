@@ -36,8 +36,8 @@ def configured(
         source: path of a `config.json` or of its folder, or the content.
         mode: `training` adds labels, `inference` does not.
         said: `batch`, `seq` (tokens; the model's limit, at most 2048), `image` (pixels), `attention` (`auto`, or
-            `eager`: written out), `recompute` (`none` or `full`), `dtype` (a torch dtype the model is made in), `overrides`
-            (fields of the configuration).
+            `eager`: written out), `recompute` (`none` or `full`), `dtype` (a torch dtype the model is made in),
+            `overrides` (fields of the configuration).
 
     Raises:
         ImportError: transformers is not installed.
