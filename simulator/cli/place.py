@@ -33,6 +33,14 @@ def place(
     expert_prefetch: Annotated[
         float, typer.Option(help="Share of experts guessed a layer ahead.", rich_help_panel=_PLACES)
     ] = 0.0,
+    active_share: Annotated[
+        float | None, typer.Option(help="Share of neurons that a token activates.", rich_help_panel=_PLACES)
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens whose neurons stay.", rich_help_panel=_PLACES)] = 5,
+    reuse_share: Annotated[
+        float | None, typer.Option(help="Share of them active for the token before.", rich_help_panel=_PLACES)
+    ] = None,
+    bundle: Annotated[bool, typer.Option(help="A neuron's rows lie together.", rich_help_panel=_PLACES)] = True,
     budget: Annotated[str | None, typer.Option(help="Bytes of the device: 12GiB.", rich_help_panel=_PLACES)] = None,
     host: Annotated[str | None, typer.Option(help="Host memory: 64GiB.", rich_help_panel=_PLACES)] = None,
     ssd: Annotated[str | None, typer.Option(help="A drive behind it: 1TB.", rich_help_panel=_PLACES)] = None,
@@ -58,7 +66,8 @@ def place(
             weight_dtype=weight_dtype, kv_dtype=kv_dtype, budget=size("budget", budget), host=size("host", host),
             ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device, cache_unit=cache_unit,
             resident_heads=resident_heads, prompt_chunk=prompt_chunk,
-            expert_prefetch=expert_prefetch,
+            expert_prefetch=expert_prefetch, active_share=active_share, window=window, reuse_share=reuse_share,
+            bundle=bundle,
         )  # fmt: skip
     except NoPlace as error:
         if json_:

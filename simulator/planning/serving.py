@@ -16,6 +16,9 @@ Of a mixture of experts only those come in that some token of the block chose: n
 E·(1 − (1 − k/E)^n). An expert that lies on the device is a hit. Which ones are missing is known when the layer's router
 has run: their copies add to the computing, but for the share that was predicted a layer ahead (*prefetch*).
 
+Where only the neurons that a token activates come in, the feed-forward weights have fractions of their own and a window
+on the device (`windows`); they are known when the layer's attention has run, so their copies add to the computing too.
+
 (W bytes of a layer's weights, K of the block's cache that it reads, N that it appends), because copies and computing
 overlap; the memory of each place is bounded. For a given block the fractions are a linear program; blocks are tried in
 turn. Throughput wants large blocks, latency a single sequence: the same program with a block of one batch.
@@ -23,7 +26,8 @@ turn. Throughput wants large blocks, latency a single sequence: the same program
 Sources: Y. Sheng et al., "FlexGen", arXiv:2303.06865, §4.2 and appendix A.3: its zig-zag block schedule and linear
 program. C. Luo et al., "HeadInfer", arXiv:2502.12574, §3 (head-wise offloading, prompts in chunks). A. Eliseev,
 D. Mazur, "Fast Inference of Mixture-of-Experts Language Models with Offloading", arXiv:2312.17238, §3.1 and §3.2
-(experts cached on the device, the next layer's guessed and loaded ahead).
+(experts cached on the device, the next layer's guessed and loaded ahead). K. Alizadeh et al., "LLM in a flash",
+arXiv:2312.11514, §3 (windows and bundles).
 """
 
 from __future__ import annotations
@@ -33,13 +37,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
-from peakline.models.graph import Graph
-from peakline.models.workloads import decode, prefill
+from peakline.planning.serving_sizes import UNITS, Sizes, by_neurons, sizes_of
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
-from peakline.streams import Hold, Program, Task, Timeline, simulate
+from peakline.planning.windows import Activity
+from peakline.streams import Hold, Link, Program, Task, Timeline, simulate
 from peakline.streams import Tier as StreamTier
 
 __all__ = ["NoPlace", "Placement", "place", "replay"]
@@ -47,56 +50,9 @@ __all__ = ["NoPlace", "Placement", "place", "replay"]
 BUFFERS = 2
 """Layers of streamed weights and units of cache on the GPU at once: one in use, one on its way."""
 
-UNITS = ("layer", "head", "tokens")
-"""What of the cache comes in at a time."""
-
-STRETCH = 1024
-"""Tokens of a unit of tokens."""
-
 
 class NoPlace(ValueError):
     """The memories together are too small for even one sequence."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What one layer of a workload needs, for one batch.
-
-    Attributes:
-        layers: number of layers.
-        weights: bytes of one layer's weights (all weights over the layers).
-        cache: bytes of one layer's cache for one sequence at its full length.
-        appended: bytes of one layer's cache for one token of one sequence.
-        working: bytes of activations while a batch runs.
-        step_seconds, prompt_seconds: computing of one layer for one batch: a token each, and the prompts.
-        heads: key-value heads of a layer; 0 where the cache has none (latent attention).
-        units: parts in which a layer's cache comes in.
-        experts: bytes of a layer's routed experts, among its weights.
-        expert_count, chosen: routed experts of a layer, and how many of them a token chooses.
-    """
-
-    layers: int
-    weights: float
-    cache: float
-    appended: float
-    working: float
-    step_seconds: float
-    prompt_seconds: float
-    heads: int = 0
-    units: int = 1
-    experts: float = 0.0
-    expert_count: int = 0
-    chosen: int = 0
-
-    def touched(self, tokens: int) -> float:
-        """Share of a layer's experts that some of the tokens choose, evenly and each for itself."""
-        if not self.expert_count:
-            return 0.0
-        return float(1.0 - (1.0 - self.chosen / self.expert_count) ** tokens)
-
-    def read(self, tokens: int) -> float:
-        """Bytes of a layer's weights that these tokens need."""
-        return self.weights - self.experts * (1.0 - self.touched(tokens))
 
 
 @dataclass(frozen=True)
@@ -114,6 +70,7 @@ class Placement:
         sizes: what the fractions are of.
         around: the places beside the device.
         prefetch: share of the experts that are known a layer ahead.
+        neurons: fractions of the feed-forward weights by place, where only active neurons come in.
     """
 
     model: str
@@ -130,6 +87,15 @@ class Placement:
     sizes: Sizes
     around: Surroundings
     prefetch: float = 0.0
+    neurons: dict[str, float] | None = None
+
+    @property
+    def streamed(self) -> dict[str, float]:
+        """Fractions by place of the weights that come in by layers."""
+        s, f = self.sizes, self.neurons
+        if not f:
+            return self.weights
+        return {p: (w * s.weights - f[p] * s.gathered) / (s.weights - s.gathered) for p, w in self.weights.items()}
 
     @property
     def block(self) -> int:
@@ -149,9 +115,11 @@ class Placement:
     @property
     def device_bytes(self) -> float:
         """Bytes of weights, cache, buffers and activations on the device."""
-        s, away = self.sizes, (1.0 - self.weights["device"], 1.0 - self.cache["device"])
+        s, away = self.sizes, (1.0 - self.streamed["device"], 1.0 - self.cache["device"])
         kept = self.weights["device"] * s.weights * s.layers + self.cache["device"] * s.cache * s.layers * self.block
-        return kept + BUFFERS * (away[0] * s.read(self.block) + away[1] * s.cache * self.batch / s.units) + s.working
+        kept += (1.0 - self.neurons["device"]) * _window(s, self.block) if self.neurons else 0.0
+        came = away[0] * (s.read(self.block) - s.gathered) + away[1] * s.cache * self.batch / s.units
+        return kept + BUFFERS * came + s.working
 
     @property
     def latency(self) -> float:
@@ -163,7 +131,8 @@ class Placement:
         return {
             "schema": "peakline.place/1", "fits": True, "model": self.model, "device": self.device.name,
             "prompt": self.prompt, "generate": self.generate, "batch": self.batch, "batches": self.batches,
-            "weights": self.weights, "cache": self.cache, "prompt_seconds": self.prompt_seconds,
+            "weights": self.weights, **({"neurons": self.neurons} if self.neurons else {}),
+            "cache": self.cache, "prompt_seconds": self.prompt_seconds,
             "step_seconds": self.step_seconds, "tokens_per_second": self.throughput, "bound_by": self.bound_by,
             "notes": list(self.around.notes),
         }  # fmt: skip
@@ -177,6 +146,7 @@ class Placement:
         rows = []
         for name, shares, size in (
             ("weights", self.weights, s.weights * s.layers),
+            *((("of them by neurons", self.neurons, s.gathered * s.layers),) if self.neurons else ()),
             ("cache", self.cache, s.cache * s.layers * self.block),
         ):
             places = (format_bytes(round(shares.get(p, 0.0) * size)) if shares.get(p) else "-" for p in _PLACES)
@@ -213,6 +183,10 @@ def place(
     resident_heads: int | None = None,
     prompt_chunk: int | None = None,
     expert_prefetch: float = 0.0,
+    active_share: float | None = None,
+    window: int = 5,
+    reuse_share: float | None = None,
+    bundle: bool = True,
 ) -> Placement:
     """The best placement over all blocks tried.
 
@@ -225,8 +199,11 @@ def place(
         cache_unit: what of the cache comes in at a time: a `layer`, a key-value `head` of it, or 1,024 `tokens`.
         resident_heads: key-value heads of every layer whose cache stays on the device; None lets the program decide.
         prompt_chunk: tokens of the prompts that are computed at a time; None for all of them.
-
         expert_prefetch: share of the experts of a mixture that are guessed right a layer ahead, 0 to 1.
+        active_share: share of the feed-forward neurons that a token activates: only those come in; None for all.
+        window: tokens whose neurons stay on the device.
+        reuse_share: share of a token's neurons that the token before activated too; None for independent draws.
+        bundle: a neuron's rows and columns lie together on the drive.
 
     Raises:
         NoPlace: nothing fits.
@@ -242,14 +219,20 @@ def place(
         raise ValueError(f"prompt_chunk: {prompt_chunk!r} is not a number of at least 1 token")
     if not 0.0 <= expert_prefetch <= 1.0:
         raise ValueError(f"expert_prefetch: {expert_prefetch!r} is not a share between 0 and 1")
+    if active_share is None and reuse_share is not None:
+        raise ValueError(f"reuse_share: {reuse_share!r} says nothing without active_share")
+    active = None if active_share is None else Activity(active_share, window, reuse_share)
     found = find_device(device)
     around = surroundings(found, host=host, ssd=ssd, host_device=host_device, ssd_device=ssd_device)
     formats = {"dtype": dtype, **({"weight_dtype": weight_dtype} if weight_dtype else {})}
     if kv_dtype:
         formats["kv_dtype"] = kv_dtype
+    drive = None if ssd is None else ssd_device
     best: Placement | None = None
     for size in sorted(set(batch)) if objective == "throughput" else (min(batch),):
-        sizes, context = _sizes(model, found, size, prompt, generate, formats, cache_unit, prompt_chunk)
+        sizes, context = sizes_of(model, found, size, prompt, generate, formats, cache_unit, prompt_chunk)
+        if active:
+            sizes = by_neurons(sizes, model, active, drive, bundle, batch=size, context=prompt + generate, **formats)
         kept = _resident(resident_heads, sizes)
         room = (budget or found.main.capacity or 0) - context
         for count in sorted(set(batches)) if objective == "throughput" else (1,):
@@ -268,56 +251,13 @@ def _better(a: Placement, b: Placement, objective: str) -> bool:
     return a.throughput > b.throughput if objective == "throughput" else a.latency < b.latency
 
 
-def _sizes(
-    model: str, device: Device, batch: int, prompt: int, generate: int, formats: dict[str, Any], unit: str = "layer",
-    chunk: int | None = None,
-) -> tuple[Sizes, int]:  # fmt: skip
-    """Sizes of one batch, from estimates of a decoding step and of the prompts; and the context's bytes."""
-    graph = decode(model, batch=batch, context=prompt + generate, **formats)
-    step = estimate(graph, device)
-    prompts = estimate(prefill(model, batch=batch, seq=prompt, **formats), device)
-    layers = max(graph.families.values(), default=1)
-    cache = float(graph.total_bytes("kv_cache")) / batch
-    resident = float(graph.total_bytes("parameter", "kv_cache", "buffer"))
-    working = max(float(step.memory.live) - resident, 0.0)
-    part = prompts if chunk is None or chunk >= prompt else estimate(
-        prefill(model, batch=batch, seq=chunk, **formats), device
-    )  # fmt: skip
-    working = max(working, float(part.memory.by_role.get("activation", 0) + part.memory.by_role.get("workspace", 0)))
-    heads = _heads(graph)
-    if unit == "head" and not heads:
-        raise ValueError(f"cache_unit: the cache of {model} has no heads; accepted: layer, tokens")
-    units = {"layer": 1, "head": heads, "tokens": -(-(prompt + generate) // STRETCH)}[unit]
-    return Sizes(
-        layers,
-        float(graph.total_bytes("parameter")) / layers,
-        cache / layers,
-        cache / layers / (prompt + generate),
-        working,
-        float(step.time) / layers,
-        float(prompts.time) / layers,
-        heads,
-        units,
-        *_experts(graph, batch, layers),
-    ), step.memory.context
-
-
-def _heads(graph: Graph) -> int:
-    """Key-value heads of a layer's attention; 0 where it keeps latent vectors."""
-    if any("latent" in tensor.name for tensor in graph.of_role("kv_cache")):
-        return 0
-    found = [int(o.attributes["kv_heads"]) for _, o in graph.operators() if "kv_heads" in o.attributes]
-    return max(found, default=0)
-
-
-def _experts(graph: Graph, tokens: int, layers: int) -> tuple[float, int, int]:
-    """Bytes of routed experts per layer, their number, and how many a token chooses, of a decoding step."""
-    routed = [tensor for tensor in graph.of_role("parameter") if ".experts." in tensor.name and len(tensor.shape) == 3]
-    chosen = [t for name, t in graph.tensors.items() if name.endswith("experts.expert_ids.out")]
-    if not routed or not chosen:
-        return 0.0, 0, 0
-    size = sum(graph.layers(tensor.name) * int(tensor.bytes) for tensor in routed)
-    return size / layers, int(routed[0].shape[0]), int(chosen[0].elements) // tokens
+def _window(s: Sizes, block: int) -> float:
+    """Bytes that a feed-forward part which lies elsewhere takes on the device: windows of all layers and what comes in,
+    or, while the prompts run, whole layers."""
+    if s.sparse is None:
+        return 0.0
+    beside = s.sparse.beside(block)
+    return max(s.layers * beside.resident + BUFFERS * beside.loaded, BUFFERS * s.gathered)
 
 
 def _resident(given: int | None, sizes: Sizes) -> float | None:
@@ -329,6 +269,9 @@ def _resident(given: int | None, sizes: Sizes) -> float | None:
     return given / sizes.heads
 
 
+_GATHERED = {"ssd read": "neurons read"}
+"""Links on which neurons come in place of others."""
+
 _PLACES = ("device", "host", "ssd")
 
 
@@ -339,38 +282,43 @@ def _solve(
     """The linear program for one block; None if it does not fit."""
     pulp = import_module("pulp")
     program = pulp.LpProblem("placement", pulp.LpMinimize)
-    places = _PLACES[: 1 + len(around.tiers)]
+    places = ("device", *(tier.name for tier in around.tiers))
     w = {p: pulp.LpVariable(f"w_{p}", 0, 1) for p in places}
     c = {p: pulp.LpVariable(f"c_{p}", 0, 1) for p in places}
     step, first = pulp.LpVariable("step", 0), pulp.LpVariable("first", 0)
     block = batch * batches
     held, read, new = s.cache * s.layers * block, s.cache * block, s.appended * block
-    away_w, away_c = (pulp.lpSum(f[p] for p in places[1:]) for f in (w, c))
-    needed, late = s.read(block), (1.0 - prefetch) * s.experts * s.touched(block)
+    f = {p: pulp.LpVariable(f"f_{p}", 0, 1) for p in places} if s.sparse else w
+    away_w, away_c, away_f = (pulp.lpSum(share[p] for p in places[1:]) for share in (w, c, f))
+    needed, late = s.read(block) - s.gathered, (1.0 - prefetch) * s.experts * s.touched(block)
+    gather = {p: s.sparse.slower(around.common[1], p) for p in places[1:]} if s.sparse else {}
+    some = s.sparse.beside(block).loaded if s.sparse else 0.0
     limits = {
         "compute": batches * s.step_seconds,
         "experts after their router": batches * s.step_seconds + away_w * late / around.common[1],
-        "host in": (away_w * needed + away_c * read) / around.common[1],
+        "neurons after their attention": batches * s.step_seconds + pulp.lpSum(f[p] * some / gather[p] for p in gather),
+        "host in": (away_w * needed + away_f * some + away_c * read) / around.common[1],
         "host out": away_c * new / around.common[0],
     }
     prompts = {
         "compute": batches * s.prompt_seconds,
-        "host in": away_w * s.read(block * prompt) / around.common[1],
+        "host in": (away_w * (s.read(block * prompt) - s.gathered) + away_f * s.gathered) / around.common[1],
         "host out": away_c * new * prompt / around.common[0],
     }
     if "ssd" in places:
-        drive = around.tiers[1]
+        drive = around.tiers[-1]
         limits |= {
-            "ssd read": (w["ssd"] * needed + c["ssd"] * read) / drive.back,
+            "ssd read": (w["ssd"] * needed + c["ssd"] * read) / drive.back
+            + (f["ssd"] * some / gather["ssd"] if gather else 0.0),
             "ssd write": c["ssd"] * new / drive.out,
         }
         prompts |= {
-            "ssd read": w["ssd"] * s.read(block * prompt) / drive.back,
+            "ssd read": (w["ssd"] * (s.read(block * prompt) - s.gathered) + f["ssd"] * s.gathered) / drive.back,
             "ssd write": c["ssd"] * new * prompt / drive.out,
         }
     program.setObjective(s.layers * (first + (generate - 1) * step))
-    program += pulp.lpSum(w.values()) == 1
-    program += pulp.lpSum(c.values()) == 1
+    for shares in (w, c, f) if s.sparse else (w, c):
+        program += pulp.lpSum(shares.values()) == 1
     if kept is not None:
         program += c["device"] == kept
     for seconds in limits.values():
@@ -379,19 +327,23 @@ def _solve(
         program += first >= seconds
     streamed = BUFFERS * (away_w * needed + away_c * s.cache * batch / s.units)
     unit = 1e9
-    program += (w["device"] * s.weights * s.layers + c["device"] * held + streamed + s.working) / unit <= room / unit
+    lies = {p: (w[p] * (s.weights - s.gathered) + f[p] * s.gathered) * s.layers + c[p] * held for p in places}
+    program += (lies["device"] + away_f * _window(s, block) + streamed + s.working) / unit <= room / unit
     for place_, tier in zip(places[1:], around.tiers):
         if tier.capacity is not None:
-            program += (w[place_] * s.weights * s.layers + c[place_] * held) / unit <= tier.capacity / unit
+            program += lies[place_] / unit <= tier.capacity / unit
     program.solve(pulp.HiGHS(msg=False, threads=1))
     if program.sol_status != pulp.LpSolutionOptimal:
         return None
     taken = {name: float(pulp.value(seconds)) for name, seconds in limits.items()}
+    neurons = {p: max(float(pulp.value(v)), 0.0) for p, v in f.items()} if s.sparse else None
+    part = s.gathered / s.weights
+    weights = {p: (1.0 - part) * float(pulp.value(w[p])) + part * float(pulp.value(f[p])) for p in places}
     return Placement(
         model, device, batch, batches, prompt, generate,
-        {p: float(pulp.value(v)) for p, v in w.items()}, {p: float(pulp.value(v)) for p, v in c.items()},
+        weights, {p: float(pulp.value(v)) for p, v in c.items()},
         s.layers * float(pulp.value(step)), s.layers * float(pulp.value(first)),
-        max(taken, key=lambda name: taken[name]), s, around, prefetch,
+        max(taken, key=lambda name: taken[name]), s, around, prefetch, neurons,
     )  # fmt: skip
 
 
@@ -404,22 +356,32 @@ def replay(placement: Placement, steps: int = 3) -> Timeline:
     p, s = placement, placement.sizes
     program = Program(dict(p.around.links), {"device": StreamTier("device")})
     fixed = p.weights["device"] * s.weights * s.layers + p.cache["device"] * s.cache * s.layers * p.block
+    some = s.sparse.beside(p.block) if s.sparse and p.neurons else None
+    if some and s.sparse and p.neurons:
+        fixed += (1.0 - p.neurons["device"]) * some.resident * s.layers
+        if s.sparse.rate:
+            program.links["neurons read"] = Link("neurons read", s.sparse.rate)
     program.initial.append(Hold("fixed", "device", round(fixed + s.working)))
     link_in, link_out = _routes(p.around)
+    by = {place_: tuple(_GATHERED.get(link, link) for link in route) for place_, route in link_in.items()}
     uses: list[int] = []
     ends: list[int] = []  # last use of each layer's weights
     for step in range(steps):
         for layer in range(s.layers):
             name = f"{step}.{layer}"
             late = (1.0 - p.prefetch) * s.experts * s.touched(p.block)
-            weights = _fetches(program, link_in, f"weights {name}", p.weights, s.read(p.block) - late, ends, s.layers)
+            weights = _fetches(
+                program, link_in, f"weights {name}", p.streamed, s.read(p.block) - s.gathered - late, ends
+            )
             if late:  # the router has to run first
-                weights += _fetches(program, link_in, f"experts {name}", p.weights, late, uses[-1:] * BUFFERS, s.layers)
+                weights += _fetches(program, link_in, f"experts {name}", p.weights, late, uses[-1:] * BUFFERS)
             for batch in range(p.batches):
                 use = 0
                 for unit in range(s.units):
                     what = f"cache {name}.{batch}" + f".{unit}" * (s.units > 1)
-                    cached = _fetches(program, link_in, what, p.cache, s.cache * p.batch / s.units, uses, s.layers)
+                    cached = _fetches(program, link_in, what, p.cache, s.cache * p.batch / s.units, uses)
+                    if some and p.neurons and (batch, unit) == (0, 0):  # the attention has to run first
+                        weights += _fetches(program, by, f"neurons {name}", p.neurons, some.loaded, uses[-1:] * BUFFERS)
                     drops = [hold for _, hold in cached]
                     if (batch, unit) == (p.batches - 1, s.units - 1):
                         drops += [hold for _, hold in weights]
@@ -444,7 +406,7 @@ def _routes(around: Surroundings) -> tuple[dict[str, tuple[str, ...]], dict[str,
 
 def _fetches(
     program: Program, routes: dict[str, tuple[str, ...]], name: str, shares: dict[str, float], size: float,
-    uses: list[int], layers: int,
+    uses: list[int],
 ) -> list[tuple[int, str]]:  # fmt: skip
     """Copies of the parts that lie elsewhere, not before the use before the last has ended: (task, buffer)."""
     found = []
