@@ -20,7 +20,7 @@ from peakline.hybrid import hybrid, together
 from peakline.models.dtypes import dtype
 from peakline.models.graph import Graph
 from peakline.models.kernels import Gemm
-from peakline.planning.claims import Claim, row
+from peakline.planning.claims import Claim, table
 
 __all__ = ["CASES", "lines"]
 
@@ -340,19 +340,8 @@ CASES: dict[str, Callable[[], Iterator[Claim]]] = {
 
 
 def lines(names: list[str]) -> Iterator[str]:
-    """Lines of the table in Markdown, as they are computed.
-
-    Raises:
-        ValueError: an unknown case.
-    """
-    for name in names:
-        if name not in CASES:
-            raise ValueError(f"case: {name!r} is unknown; accepted: {', '.join(CASES)}")
-    yield "| paper | claim | theirs | ours | unit | difference | assuming |"
-    yield "|---|---|---:|---:|---|---:|---|"
-    for name in names:
-        for claim in CASES[name]():
-            yield row(claim)
+    """Lines of the table in Markdown, as they are computed; raises ValueError for an unknown case."""
+    return table(names, CASES)
 
 
 if __name__ == "__main__":

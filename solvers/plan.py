@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
 
-__all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Timing", "Traffic"]
+__all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Timing", "Traffic", "document"]
 
 SCHEMA = "peakline.plan/1"
 
@@ -226,12 +226,7 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan. Raises PlanError naming the field at fault; whether it is *valid* is for `replay` to say."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"plan: not JSON: {error}") from None
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            raise PlanError(f"plan: schema must be {SCHEMA!r}")
+        data = document(text, SCHEMA)
         steps = []
         for position, entry in enumerate(_get(data, "steps", list, "plan")):
             where = f"step {position}"
@@ -287,6 +282,21 @@ def _timing(data: Mapping[str, Any]) -> Timing:
         number("lower_bound"),
         _get(data, "method", str, "time"),
     )
+
+
+def document(text: str, schema: str) -> Mapping[str, Any]:
+    """The JSON object of a plan of that schema.
+
+    Raises:
+        PlanError: not JSON, or not such an object.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"plan: not JSON: {error}") from None
+    if not isinstance(data, Mapping) or data.get("schema") != schema:
+        raise PlanError(f"plan: schema must be {schema!r}")
+    return data
 
 
 def _get(data: Mapping[str, Any], field: str, kind: Any, where: str) -> Any:

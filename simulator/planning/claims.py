@@ -6,7 +6,7 @@ Every case states what it assumes where the paper leaves it open; nothing is tun
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -422,19 +422,19 @@ def row(claim: Claim) -> str:
     return f"| {claim.source} | {claim.what} | {claimed} | {claim.ours:.4g} | {claim.unit} | {off} | {claim.assumes} |"
 
 
-def table(names: list[str]) -> Iterator[str]:
-    """Lines of the table, as they are computed.
+def table(names: list[str], cases: Mapping[str, Callable[[], Iterator[Claim]]] = CASES) -> Iterator[str]:
+    """Lines of the table in Markdown, as they are computed.
 
     Raises:
         ValueError: an unknown case.
     """
     for name in names:
-        if name not in CASES:
-            raise ValueError(f"case: {name!r} is unknown; accepted: {', '.join(CASES)}")
+        if name not in cases:
+            raise ValueError(f"case: {name!r} is unknown; accepted: {', '.join(cases)}")
     yield "| paper | claim | theirs | ours | unit | difference | assuming |"
     yield "|---|---|---:|---:|---|---:|---|"
     for name in names:
-        for claim in CASES[name]():
+        for claim in cases[name]():
             yield row(claim)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
-from peakline.solvers.plan import PlanError, Traffic
+from peakline.solvers.plan import PlanError, Traffic, document
 
 __all__ = ["SCHEMA", "Bound", "Level", "LevelStep", "LevelsPlan", "Move"]
 
@@ -125,12 +125,7 @@ class LevelsPlan:
     @classmethod
     def from_json(cls, text: str) -> LevelsPlan:
         """Read a plan. Raises PlanError naming what is no plan; whether it is *valid* is for `replay_levels` to say."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"plan: not JSON: {error}") from None
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
-            raise PlanError(f"plan: schema must be {SCHEMA!r}")
+        data = document(text, SCHEMA)
         try:
             proof = data["certificate"]
             return cls(
