@@ -41,6 +41,9 @@ def place(
         float | None, typer.Option(help="Share of them active for the token before.", rich_help_panel=_PLACES)
     ] = None,
     bundle: Annotated[bool, typer.Option(help="A neuron's rows lie together.", rich_help_panel=_PLACES)] = True,
+    stream_unit: Annotated[
+        str, typer.Option(help="What of the weights comes in at a time: layer, operator.", rich_help_panel=_PLACES)
+    ] = "layer",
     budget: Annotated[str | None, typer.Option(help="Bytes of the device: 12GiB.", rich_help_panel=_PLACES)] = None,
     host: Annotated[str | None, typer.Option(help="Host memory: 64GiB.", rich_help_panel=_PLACES)] = None,
     ssd: Annotated[str | None, typer.Option(help="A drive behind it: 1TB.", rich_help_panel=_PLACES)] = None,
@@ -67,7 +70,7 @@ def place(
             ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device, cache_unit=cache_unit,
             resident_heads=resident_heads, prompt_chunk=prompt_chunk,
             expert_prefetch=expert_prefetch, active_share=active_share, window=window, reuse_share=reuse_share,
-            bundle=bundle,
+            bundle=bundle, stream_unit=stream_unit,
         )  # fmt: skip
     except NoPlace as error:
         if json_:

@@ -16,6 +16,7 @@ Of a mixture of experts only those come in that some token of the block chose: n
 E·(1 − (1 − k/E)^n). An expert that lies on the device is a hit. Which ones are missing is known when the layer's router
 has run: their copies add to the computing, but for the share that was predicted a layer ahead (*prefetch*).
 
+Weights come in layer by layer, or operator by operator, of which as many lie on the device as twice the largest takes.
 Where only the neurons that a token activates come in, the feed-forward weights have fractions of their own and a window
 on the device (`windows`); they are known when the layer's attention has run, so their copies add to the computing too.
 
@@ -27,7 +28,8 @@ Sources: Y. Sheng et al., "FlexGen", arXiv:2303.06865, §4.2 and appendix A.3: i
 program. C. Luo et al., "HeadInfer", arXiv:2502.12574, §3 (head-wise offloading, prompts in chunks). A. Eliseev,
 D. Mazur, "Fast Inference of Mixture-of-Experts Language Models with Offloading", arXiv:2312.17238, §3.1 and §3.2
 (experts cached on the device, the next layer's guessed and loaded ahead). K. Alizadeh et al., "LLM in a flash",
-arXiv:2312.11514, §3 (windows and bundles).
+arXiv:2312.11514, §3 (windows and bundles). Y. Liu et al., "PIPO: Pipelined Offloading for Efficient Inference on
+Consumer Devices", arXiv:2504.03664 (loads, computing and saves as tasks within a layer).
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from typing import Any
 
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
-from peakline.planning.serving_sizes import UNITS, Sizes, by_neurons, sizes_of
+from peakline.planning.serving_sizes import STREAM_UNITS, UNITS, Sizes, by_neurons, by_operators, sizes_of
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
 from peakline.planning.windows import Activity
 from peakline.streams import Hold, Link, Program, Task, Timeline, simulate
@@ -118,7 +121,7 @@ class Placement:
         s, away = self.sizes, (1.0 - self.streamed["device"], 1.0 - self.cache["device"])
         kept = self.weights["device"] * s.weights * s.layers + self.cache["device"] * s.cache * s.layers * self.block
         kept += (1.0 - self.neurons["device"]) * _window(s, self.block) if self.neurons else 0.0
-        came = away[0] * (s.read(self.block) - s.gathered) + away[1] * s.cache * self.batch / s.units
+        came = away[0] * (s.read(self.block) - s.gathered) * s.largest + away[1] * s.cache * self.batch / s.units
         return kept + BUFFERS * came + s.working
 
     @property
@@ -187,6 +190,7 @@ def place(
     window: int = 5,
     reuse_share: float | None = None,
     bundle: bool = True,
+    stream_unit: str = "layer",
 ) -> Placement:
     """The best placement over all blocks tried.
 
@@ -204,6 +208,7 @@ def place(
         window: tokens whose neurons stay on the device.
         reuse_share: share of a token's neurons that the token before activated too; None for independent draws.
         bundle: a neuron's rows and columns lie together on the drive.
+        stream_unit: what of the weights comes in at a time: a `layer`, or an `operator` (one matrix).
 
     Raises:
         NoPlace: nothing fits.
@@ -219,6 +224,12 @@ def place(
         raise ValueError(f"prompt_chunk: {prompt_chunk!r} is not a number of at least 1 token")
     if not 0.0 <= expert_prefetch <= 1.0:
         raise ValueError(f"expert_prefetch: {expert_prefetch!r} is not a share between 0 and 1")
+    if stream_unit not in STREAM_UNITS:
+        raise ValueError(f"stream_unit: {stream_unit!r} is unknown; accepted: {', '.join(STREAM_UNITS)}")
+    if stream_unit == "operator" and active_share is not None:
+        raise ValueError(
+            "stream_unit: 'operator' does not go with active_share, where neurons come in; accepted: layer"
+        )
     if active_share is None and reuse_share is not None:
         raise ValueError(f"reuse_share: {reuse_share!r} says nothing without active_share")
     active = None if active_share is None else Activity(active_share, window, reuse_share)
@@ -233,6 +244,8 @@ def place(
         sizes, context = sizes_of(model, found, size, prompt, generate, formats, cache_unit, prompt_chunk)
         if active:
             sizes = by_neurons(sizes, model, active, drive, bundle, batch=size, context=prompt + generate, **formats)
+        if stream_unit == "operator":
+            sizes = by_operators(sizes, model, batch=size, context=prompt + generate, **formats)
         kept = _resident(resident_heads, sizes)
         room = (budget or found.main.capacity or 0) - context
         for count in sorted(set(batches)) if objective == "throughput" else (1,):
@@ -325,7 +338,7 @@ def _solve(
         program += step >= seconds
     for seconds in prompts.values():
         program += first >= seconds
-    streamed = BUFFERS * (away_w * needed + away_c * s.cache * batch / s.units)
+    streamed = BUFFERS * (away_w * needed * s.largest + away_c * s.cache * batch / s.units)
     unit = 1e9
     lies = {p: (w[p] * (s.weights - s.gathered) + f[p] * s.gathered) * s.layers + c[p] * held for p in places}
     program += (lies["device"] + away_f * _window(s, block) + streamed + s.working) / unit <= room / unit
@@ -338,7 +351,7 @@ def _solve(
     taken = {name: float(pulp.value(seconds)) for name, seconds in limits.items()}
     neurons = {p: max(float(pulp.value(v)), 0.0) for p, v in f.items()} if s.sparse else None
     part = s.gathered / s.weights
-    weights = {p: (1.0 - part) * float(pulp.value(w[p])) + part * float(pulp.value(f[p])) for p in places}
+    weights = {p: max((1.0 - part) * pulp.value(w[p]) + part * pulp.value(f[p]), 0.0) for p in places}
     return Placement(
         model, device, batch, batches, prompt, generate,
         weights, {p: float(pulp.value(v)) for p, v in c.items()},
@@ -365,35 +378,39 @@ def replay(placement: Placement, steps: int = 3) -> Timeline:
     link_in, link_out = _routes(p.around)
     by = {place_: tuple(_GATHERED.get(link, link) for link in route) for place_, route in link_in.items()}
     uses: list[int] = []
-    ends: list[int] = []  # last use of each layer's weights
+    ends: list[int] = []  # last use of each piece's weights
+    sizes: list[float] = []  # and their bytes
+    room = BUFFERS * s.largest * (s.read(p.block) - s.gathered) * (1.0 + 1e-9)
     for step in range(steps):
-        for layer in range(s.layers):
-            name = f"{step}.{layer}"
+        for layer, piece in product(range(s.layers), s.pieces):
+            name = f"{step}.{layer}" + f" {piece.name}" * bool(piece.name)
             late = (1.0 - p.prefetch) * s.experts * s.touched(p.block)
-            weights = _fetches(
-                program, link_in, f"weights {name}", p.streamed, s.read(p.block) - s.gathered - late, ends
-            )
+            size = (s.read(p.block) - s.gathered - late) * piece.weights
+            sizes.append(size)
+            weights = _fetches(program, link_in, f"weights {name}", p.streamed, size, _freed(ends, sizes, room))
             if late:  # the router has to run first
-                weights += _fetches(program, link_in, f"experts {name}", p.weights, late, uses[-1:] * BUFFERS)
+                weights += _fetches(program, link_in, f"experts {name}", p.weights, late, uses[-1:])
             for batch in range(p.batches):
-                use = 0
-                for unit in range(s.units):
-                    what = f"cache {name}.{batch}" + f".{unit}" * (s.units > 1)
-                    cached = _fetches(program, link_in, what, p.cache, s.cache * p.batch / s.units, uses)
+                use, parts = 0, s.units if piece.cached else 1
+                for unit in range(parts):
+                    what = f"cache {name}.{batch}" + f".{unit}" * (parts > 1)
+                    came = s.cache * p.batch / s.units if piece.cached else 0.0
+                    cached = _fetches(program, link_in, what, p.cache, came, uses[-BUFFERS:-1])
                     if some and p.neurons and (batch, unit) == (0, 0):  # the attention has to run first
-                        weights += _fetches(program, by, f"neurons {name}", p.neurons, some.loaded, uses[-1:] * BUFFERS)
+                        weights += _fetches(program, by, f"neurons {name}", p.neurons, some.loaded, uses[-1:])
                     drops = [hold for _, hold in cached]
-                    if (batch, unit) == (p.batches - 1, s.units - 1):
+                    if (batch, unit) == (p.batches - 1, parts - 1):
                         drops += [hold for _, hold in weights]
                     after = tuple(task for task, _ in (*weights, *cached))
-                    took, label = s.step_seconds / s.units, f"layer {name}.{batch}"
+                    took, label = s.step_seconds * piece.computing / parts, f"layer {name}.{batch}"
                     use = program.add(Task(label, "compute", took, 0, (), after, (), tuple(drops), "forward"))
-                    uses.append(use)
+                    if piece.cached:
+                        uses.append(use)
                 for place_, route in link_out.items():
                     moved = round(p.cache.get(place_, 0.0) * s.appended * p.batch)
-                    if moved:
+                    if moved and piece.cached:
                         program.add(Task(f"append {name}.{batch}", f"to {place_}", 0.0, moved, route, (use,)))
-            ends.append(uses[-1])
+            ends.append(use)
     return simulate(program)
 
 
@@ -404,17 +421,25 @@ def _routes(around: Surroundings) -> tuple[dict[str, tuple[str, ...]], dict[str,
     )
 
 
+def _freed(ends: list[int], sizes: list[float], room: float) -> list[int]:
+    """The use that has to end before the last of the pieces has room beside those before it."""
+    taken, piece = 0.0, len(sizes)
+    while piece and taken + sizes[piece - 1] <= room:
+        piece -= 1
+        taken += sizes[piece]
+    return ends[piece - 1 : piece] if piece else []
+
+
 def _fetches(
     program: Program, routes: dict[str, tuple[str, ...]], name: str, shares: dict[str, float], size: float,
-    uses: list[int],
+    after: list[int],
 ) -> list[tuple[int, str]]:  # fmt: skip
-    """Copies of the parts that lie elsewhere, not before the use before the last has ended: (task, buffer)."""
+    """Copies of the parts that lie elsewhere, not before `after` has ended: (task, buffer)."""
     found = []
-    after = (uses[-BUFFERS],) if len(uses) >= BUFFERS else ()
     for place_, route in routes.items():
         moved = round(shares.get(place_, 0.0) * size)
         if moved:
             hold = Hold(f"{name} from {place_}", "device", moved)
-            task = Task(f"fetch {name}", f"from {place_}", 0.0, moved, route, after, (hold,), (), "fetch")
+            task = Task(f"fetch {name}", f"from {place_}", 0.0, moved, route, tuple(after), (hold,), (), "fetch")
             found.append((program.add(task), hold.buffer))
     return found

@@ -12,13 +12,33 @@ from peakline.models.graph import Graph
 from peakline.models.workloads import decode, prefill
 from peakline.planning.windows import Activity, Sparse, feed_forward, read_rate
 
-__all__ = ["STRETCH", "UNITS", "Sizes", "by_neurons", "sizes_of"]
+__all__ = ["STREAM_UNITS", "STRETCH", "UNITS", "Piece", "Sizes", "by_neurons", "by_operators", "sizes_of"]
 
 UNITS = ("layer", "head", "tokens")
 """What of the cache comes in at a time."""
 
 STRETCH = 1024
 """Tokens of a unit of tokens."""
+
+
+STREAM_UNITS = ("layer", "operator")
+"""What of the weights comes in at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What of a layer comes in at a time and is computed then.
+
+    Attributes:
+        name: for people.
+        weights, computing: shares of the layer's streamed bytes and of its computing.
+        cached: the cache is read and written here.
+    """
+
+    name: str
+    weights: float
+    computing: float
+    cached: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,7 @@ class Sizes:
         experts: bytes of a layer's routed experts, among its weights.
         expert_count, chosen: routed experts of a layer, and how many of them a token chooses.
         sparse: the feed-forward part, where only active neurons of it come in.
+        pieces: in which a layer comes in, in the order of their use; one, or its operators.
     """
 
     layers: int
@@ -52,6 +73,12 @@ class Sizes:
     expert_count: int = 0
     chosen: int = 0
     sparse: Sparse | None = None
+    pieces: tuple[Piece, ...] = (Piece("", 1.0, 1.0, True),)
+
+    @property
+    def largest(self) -> float:
+        """Share of a layer's streamed weights that comes in at a time, at most."""
+        return max(piece.weights for piece in self.pieces)
 
     @property
     def gathered(self) -> float:
@@ -119,6 +146,43 @@ def _experts(graph: Graph, tokens: int, layers: int) -> tuple[float, int, int]:
         return 0.0, 0, 0
     size = sum(graph.layers(tensor.name) * int(tensor.bytes) for tensor in routed)
     return size / layers, int(routed[0].shape[0]), int(chosen[0].elements) // tokens
+
+
+def by_operators(sizes: Sizes, model: str, **workload: Any) -> Sizes:
+    """The sizes with layers that come in operator by operator.
+
+    A decoding step takes as long as its bytes take to be read, so an operator's share of the computing is that of the
+    weights and the cache it reads.
+
+    Raises:
+        ValueError: a mixture of experts, or no operators with weights.
+    """
+    if sizes.expert_count:
+        raise ValueError("stream_unit: the experts of a mixture come in as they are chosen; accepted: layer")
+    graph, batch = decode(model, **workload), int(workload["batch"])
+    parameters = {tensor.name for tensor in graph.of_role("parameter")}
+    found: list[tuple[str, float, bool]] = []
+    for block, operator in graph.operators():
+        if block.repeat < 2:
+            continue
+        own = sum(int(graph.tensors[name].bytes) for name in operator.inputs if name in parameters)
+        if own:
+            found.append((operator.name, float(own), False))
+        elif operator.type == "cache_write":
+            found = [piece for piece in found if not piece[2]]  # attention runs once keys and values are written
+            found.append(("attention", 0.0, True))
+    weights, cache = sum(size for _, size, _ in found), sizes.cache * batch
+    if not weights or not any(cached for _, _, cached in found):
+        raise ValueError(f"stream_unit: {model} has no layers of operators with a cache; accepted: layer")
+    scale = sizes.weights / weights  # embeddings and head are spread over the layers
+    reads = sizes.weights + cache
+    return replace(
+        sizes,
+        pieces=tuple(
+            Piece(name, size / weights, (cache if cached else size * scale) / reads, cached)
+            for name, size, cached in found
+        ),
+    )
 
 
 def by_neurons(
