@@ -31,7 +31,7 @@ from peakline.models.graph import Graph
 __all__ = ["Activity", "FeedForward", "Sparse", "Windowed", "feed_forward", "read_rate", "windowed"]
 
 DEPTH = 32
-"""Reads in flight: the threads with which the paper reads (§4.1)."""
+"""Reads in flight: the paper reads with 32 threads."""
 
 _FEED_FORWARD = (".mlp.", ".fc1.", ".fc2.", ".ffn.", "feed_forward", "densereludense")
 
