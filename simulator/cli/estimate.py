@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peakline.models.huggingface import UnknownArchitecture
 from peakline.program import load_function, names_function
 
 if TYPE_CHECKING:
@@ -208,6 +207,7 @@ def device_of(name: str, set_: list[str] | None) -> Device:
 def estimated(model: str, device: Device, **flags: Any) -> Estimate:
     """The estimate that the flags of `peakline estimate` ask for, by the names of its parameters."""
     import peakline as pk
+    from peakline.models.huggingface import UnknownArchitecture
 
     asked = {phase: bool(flags.pop(flag)) for flag, phase in _WAYS.items()}
     how = {name: flags.pop(name) for name in _HOW}
