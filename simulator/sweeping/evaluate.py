@@ -41,7 +41,7 @@ from peakline.sweeping.reduced import (
 )
 from peakline.sweeping.structure import Lives
 from peakline.sweeping.table import ROLES, Table
-from peakline.sweeping.workload import Rows, built
+from peakline.sweeping.workload import Rows, built, moved
 
 __all__ = ["BLOCK", "WorkerVersionError", "evaluate"]
 
@@ -326,11 +326,7 @@ def _prepare(graph: Graph | Exception, rows: Rows, unit: _Unit) -> _Prepared | E
 
 
 def _cut(places: Any, part: Rows) -> Any:
-    if not isinstance(places, slice):
-        return places[part]
-    if not isinstance(part, slice):
-        return places.start + part
-    return slice(places.start + part.start, places.start + part.stop)
+    return moved(part, places.start) if isinstance(places, slice) else places[part]
 
 
 def _said(error: Exception) -> str:

@@ -19,7 +19,7 @@ from peakline.models.workload import Lora
 from peakline.models.workloads import decode, inference, prefill, training_step
 from peakline.sweeping.axes import ESTIMATE_OPTIONS, TRAINING_OPTIONS
 
-__all__ = ["build", "built"]
+__all__ = ["Rows", "build", "built", "moved"]
 
 _BUILD = {"training": training_step, "prefill": prefill, "decode": decode, "inference": inference}
 
@@ -111,8 +111,9 @@ def built(
         if stop - start == 1:
             cut = {name: value[0] for name, value in cut.items()}
         for found, part in built(options, cut, (stop - start,), models):
-            yield found, np.arange(start, stop)[part] if not isinstance(part, slice) else _moved(part, start)
+            yield found, moved(part, start)
 
 
-def _moved(rows: slice, by: int) -> slice:
-    return slice(rows.start + by, rows.stop + by)
+def moved(rows: Rows, by: int) -> Rows:
+    """The rows of a block that begins `by` rows further on."""
+    return slice(rows.start + by, rows.stop + by) if isinstance(rows, slice) else rows + by
