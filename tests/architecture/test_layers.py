@@ -117,6 +117,11 @@ def test_importing_takes_less_than_half_a_second_and_loads_nothing_heavy() -> No
     assert min(times) < 0.5
 
 
+def test_the_command_line_starts_without_arrays_and_models() -> None:
+    _, packages = _loaded_by("import peakline.cli.app")
+    assert packages & (HEAVY | {"numpy", "pandas", "pydantic", "networkx"}) == set()
+
+
 def test_an_estimate_loads_neither_torch_nor_a_solver_nor_matplotlib() -> None:
     _, packages = _loaded_by(
         "import peakline as pk; pk.estimate(pk.training_step('llama-3.2-1b', seq=128), 'h100-sxm').to_json()"
