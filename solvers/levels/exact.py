@@ -11,9 +11,9 @@ import heapq
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.evictions import minimal_sets
 from peakline.solvers.levels.plan import Level
 
 __all__ = ["Act", "Found", "search"]
@@ -139,19 +139,10 @@ class _Work:
         """
         _, copies, off = state
         excess = self.dag.weigh(copies[n] | fresh) - self.levels[n].capacity
-        if excess <= 0:
-            yield 0
-            return
         elsewhere = off
         for m, other in enumerate(copies):
             elsewhere |= other if m != n else 0
-        size = self.dag.size
-        idle = list(bits(copies[n] & ~busy & elsewhere))
-        for count in range(1, len(idle) + 1):
-            for chosen in combinations(idle, count):
-                total = sum(size[a] for a in chosen)
-                if total >= excess and total - min(size[a] for a in chosen) < excess:
-                    yield sum(1 << a for a in chosen)
+        return minimal_sets(self.dag, copies[n] & ~busy & elsewhere, excess)
 
     def _without_dead(self, state: State) -> State:
         """What nobody reads or stores any more has no copies."""

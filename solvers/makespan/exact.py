@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
 from math import lcm
 from typing import NamedTuple
 
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.evictions import minimal_sets
 from peakline.solvers.makespan.timed import Stay, Timed
 
 __all__ = ["Found", "search"]
@@ -174,16 +174,7 @@ class _Work:
         if state.moving > 0:
             held |= 1 << (state.moving - 1)
         excess = self.dag.weigh(held) + self.dag.weigh(fresh) - self.capacity
-        if excess <= 0:
-            yield 0
-            return
-        size = self.dag.size
-        idle = list(bits(state.resident & state.off_chip & ~busy))
-        for count in range(1, len(idle) + 1):
-            for chosen in combinations(idle, count):
-                total = sum(size[a] for a in chosen)
-                if total >= excess and total - min(size[a] for a in chosen) < excess:
-                    yield sum(1 << a for a in chosen)
+        return minimal_sets(self.dag, state.resident & state.off_chip & ~busy, excess)
 
     def _later(self, state: _State, ticks: int) -> _State:
         """After that many ticks, the dead gone."""

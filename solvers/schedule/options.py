@@ -14,10 +14,11 @@ import heapq
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 
 from peakline.solvers.allocation import Instance, allocate
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.evictions import minimal_sets
 from peakline.solvers.plan import Certificate, Plan, Step, Traffic
 
 __all__ = ["Found", "Taken", "placed", "search"]
@@ -106,7 +107,7 @@ class _Moves:
         idle = resident & ~needed & ~leaving
         room = self.capacity - dag.weigh(needed) + sum(dag.size[b] for b, _ in pairs)
         anew = resident & self.makes[i]  # made again, so the old copy may go
-        for evict in _minimal(dag, idle, dag.weigh(idle) - room, self.deadline):
+        for evict in minimal_sets(dag, idle, dag.weigh(idle) - room, self.deadline):
             under = sum(1 << a for _, a in pairs)
             losing = (evict | under) & ~off
             must = losing & (self.wanted(executed | 1 << i) if not self.again else -1)
@@ -239,23 +240,3 @@ def _subsets(mask: int) -> Iterator[int]:
         if not part:
             return
         part = (part - 1) & mask
-
-
-def _minimal(dag: Dag, idle: int, excess: int, deadline: float) -> Iterator[int]:
-    """Sets of idle tensors of at least `excess` bytes, none of which is superfluous.
-
-    Raises TimeoutError past the deadline: of many tensors there are too many sets.
-    """
-    if excess <= 0:
-        yield 0
-        return
-    members = list(bits(idle))
-    looked = 0
-    for count in range(1, len(members) + 1):
-        for chosen in combinations(members, count):
-            looked += 1
-            if looked % 4096 == 0 and time.perf_counter() > deadline:
-                raise TimeoutError
-            total = sum(dag.size[a] for a in chosen)
-            if total >= excess and total - min(dag.size[a] for a in chosen) < excess:
-                yield sum(1 << a for a in chosen)
