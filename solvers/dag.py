@@ -84,6 +84,21 @@ class Dag:
         return sum(1 << i for i, tensor in enumerate(self.problem.tensors) if tensor.role in OFF_CHIP)
 
     @cached_property
+    def results(self) -> int:
+        """Mask of the problem's outputs, which must end off-chip."""
+        return sum(1 << i for i, tensor in enumerate(self.problem.tensors) if tensor.role == "output")
+
+    @cached_property
+    def reads(self) -> tuple[int, ...]:
+        """Mask of the tensors that each operator reads."""
+        return tuple(sum(1 << a for a in read) for read in self.inputs)
+
+    @cached_property
+    def makes(self) -> tuple[int, ...]:
+        """Mask of the tensors that each operator makes."""
+        return tuple(sum(1 << a for a in made) for made in self.outputs)
+
+    @cached_property
     def before(self) -> tuple[int, ...]:
         """Mask of the operators that each operator needs at once: the makers of its inputs."""
         return tuple(sum(1 << j for j in {self.maker[a] for a in read} if j >= 0) for read in self.inputs)

@@ -10,6 +10,7 @@ A drive answers a request after its latency L; with q requests in flight it answ
   between the two.
 
 A request longer than the rated one is split over dies, and adds its bytes at the interface's bandwidth to the latency.
+At random places a drive moves whole ones of the rated size, a page for less than a page.
 Small random writes rewrite whole erase blocks: what the flash writes is more than what the host does, by
 (sequential bandwidth) / (random bandwidth) in the steady state (X.-Y. Hu et al., "Write amplification analysis in
 flash-based solid state drives", SYSTOR 2009).
@@ -44,6 +45,10 @@ class Side:
     latency: float | None
     rate: float | None
     request: int
+
+    def whole(self, request: float) -> int:
+        """Bytes that the drive moves for a request at a random place: as many of the rated size as it takes."""
+        return ceil(request / self.request) * self.request
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,17 @@ class Drive:
         _some(request, depth)
         return min(depth * request / self.latency(way, request), self.side(way).bandwidth)
 
+    def random_rate(self, way: Way, request: float) -> float:
+        """Requests of `request` bytes at random places per second, enough in flight: whole rated ones are read.
+
+        Raises:
+            ValueError: random requests per second are not published.
+        """
+        side = self.side(way)
+        if side.rate is None:
+            raise ValueError(f"{self.name}: storage.random_{way} is unknown")
+        return min(side.rate, side.bandwidth / side.whole(request))
+
     def random(self, way: Way, request: float, depth: int) -> float:
         """Bytes/s of `depth` requests at random places kept in flight, colliding (see the module).
 
@@ -94,10 +110,8 @@ class Drive:
             ValueError: random requests per second, or the latency, are not published.
         """
         _some(request, depth)
-        side, alone = self.side(way), self.latency(way, request)
-        if side.rate is None:
-            raise ValueError(f"{self.name}: storage.random_{way} is unknown")
-        most = min(side.rate * max(ceil(request / side.request), 1) * side.request, side.bandwidth) / request
+        alone = self.latency(way, self.side(way).whole(request))
+        most = self.random_rate(way, request)
         stations = max(most * alone, 1.0)
         return min(depth * stations / (alone * (stations + depth - 1)), most) * request
 

@@ -23,7 +23,6 @@ arXiv:2312.11514, §3.1 (windows), §3.2 (bundles). The two-state chain is ours:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 
 from peakline.cost.storage import Drive
 from peakline.models.graph import Graph
@@ -155,13 +154,9 @@ def read_rate(drive: Drive, chunk: float, depth: int = DEPTH) -> float:
     Raises:
         ValueError: random reads per second are not published.
     """
-    side = drive.reading
-    whole = ceil(chunk / side.request) * side.request  # a drive reads whole pages
-    if side.latency is not None:
-        return drive.random("read", whole, depth) * chunk / whole
-    if side.rate is None:
-        raise ValueError(f"{drive.name}: storage.random_read is unknown")
-    return min(side.rate * whole, side.bandwidth) * chunk / whole
+    if drive.reading.latency is None:
+        return drive.random_rate("read", chunk) * chunk
+    return drive.random("read", chunk, depth)
 
 
 def windowed(part: FeedForward, activity: Activity, rate: float, sequences: int = 1) -> Windowed:

@@ -84,9 +84,7 @@ class _Work:
 
     def __init__(self, dag: Dag, levels: Sequence[Level]) -> None:
         self.dag, self.levels = dag, levels
-        self.outputs = sum(1 << a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output")
-        self.made = [sum(1 << a for a in made) for made in dag.outputs]
-        self.reads = [sum(1 << a for a in read) for read in dag.inputs]
+        self.outputs, self.made, self.reads = dag.results, dag.makes, dag.reads
 
     def wanted(self, executed: int) -> int:
         return sum(1 << a for a, readers in enumerate(self.dag.readers) if readers & ~executed)

@@ -20,7 +20,7 @@ from typing import Any
 
 from peakline.solvers.allocation import Instance, allocate
 from peakline.solvers.bounds import grain
-from peakline.solvers.dag import Dag
+from peakline.solvers.dag import Dag, bits
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan, LevelStep, Move
 from peakline.solvers.plan import Traffic
 from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, uses
@@ -201,7 +201,7 @@ class _Writer:
         self.dag, self.levels, self.homes, self.rests = dag, levels, homes, rests
         self.names = [tensor.name for tensor in dag.problem.tensors]
         self.off = {a for a, maker in enumerate(dag.maker) if maker < 0}
-        self.outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
+        self.outputs = set(bits(dag.results))
         self.at = {(box.tensor, box.first): offset for box, offset in zip(episodes(dag, first), near)}
         self.load, self.store = [0] * len(levels), [0] * len(levels)
         self.moves: list[Move] = []

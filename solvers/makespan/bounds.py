@@ -73,8 +73,6 @@ def windows(
     (an operator outside B that runs in between as well takes at least the time that it hides). Windows without such
     loads are left out: precedence says the same.
     """
-    reads = [sum(1 << a for a in read) for read in dag.inputs]
-    made = [sum(1 << a for a in outputs) for outputs in dag.outputs]
     found: dict[int, list[tuple[int, float]]] = {}
     place = {i: n for n, i in enumerate(dag.problem.given_order)}
     fits: dict[tuple[int, int], int] = {}
@@ -89,14 +87,14 @@ def windows(
             break
         there = dag.off_chip
         for i in bits(dag.ancestors[j]):
-            there |= made[i]
+            there |= dag.makes[i]
         there &= ~dag.touch[j]
         pairs = []
         for k in sorted(bits(dag.descendants[j]), key=place.__getitem__)[:_LONGEST_WINDOW]:
             between = list(bits(dag.descendants[j] & dag.ancestors[k]))
-            needed = reads[k]
+            needed = dag.reads[k]
             for i in between:
-                needed |= reads[i]
+                needed |= dag.reads[i]
             needed &= there
             moving = (dag.weigh(needed) - beside(j, needed)) / bandwidth
             if moving > 0:
@@ -142,10 +140,9 @@ def tails(
     dag: Dag, seconds: Sequence[float], bandwidth: float, apart: dict[int, list[tuple[int, float]]] | None = None
 ) -> list[float]:
     """Seconds that follow each operator in every plan; `apart` as `windows` gives it."""
-    outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
     found, made = [0.0] * len(dag), [0] * len(dag)
     for j in reversed(dag.problem.given_order):
-        made[j] = sum(1 << a for a in dag.outputs[j] if a in outputs)
+        made[j] = dag.makes[j] & dag.results
         for k in bits(dag.after[j]):
             made[j] |= made[k]
             found[j] = max(found[j], seconds[k] + found[k])
@@ -203,10 +200,9 @@ def _beside(dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float,
     time serves nobody), so j hides at most (M − working set_j) bytes of loads. Before the first operator its inputs
     are loaded; after the last one what it makes is stored. Of x non-compulsory bytes at least half are loads.
     """
-    outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
     used = sum(1 << a for a in bits(dag.off_chip) if dag.readers[a])
     loads = (dag.weigh(used) + (avoidable + 1) // 2) / bandwidth
     hidden = sum(min(p, (capacity - dag.working_sets[j]) / bandwidth) for j, p in enumerate(seconds))
     first = min(dag.weigh(dag.touch[j] & dag.off_chip) for j in range(len(dag)) if not dag.before[j])
-    last = min(sum(dag.size[a] for a in dag.outputs[j] if a in outputs) for j in range(len(dag)) if not dag.after[j])
+    last = min(dag.weigh(dag.makes[j] & dag.results) for j in range(len(dag)) if not dag.after[j])
     return sum(seconds) + max(first / bandwidth, loads - hidden) + last / bandwidth

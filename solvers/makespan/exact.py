@@ -102,9 +102,7 @@ class _Work:
         self.unit = lcm(*(f.denominator for f in (*runs, *moves)))
         self.run_ticks = [int(p * self.unit) for p in runs]
         self.move_ticks = [int(p * self.unit) for p in moves]
-        self.outputs = sum(1 << a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output")
-        self.made = [sum(1 << a for a in made) for made in dag.outputs]
-        self.reads = [sum(1 << a for a in read) for read in dag.inputs]
+        self.outputs, self.made, self.reads = dag.results, dag.makes, dag.reads
 
     def ticks(self, seconds: float) -> int:
         return int(Fraction(seconds) * self.unit) if seconds != float("inf") else 1 << 4000

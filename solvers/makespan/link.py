@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from peakline.solvers.dag import Dag
+from peakline.solvers.dag import Dag, bits
 from peakline.solvers.makespan.timed import Stay, Timed
 from peakline.solvers.schedule.episodes import Episode, Schedule, episodes
 
@@ -40,7 +40,7 @@ class _Link:
         self.made: list[list[int]] = [[] for _ in range(count)]
         self.ending: list[list[int]] = [[] for _ in range(count)]
         dropped = {box.tensor for box in self.boxes if box.loaded}
-        outputs = {a for a, tensor in enumerate(self.dag.problem.tensors) if tensor.role == "output"}
+        outputs = set(bits(self.dag.results))
         self.to_store: set[int] = set()  # boxes whose tensor must be stored, and is not yet
         for n, box in enumerate(self.boxes):
             for t in range(box.first, box.last + 1):

@@ -57,9 +57,7 @@ class _Moves:
     def __init__(self, dag: Dag, capacity: int, allow: tuple[str, ...], deadline: float) -> None:
         self.dag, self.capacity, self.deadline = dag, capacity, deadline
         self.bypass, self.in_place, self.again = (name in allow for name in ("bypass", "in-place", "recompute"))
-        self.outputs = sum(1 << a for a, t in enumerate(dag.problem.tensors) if t.role == "output")
-        self.makes = [sum(1 << a for a in made) for made in dag.outputs]
-        self.reads = [sum(1 << a for a in read) for read in dag.inputs]
+        self.outputs, self.makes, self.reads = dag.results, dag.makes, dag.reads
 
     def wanted(self, executed: int) -> int:
         """Tensors that an operator yet to run reads; with recompute any may be wanted again."""

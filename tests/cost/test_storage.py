@@ -29,6 +29,13 @@ def test_the_datasheets_random_rate_needs_many_requests_in_flight() -> None:
     assert drive.depth("read", 4096) > 64 > 2 >= drive.depth("read", 16 << 20)
 
 
+@pytest.mark.parametrize("depth", [1, 32, 4096])
+def test_less_than_a_page_at_a_random_place_takes_as_long_as_the_page(depth: int) -> None:
+    drive = drive_of("990-pro")
+    assert drive.random("read", 512, depth) / 512 == pytest.approx(drive.random("read", 4096, depth) / 4096)
+    assert drive.random("read", 5000, depth) / 5000 == pytest.approx(drive.random("read", 8192, depth) / 8192)
+
+
 @pytest.mark.parametrize(("link", "measured", "source"), PINNED)
 def test_pinned_copies_reach_what_headers_leave_but_a_fifth(link: str, measured: float, source: str) -> None:
     raw = device(link).links["lanes"].bandwidth
