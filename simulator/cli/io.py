@@ -94,12 +94,7 @@ def _print(found: IoReport, json_: bool) -> None:
     if json_:
         print(json.dumps({"schema": SCHEMA, **found.to_dict()}, indent=2))
         return
-    from peakline.cli.report import console, print_table
+    from peakline.cli.report import print_tables
 
-    out = console()
     print(found.title)
-    for table in found.tables():
-        if out.is_terminal:
-            print_table(out, table)
-        else:
-            print("\n" + "\n".join(table.lines()))
+    print_tables(found.tables())

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from peakline.text import Table, explain, headline, operator_table, tables
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from peakline.explaining.explain import Explanation
     from peakline.result import Estimate
 
-__all__ = ["console", "print_table", "show"]
+__all__ = ["console", "print_table", "print_tables", "show"]
 
 
 def console() -> Console:
@@ -45,6 +47,16 @@ def show(est: Estimate, *, operators: bool = False, why: Explanation | None = No
         out.print("\nNotes", style="bold")
         for note in notes:
             out.print(f"  - {note}", style="yellow")
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Tables on the terminal, or as plain lines in a pipe, an empty one before each."""
+    out = console()
+    for table in tables:
+        if out.is_terminal:
+            print_table(out, table)
+        else:
+            print("\n" + "\n".join(table.lines()))
 
 
 def print_table(out: Console, table: Table) -> None:

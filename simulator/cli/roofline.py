@@ -55,13 +55,8 @@ def roofline(
         more = {} if joules is None else {"energy": joules.to_dict()}
         print(json.dumps({"schema": SCHEMA, **found.to_dict(), **more}, indent=2))
         return 0
-    from peakline.cli.report import console, print_table
+    from peakline.cli.report import print_tables
 
-    out = console()
     print(found.title)
-    for table in [*found.tables(), *([joules.table()] if joules else [])]:
-        if out.is_terminal:
-            print_table(out, table)
-        else:
-            print("\n" + "\n".join(table.lines()))
+    print_tables([*found.tables(), *([joules.table()] if joules else [])])
     return 0

@@ -42,6 +42,7 @@ from typing import Any
 
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
+from peakline.planning.options import one_of
 from peakline.planning.serving_sizes import STREAM_UNITS, UNITS, Sizes, by_neurons, by_operators, sizes_of
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
 from peakline.planning.windows import Activity
@@ -214,18 +215,15 @@ def place(
         NoPlace: nothing fits.
         ValueError: an unknown objective or unit, no tokens, or more heads than the model has.
     """
-    if objective not in ("throughput", "latency"):
-        raise ValueError(f"objective: {objective!r} is unknown; accepted: throughput, latency")
+    one_of("objective", objective, ("throughput", "latency"))
     if prompt < 1 or generate < 1:
         raise ValueError("prompt and generate: at least one token each")
-    if cache_unit not in UNITS:
-        raise ValueError(f"cache_unit: {cache_unit!r} is unknown; accepted: {', '.join(UNITS)}")
+    one_of("cache_unit", cache_unit, UNITS)
     if prompt_chunk is not None and prompt_chunk < 1:
         raise ValueError(f"prompt_chunk: {prompt_chunk!r} is not a number of at least 1 token")
     if not 0.0 <= expert_prefetch <= 1.0:
         raise ValueError(f"expert_prefetch: {expert_prefetch!r} is not a share between 0 and 1")
-    if stream_unit not in STREAM_UNITS:
-        raise ValueError(f"stream_unit: {stream_unit!r} is unknown; accepted: {', '.join(STREAM_UNITS)}")
+    one_of("stream_unit", stream_unit, STREAM_UNITS)
     if stream_unit == "operator" and active_share is not None:
         raise ValueError(
             "stream_unit: 'operator' does not go with active_share, where neurons come in; accepted: layer"
