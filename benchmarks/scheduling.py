@@ -1,10 +1,11 @@
 """Order and traffic on models and irregular cells: writes the results table of docs/scheduling.md.
 
-    python benchmarks/scheduling.py [--group models|wired] [--time-limit 20] [--cells FOLDER] [--write]
+    python benchmarks/scheduling.py [--group models|wired|cells] [--time-limit 20] [--cells FOLDER] [--write]
 
 Each problem is solved at the largest working set M_R, halfway, and at the smallest peak M_P; every plan is replayed.
-The group wired are random stages (`random_wiring.py`). `--cells` names a folder of cells as JSON (`{"name", "ops":
-[{"id", "kind", "bytes", "inputs"}]}`); `--write` replaces the group's table between its markers in the documentation.
+The group wired are random stages (`random_wiring.py`), the group cells SwiftNet (`swiftnet.py`) and the cells in the
+folder that `--cells` names, as JSON (`{"name", "ops": [{"id", "kind", "bytes", "inputs"}]}`). `--write` replaces the
+group's table between its markers in the documentation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from cosma_networks import without_parameters
 from random_wiring import stage
+from swiftnet import cell, swiftnet
 
 import peakline as pk
 from peakline.scheduling import part_of, problem_of
@@ -46,9 +48,13 @@ def models() -> Iterator[tuple[str, Problem]]:
     yield "BERT-base, training", problem_of(pk.training_step("bert-base-uncased", seq=128, optimizer="none"))
 
 
-def cells(folder: Path) -> Iterator[tuple[str, Problem]]:
-    """Irregular cells from files; every result is an activation."""
-    for path in sorted(folder.glob("*.json")):
+def cells(folder: Path | None) -> Iterator[tuple[str, Problem]]:
+    """SwiftNet, parameters streaming past; irregular cells from files, every result of which is an activation."""
+    for name in "ABC":
+        yield f"SwiftNet, cell {name}", without_parameters(cell(name))
+    yield "SwiftNet", without_parameters(swiftnet())
+    yield "SwiftNet, with parameters", swiftnet()
+    for path in sorted(folder.glob("*.json")) if folder else ():
         data = json.loads(path.read_text(encoding="utf-8"))
         tensors = tuple(Tensor(str(op["id"]), op["bytes"]) for op in data["ops"])
         operators = tuple(
@@ -85,19 +91,19 @@ def main() -> None:
     """Solve and print, or write into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--time-limit", type=float, default=20.0)
-    parser.add_argument("--group", choices=("models", "wired"), default="models")
+    parser.add_argument("--group", choices=("models", "wired", "cells"), default="models")
     parser.add_argument("--cells", type=Path)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     found = []
-    listed = wired() if given.group == "wired" else models()
-    for name, problem in [*listed, *(cells(given.cells) if given.cells else ())]:
+    listed = {"models": models, "wired": wired, "cells": lambda: cells(given.cells)}[given.group]()
+    for name, problem in listed:
         for row in rows(name, problem, given.time_limit):
             print(row, flush=True)
             found.append(row)
     if given.write:
         text = PAGE.read_text(encoding="utf-8")
-        mark = {"models": "results", "wired": "wired"}[given.group]
+        mark = "results" if given.group == "models" else given.group
         table = f"<!-- {mark} -->\n{HEAD}" + "\n".join(found) + f"\n<!-- end of {mark} -->"
         pattern = f"<!-- {mark} -->.*?<!-- end of {mark} -->"
         PAGE.write_text(re.sub(pattern, lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
