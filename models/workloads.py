@@ -19,7 +19,7 @@ from peakline.models.origin import Origin, remember
 from peakline.models.weights import with_weights
 from peakline.models.workload import PHASE_NAMES, Family, Lora, Workload
 
-__all__ = ["ModelSource", "decode", "forward", "inference", "prefill", "refuse_option", "training_step"]
+__all__ = ["ModelSource", "decode", "default_length", "forward", "inference", "prefill", "refuse_option", "training_step"]
 
 ModelSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 """A catalogue name, a path to a `config.json` or its folder, or the configuration itself."""
@@ -210,13 +210,14 @@ def _lengths(work: Workload, name: str, family: Family, config: Any, seq: Any, c
     if work.phase == "decode":
         if seq is not None:
             raise ValueError("seq: a decode step makes one token; give context, the tokens in the cache")
-        return replace(work, seq=1, context=_whole("context", _default_length(limit) if context is None else context))
+        return replace(work, seq=1, context=_whole("context", default_length(limit) if context is None else context))
     if context is not None:
         raise ValueError(f"context: only a decode step has one; give seq for {work.phase}")
-    return replace(work, seq=_whole("seq", _default_length(limit) if seq is None else seq))
+    return replace(work, seq=_whole("seq", default_length(limit) if seq is None else seq))
 
 
-def _default_length(limit: int | None) -> int:
+def default_length(limit: int | None) -> int:
+    """Tokens where the caller names none: what the model allows, at most 2048."""
     return min(limit, _DEFAULT_SEQ) if limit else _DEFAULT_SEQ
 
 

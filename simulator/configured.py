@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any
 
 from peakline.models.huggingface import read_config
+from peakline.models.workloads import default_length
 
 __all__ = ["SIZES", "configured"]
 
@@ -21,10 +22,6 @@ _BOTH = "AutoModelForSeq2SeqLM"
 _USUAL = (_BOTH, "AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForImageClassification", "AutoModel")
 _ONE_LABEL = ("SequenceClassification", "ImageClassification")
 _A_LABEL_A_TOKEN = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneration")
-
-
-_LONGEST = 2048
-"""Tokens where neither the caller nor the configuration says fewer, as for the built-in families."""
 
 
 def configured(
@@ -108,8 +105,8 @@ def _inputs(kind: Any, config: Any, mode: str, said: Mapping[str, Any], where: s
 
     batch, main = int(said.get("batch") or 1), getattr(kind, "main_input_name", "input_ids")
     if main == "input_ids":
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST
-        shape: tuple[int, ...] = (batch, said.get("seq") or min(longest, _LONGEST))
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+        shape: tuple[int, ...] = (batch, said.get("seq") or default_length(longest))
         inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
     elif main == "pixel_values":
         size = said.get("image") or getattr(config, "image_size", None) or 224

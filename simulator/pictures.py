@@ -264,6 +264,8 @@ def plot_measured(df: pd.DataFrame, *, by: str = "gpu", quantity: str = "seconds
     Raises:
         ValueError: a column is missing, an unknown quantity, or no row has both figures.
     """
+    from matplotlib.ticker import LogLocator
+
     if quantity not in ("seconds", "bytes"):
         raise ValueError(f"quantity: {quantity!r} is not one of 'seconds', 'bytes'")
     for name in ("measured", "predicted"):
@@ -291,6 +293,11 @@ def plot_measured(df: pd.DataFrame, *, by: str = "gpu", quantity: str = "seconds
     ax.fill_between(ends, ends * 0.8, ends * 1.2, color=INK, alpha=0.08, linewidth=0, label="±20 %")
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"measured in {unit}")
     ax.set(ylabel=f"predicted in {unit}", box_aspect=1)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter("")
+        if ends[1] < 1000 * ends[0]:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,.5g}")
     error = (rows["predicted"] / rows["measured"] - 1).abs()
     ax.set_title(f"{len(rows):,} measurements: median error {error.median():.1%}, "
                  f"{(error <= 0.2).mean():.0%} within a fifth", loc="left", fontsize=10)  # fmt: skip

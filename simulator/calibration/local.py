@@ -167,64 +167,61 @@ def fit_local(trace: Trace, tree: Mapping[str, Any] | None = None) -> Local:
     """
     described = dict(tree or system())
     rows, left = _usable(trace)
-    formats = sorted({kernel.a.name for _, kernel, *_ in rows if isinstance(kernel, Gemm)})
+    formats = sorted({row.format for row in rows if isinstance(row.kernel, Gemm)})
     if not formats or len(rows) < 20:
         raise ValueError(
             f"{len(rows)} operators are usable; record more: peakline record operators --device cpu --out DIR"
         )
-    held = np.array([zlib.crc32(name.encode()) % 2 == 1 for name, *_ in rows])
-    measured = np.log([seconds for *_, seconds in rows])
+    held = np.array([zlib.crc32(row.name.encode()) % 2 == 1 for row in rows])
+    measured = np.log([row.seconds for row in rows])
     each = len(formats)
     start = np.log([*[1e11] * each, *[1e-4] * each, *[2e10] * each, 2e10, 2e10, 2e10, 1e-5])
 
     def predicted(x: Any, chosen: Any) -> Any:
         host = _machine(described, formats, np.exp(x))
-        return np.log([float(price(k, r, w, host).tiled) for (_, k, r, w, _), use in zip(rows, chosen) if use])
+        return np.log([float(price(r.kernel, r.read, r.written, host).tiled) for r, use in zip(rows, chosen) if use])
 
     kept = ~held
     x = robust_fit(lambda x: predicted(x, kept), measured[kept], start, start - 6.0, start + 6.0)
     times = np.exp(predicted(x, np.ones(len(rows), dtype=bool)))
-    out = tuple(
-        (
-            name,
-            name.split("_")[0] if isinstance(kernel, Gemm) else _operator(name),
-            _format(kernel),
-            float(seconds),
-            float(t),
-            bool(h),
-        )
-        for (name, kernel, _, _, seconds), t, h in zip(rows, times, held)
-    )
+    out = tuple((r.name, r.operator, r.format, r.seconds, float(t), bool(h)) for r, t, h in zip(rows, times, held))
     return Local(_with_rates(described, formats, np.exp(x)), out, left)
 
 
-def _operator(name: str) -> str:
-    return re.split(r"_(?:fp|bf|uint)\d+", name)[0]
+@dataclass(frozen=True, slots=True)
+class _Usable:
+    """A recorded operator that one kernel stands for: bytes read and written, cold seconds."""
+
+    name: str
+    operator: str
+    format: str
+    kernel: Kernel
+    read: int
+    written: int
+    seconds: float
 
 
-def _format(kernel: Kernel) -> str:
-    return kernel.a.name if isinstance(kernel, Gemm) else kernel.kind.name  # type: ignore[union-attr]
-
-
-def _usable(trace: Trace) -> tuple[list[tuple[str, Kernel, int, int, float]], dict[str, int]]:
-    """(name, kernel, bytes read, bytes written, cold seconds) of the operators that one kernel stands for."""
-    found: list[tuple[str, Kernel, int, int, float]] = []
+def _usable(trace: Trace) -> tuple[list[_Usable], dict[str, int]]:
+    """The rows that can be fitted, and reason → how many cannot."""
+    found: list[_Usable] = []
     left: Counter[str] = Counter()
     for row, environment in trace.rows:
         if not isinstance(row, OperatorRow):
             continue
+        case = row.case
         if environment.device_kind != "cpu":
             left["not recorded on a CPU"] += 1
         elif row.error is not None or row.forward is None or row.forward.cold is None:
             left["no cold time"] += 1
         else:
-            work = _work(row.case.operator, row.case.dtype, row.case.sizes)
+            work = _work(case.operator, case.dtype, case.sizes)
             if work is None:
-                left[f"{row.case.operator}: priced as part of programs, not by itself"] += 1
+                left[f"{case.operator}: priced as part of programs, not by itself"] += 1
             elif work[2] >= FRESH:
                 left["its result's pages are handed out anew at every call"] += 1
             else:
-                found.append((row.case.name, *work, row.forward.cold.min_seconds))
+                kind = dtype(case.dtype).name
+                found.append(_Usable(case.name, case.operator, kind, *work, row.forward.cold.min_seconds))
     return found, dict(left)
 
 

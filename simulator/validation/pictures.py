@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from peakline.pictures import plot_measured
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from peakline.validation.validate import Validation
 
 __all__ = ["pictures"]
-
-MOST_POINTS = 4000
-"""Points drawn of one GPU: more only darken the picture."""
 
 
 def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list[Figure]:
@@ -44,7 +43,7 @@ def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list
         figure, axes = plt.subplots(1, 3, figsize=(19, 6), layout="constrained")
         unit, column = ("MiB", "device") if source == "memory" else ("µs", "gpu")
         factor = 2**-20 if source == "memory" else 1e6
-        _scatter(axes[0], rows, column, factor, unit)
+        plot_measured(rows, by=column, quantity="bytes" if source == "memory" else "seconds", ax=axes[0])
         _by_size(axes[1], rows, column, factor, unit)
         _worst(axes[2], rows if source != "memory" else rows.assign(shape=rows["case"]), column)
         figure.suptitle(f"{source}: {len(rows):,} measurements, median |error| {rows['error'].abs().median():.1%}")
@@ -53,17 +52,6 @@ def pictures(validation: Validation, folder: str | PathLike[str] | None) -> list
             figure.savefig(target / f"{source}.png", dpi=110)
             plt.close(figure)
     return found
-
-
-def _scatter(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: str) -> None:
-    size, ink = (2, 0.4) if len(rows) > 500 else (6, 0.7)
-    for name, group in rows.groupby(column, sort=False):
-        part = group.iloc[:: max(len(group) // MOST_POINTS, 1)]
-        axes.loglog(part["measured"] * factor, part["predicted"] * factor, ".", ms=size, alpha=ink, label=str(name))
-    ends = np.array([rows["measured"].min(), rows["measured"].max()]) * factor
-    axes.loglog(ends, ends, "k-", lw=0.8)
-    axes.set(xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}", title="predicted against measured")
-    axes.legend(markerscale=10 / size, fontsize=7)
 
 
 def _by_size(axes: Axes, rows: pd.DataFrame, column: str, factor: float, unit: str) -> None:
@@ -82,10 +70,11 @@ def _worst(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     from peakline.validation.validate import WORST, explained
 
     order = np.log1p(rows["error"]).abs().sort_values(ascending=False, kind="stable").index[:WORST]
+    digits = 0 if len(order) and rows["error"].abs().max() >= 0.01 else 3
     lines = []
     for row in rows.loc[order].itertuples():
         why = explained(row) if hasattr(row, "limited_by") else ""
-        lines.append(f"{row.error:+.0%}  {getattr(row, column)}  {row.shape}\n       {why}")
+        lines.append(f"{row.error:+.{digits}%}  {getattr(row, column)}  {row.shape}\n       {why}")
     axes.axis("off")
     axes.set_title(f"the worst {len(lines)}")
     axes.text(0, 1, "\n".join(lines), va="top", fontsize=7, family="monospace", transform=axes.transAxes)
