@@ -311,8 +311,11 @@ def _optimizer(given: Any, module: torch.nn.Module, session: _Session) -> Any:
     return made
 
 
+_IMPLEMENTATIONS = {"": {}, "fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+
+
 def optimizer_class(name: str) -> Any:
-    """The optimizer of `torch.optim` of that name, whatever its case (`adamw`, `SGD`).
+    """The optimizer of `torch.optim` of that name, whatever its case (`adamw`, `SGD`), `-fused`, `-foreach` or `-loop`.
 
     Raises:
         CaptureError: unknown; the message names those there are.
@@ -322,10 +325,14 @@ def optimizer_class(name: str) -> Any:
         for key, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
-    if name.lower() not in kinds:
-        raise CaptureError(f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}")
-    kind: Any = kinds[name.lower()]
-    return partial(kind, lr=1e-3) if name.lower() == "sgd" else kind
+    plain, _, implementation = name.lower().partition("-")
+    if plain not in kinds or implementation not in _IMPLEMENTATIONS:
+        raise CaptureError(
+            f"optimizer {name!r} is unknown; accepted: {', '.join(sorted(kinds))}, each with -fused, -foreach or -loop"
+        )
+    kind: Any = kinds[plain]
+    options = _IMPLEMENTATIONS[implementation]
+    return partial(kind, lr=1e-3, **options) if plain == "sgd" else partial(kind, **options) if options else kind
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peakline.models.graph import Graph
     from peakline.result import Estimate
 
-__all__ = ["device_of", "estimate", "estimated", "with_workload", "workload_of"]
+__all__ = ["device_of", "estimate", "estimated", "graph_of", "with_workload", "workload_of"]
 
 _WORK, _PRECISION, _TRAINING, _DEVICE, _OUTPUT = "Workload", "Precision", "Training", "Device", "Output"
 _SHARED = (_WORK, _PRECISION, _TRAINING, _DEVICE)
@@ -207,28 +207,40 @@ def device_of(name: str, set_: list[str] | None) -> Device:
 def estimated(model: str, device: Device, **flags: Any) -> Estimate:
     """The estimate that the flags of `peakline estimate` ask for, by the names of its parameters."""
     import peakline as pk
-    from peakline.models.huggingface import UnknownArchitecture
 
-    asked = {phase: bool(flags.pop(flag)) for flag, phase in _WAYS.items()}
     how = {name: flags.pop(name) for name in _HOW}
     if how["patches"] not in (None, "auto"):
         how["patches"] = _count("--patches", how["patches"])
-    switches = {"dropout": False if flags.pop("no_dropout") else None}
-    switches["overrides"] = _assignments("--override", flags.pop("override")) or None  # type: ignore[assignment]
+    return pk.estimate(graph_of(model, device, **flags), device, **how)
+
+
+def graph_of(model: str, device: Device, **flags: Any) -> Graph:
+    """The workload that the flags ask for, by the names of `estimate`'s parameters: a built-in model's, or captured.
+
+    Flags that say how it runs on the device (`_HOW`) are not among them; any other may be left out.
+    """
+    from peakline.models.huggingface import UnknownArchitecture
+
+    asked = {phase: bool(flags.pop(flag, False)) for flag, phase in _WAYS.items()}
+    switches = {"dropout": False if flags.pop("no_dropout", False) else None}
+    switches["overrides"] = _assignments("--override", flags.pop("override", None)) or None  # type: ignore[assignment]
     for name in ("channels_last", "master_weights"):
-        switches[name] = flags.pop(name) or None
+        switches[name] = flags.pop(name, None) or None
     given = {name: value for name, value in {**flags, **switches}.items() if value is not None}
     if names_function(model):
-        return pk.estimate(_captured(model, device, asked, given), device, **how)
+        return _captured(model, device, asked, given)
     try:
-        graph = workload_of(model, asked, given)
+        return workload_of(model, asked, given)
     except UnknownArchitecture as error:
-        graph = _of_transformers(model, device, asked, given, error)
-    return pk.estimate(graph, device, **how)
+        return _of_transformers(model, device, asked, given, error)
 
 
-def with_workload(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options of `peakline estimate` that say what runs on what; its `flags` receives them."""
+def with_workload(command: Callable[..., int], without: Collection[str] = ()) -> Callable[..., int]:
+    """Give a command the options of `peakline estimate` that say what runs on what; its `flags` receives them.
+
+    Args:
+        without: parameters of `estimate` that the command has no use for.
+    """
     from inspect import Parameter, signature
 
     own = list(signature(command, eval_str=True).parameters.values())
@@ -237,7 +249,7 @@ def with_workload(command: Callable[..., int]) -> Callable[..., int]:
         for parameter in signature(estimate, eval_str=True).parameters.values()
         if (options := parameter.annotation.__metadata__[0]) and getattr(options, "rich_help_panel", None) in _SHARED
     ]
-    taken = {parameter.name for parameter in own}
+    taken = {*without, *(parameter.name for parameter in own)}
     first = [p for p in own if p.default is Parameter.empty and p.kind is not Parameter.VAR_KEYWORD]
     rest = [p for p in own if p.default is not Parameter.empty]
     found = [*first, *(p for p in shared if p.name not in taken), *rest]

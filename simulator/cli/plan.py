@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peakline.cli.estimate import device_of, graph_of, with_workload
+
 if TYPE_CHECKING:
+    from peakline.hardware import Device
     from peakline.models.graph import Graph
     from peakline.planning.plan import OffloadPlan
 
 __all__ = ["plan"]
 
-_WORK, _PLAN, _OUTPUT = "Workload", "What may be done", "Output"
+_PLAN, _OUTPUT = "What may be done", "Output"
+
+_NOT_HERE = (
+    "train", "prefill", "decode", "infer", "context", "kv_dtype", "weight_dtype", "recompute", "allocator",
+    "cuda_graph", "runtime", "patches", "patch_stage",
+)  # fmt: skip
+"""Of `peakline estimate`: other phases than training, what the plan decides, and how kernels are run."""
 
 
+@partial(with_workload, without=_NOT_HERE)
 def plan(
-    model: Annotated[str, typer.Argument(help="Catalogue name, or path of a config.json or its folder.")],
+    model: Annotated[
+        str, typer.Argument(help="Catalogue name, path of a config.json or its folder, or your MODULE:FUNCTION.")
+    ],
     device: Annotated[str, typer.Option("--device", "-d", help="Catalogue name, or path of a YAML file.")],
     budget: Annotated[str | None, typer.Option(help="Bytes of the device: 24GiB.", rich_help_panel=_PLAN)] = None,
     host: Annotated[str | None, typer.Option(help="Pinned host memory: 64GiB.", rich_help_panel=_PLAN)] = None,
@@ -50,18 +63,10 @@ def plan(
     quantise: Annotated[
         str, typer.Option(help="Compressed activations: int8, int4, fp8.", rich_help_panel=_PLAN)
     ] = "int8",
-    batch: Annotated[int, typer.Option(help="Sequences or images.", rich_help_panel=_WORK)] = 1,
-    seq: Annotated[int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_WORK)] = None,
-    image: Annotated[int | None, typer.Option(help="Height and width in pixels.", rich_help_panel=_WORK)] = None,
-    dtype: Annotated[str | None, typer.Option(help="Parameters and activations.", rich_help_panel=_WORK)] = None,
-    autocast: Annotated[
-        str | None, typer.Option(help="Matrix products, mixed precision.", rich_help_panel=_WORK)
-    ] = None,
     optimizer: Annotated[
-        str, typer.Option(help="In one pass where it is to be offloaded.", rich_help_panel=_WORK)
-    ] = "adamw-fused",
-    lora: Annotated[int | None, typer.Option(help="Rank of adapters; base frozen.", rich_help_panel=_WORK)] = None,
-    loss: Annotated[str | None, typer.Option(help="unfused, native, fused, chunked.", rich_help_panel=_WORK)] = None,
+        str | None,
+        typer.Option(help="adamw-fused by default: one pass, as offloading it needs.", rich_help_panel="Training"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="PLAN.json", help="The plan.", rich_help_panel=_OUTPUT)
     ] = None,
@@ -75,38 +80,41 @@ def plan(
         Path | None, typer.Option(metavar="FILE.json", help="The timeline, for Perfetto.", rich_help_panel=_OUTPUT)
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUTPUT)] = False,
+    **flags: Any,
 ) -> int:
     """Keep, recompute, move: make a training step fit in the least time, and prove how good that is."""
     import peakline as pk
     from peakline.files import check_target, written_whole
+    from peakline.program import names_function
 
     for path in (out, trace, plot):
         if path is not None:
             check_target(path)
-    options: dict[str, Any] = {
-        "batch": batch, "seq": seq, "image": image, "dtype": dtype, "autocast": autocast, "optimizer": optimizer,
-        "lora": lora, "loss": loss,
-    }  # fmt: skip
-    graph = pk.training_step(model, **{name: value for name, value in options.items() if value is not None})
     if plot is not None:
         from peakline.plot import file_format
 
         file_format(plot)
+    if objective == "memory" and (budget is not None or curve is not None):
+        raise ValueError("--objective memory finds the budget itself; leave out --budget and --curve")
+    if curve is not None and (budget is not None or trace is not None):
+        raise ValueError("--curve plans at many budgets; leave out --budget and --trace")
+    where = device_of(device, flags.pop("set_"))
+    own = names_function(model)  # its optimizer is its own, unless one is named
+    graph = graph_of(model, where, train=True, optimizer=optimizer or (None if own else "adamw-fused"), **flags)
     words = [word.strip() for word in allow.split(",") if word.strip()]
     around: dict[str, Any] = {
         "host": host, "ssd": ssd, "allow": words, "host_device": host_device, "ssd_device": ssd_device,
         "gpudirect": gpudirect, "fit": fit, "quantise": quantise,
     }  # fmt: skip
-    if objective == "memory" and (budget is not None or curve is not None):
-        raise ValueError("--objective memory finds the budget itself; leave out --budget and --curve")
     if curve is not None:
-        return _curve(graph, device, curve, around, plot, out, json_)
+        return _curve(graph, where, curve, around, plot, out, json_)
     try:
-        found = pk.plan(graph, device, budget=budget, objective=objective, slowdown=slowdown, **around)
+        found = pk.plan(graph, where, budget=budget, objective=objective, slowdown=slowdown, **around)
     except pk.NothingFits as error:
         if json_:
             print(json.dumps({"schema": "peakline.offload/1", "fits": False, "floor_bytes": error.floor}))
-        print(error)
+        else:
+            print(error)
         return 1
     if out is not None:
         with written_whole(out) as temporary:
@@ -124,7 +132,7 @@ def plan(
 
 
 def _curve(
-    graph: Graph, device: str, count: int, around: dict[str, Any], plot: Path | None, out: Path | None, json_: bool
+    graph: Graph, device: Device, count: int, around: dict[str, Any], plot: Path | None, out: Path | None, json_: bool
 ) -> int:
     """Plans at many budgets, each printed when it is found."""
     from peakline.files import written_whole
