@@ -10,6 +10,7 @@ from peakline.cost.storage import drive_of
 from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
+from peakline.hardware.units import format_bytes
 from peakline.models.graph import Graph
 from peakline.planning.attempt import Attempt, modes, parts, stretches
 from peakline.planning.extract import profile
@@ -78,6 +79,11 @@ def plan(
     before = estimate(workload, found)
     capacity = before.memory.capacity
     asked = capacity if budget is None else bytes_of("budget", budget)
+    if asked > capacity:
+        raise ValueError(
+            f"budget: {format_bytes(asked)} is more than {found.name} has ({format_bytes(capacity)}); "
+            "accepted: at most that"
+        )
     room = asked - before.memory.context - 2 * found.software.cublas_workspace_bytes
     around = surroundings(
         found, host=None if host is None else bytes_of("host", host, least=0),
@@ -157,8 +163,6 @@ def _executed(timeline: Timeline) -> tuple[str, ...]:
 
 def _refusal(asked: int, outside: int, floor: Found, fit: str) -> NothingFits:
     """Why nothing fits: the floor, and what holds it."""
-    from peakline.hardware.units import format_bytes
-
     attempt, taken, fixed = floor.attempt, floor.attempt.profile, dict[str, int]()
     for key in taken.program.resident:
         role = taken.program.storages[key].tensor.role

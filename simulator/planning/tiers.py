@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peakline.cost.links import Channel, channel_of
 from peakline.cost.storage import Drive, drive_of
 from peakline.hardware import Device, device, devices
 from peakline.hardware.sections import Link as DeviceLink
+from peakline.hardware.units import format_bytes
 from peakline.planning.execute import Route
 from peakline.solvers.offload.problem import Tier
 from peakline.streams import Link
@@ -61,11 +62,16 @@ def surroundings(
         gpudirect: the drive's bytes go to the device without passing through the host's memory (GPUDirect Storage).
 
     Raises:
-        ValueError: the device has no link to a host, or it is a CPU and no drive is named.
+        ValueError: the device has no link to a host; it is a CPU and no drive is named; a memory that is none, or that
+            has less than was asked for.
     """
     if found.kind == "cpu":
+        if host is not None:
+            raise ValueError(
+                f"host: {found.name} is a CPU, whose memory is the host's: budget bounds it, leave host out"
+            )
         return _of_cpu(found, ssd, ssd_device)
-    memory, notes = device(host_device), []
+    memory, notes = _host_memory(host_device, host), []
     link = found.links.get("host")
     if link is None or link.bandwidth is None:
         raise ValueError(
@@ -89,7 +95,7 @@ def surroundings(
     tiers = [Tier("host", min(rate, dram), min(rate, dram), capacity)]
     routes = [Route(StreamTier("host", capacity), (out, "host memory"), (into, "host memory"))]
     if ssd is not None:
-        drive = device(ssd_device)
+        drive = _large_enough(device(ssd_device), ssd)
         plain, more = _drive_links(drive)
         links |= more
         tiers.append(Tier("ssd", min(rate, plain.writing.bandwidth), min(rate, plain.reading.bandwidth), ssd))
@@ -107,7 +113,7 @@ def _of_cpu(found: Device, ssd: int | None, ssd_device: str | Device) -> Surroun
             f"ssd: {found.name} is a CPU, whose memory is the host's: name the bytes of a drive that may be used "
             "(ssd='1 TB'), or allow recompute alone"
         )
-    drive, dram = device(ssd_device), found.main.bandwidth or 0.0
+    drive, dram = _large_enough(device(ssd_device), ssd), found.main.bandwidth or 0.0
     if not dram:
         raise ValueError(f"{found.name}: memory.{found.main.name}.bandwidth is unknown")
     plain, links = _drive_links(drive)
@@ -117,9 +123,40 @@ def _of_cpu(found: Device, ssd: int | None, ssd_device: str | Device) -> Surroun
     return Surroundings((Tier("ssd", write, read, ssd),), (route,), links, (write, read), dram, notes, hosted=False)
 
 
+HOST_KINDS = ("dram", "cxl", "cpu")
+"""Kinds of devices whose memory may stand for the host's."""
+
+
+def _host_memory(given: str | Device, asked: int | None) -> Device:
+    """The device whose memory is the host's; one server's slots hold more than another's, a CXL module what it holds."""
+    memory = device(given)
+    if memory.kind not in HOST_KINDS:
+        raise ValueError(
+            f"host_device: {memory.name} is of kind {memory.kind}, not host memory; accepted: {', '.join(HOST_KINDS)}"
+        )
+    held = memory.main.capacity
+    if memory.kind == "cxl" and asked is not None and held is not None and asked > held:
+        raise ValueError(f"host: {format_bytes(asked)} is more than {memory.name} has ({format_bytes(held)})")
+    return memory
+
+
+def _large_enough(drive: Device, asked: int) -> Device:
+    """The drive, if it holds so many bytes."""
+    drive_of(drive)  # a drive at all
+    held = drive.main.capacity
+    if held is not None and asked > held:
+        raise ValueError(
+            f"ssd: {format_bytes(asked)} is more than {drive.name} holds ({format_bytes(held)}); name a larger drive "
+            "with ssd_device, or derive one (several together: their capacities and bandwidths added up)"
+        )
+    return drive
+
+
 def _drive_links(drive: Device) -> tuple[Drive, dict[str, Link]]:
-    """A drive's figures, and its writes and reads as links."""
+    """A drive's figures, and its writes and reads as links; a step writes again and again, so no cache outlasts it."""
     plain = drive_of(drive)
+    if plain.sustained is not None:
+        plain = replace(plain, writing=replace(plain.writing, bandwidth=min(plain.sustained, plain.writing.bandwidth)))
     sides = {"ssd write": plain.writing, "ssd read": plain.reading}
     return plain, {name: Link(name, side.bandwidth, side.latency or 0.0) for name, side in sides.items()}
 
