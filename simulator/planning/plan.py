@@ -17,6 +17,7 @@ from peakline.planning.extract import profile
 from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, bytes_of, one_of, slowdown_of, words_of
 from peakline.planning.outcome import SCHEMA, Decision, Made, NothingFits, OffloadPlan
 from peakline.planning.packing import CODECS
+from peakline.planning.refusal import refusal
 from peakline.planning.search import Found, Search
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, surroundings
 from peakline.streams import Timeline
@@ -110,7 +111,7 @@ def plan(
     else:
         outcome = search.fastest(room, aim)
         if outcome is None:
-            raise _refusal(asked, asked - room, search.floor(), fit)
+            raise refusal(asked, asked - room, search.floor(), fit)
         chosen, lower = outcome
     return OffloadPlan(
         workload, found, asked, room, words, "device" if chosen.attempt.profile.host is None else "host",
@@ -159,27 +160,6 @@ def _read(chosen: Found) -> tuple[Decision, ...]:
 def _executed(timeline: Timeline) -> tuple[str, ...]:
     """Names of the operators that run a second time."""
     return tuple(run.task.name.removesuffix(" again") for run in timeline.runs if run.task.kind == "recompute")
-
-
-def _refusal(asked: int, outside: int, floor: Found, fit: str) -> NothingFits:
-    """Why nothing fits: the floor, and what holds it."""
-    attempt, taken, fixed = floor.attempt, floor.attempt.profile, dict[str, int]()
-    for key in taken.program.resident:
-        role = taken.program.storages[key].tensor.role
-        if role not in attempt.states:
-            fixed[role] = fixed.get(role, 0) + int(taken.program.sizes[key])
-    held = ", ".join(
-        f"{role.replace('_', ' ')} {format_bytes(size)}"
-        for role, size in sorted(fixed.items(), key=lambda x: -x[1])[:3]
-    )
-    more = [word for word in ALLOWED if word not in attempt.words]
-    least = floor.needs(fit) + outside
-    return NothingFits(
-        f"budget: nothing fits {format_bytes(asked)}; the least that would is {format_bytes(least)}"
-        + (f", of which what may not leave holds {held}" if held else "")
-        + (f"; allowing {' or '.join(more)} might lower it" if more else ""),
-        least,
-    )
 
 
 def _notes(fits: Any, attempt: Attempt) -> list[str]:

@@ -128,7 +128,7 @@ HOST_KINDS = ("dram", "cxl", "cpu")
 
 
 def _host_memory(given: str | Device, asked: int | None) -> Device:
-    """The device whose memory is the host's; one server's slots hold more than another's, a CXL module what it holds."""
+    """The device whose memory is the host's. Servers hold more or less than the catalogue's; a CXL module does not."""
     memory = device(given)
     if memory.kind not in HOST_KINDS:
         raise ValueError(
