@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peakline.hardware.units import format_bytes, format_time
+from peakline.planning.execute import DEVICE
 from peakline.text import Table, fragment
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def html(plan: OffloadPlan) -> str:
 
 
 def tables(plan: OffloadPlan) -> list[Table]:
-    """What becomes of the tensors, and what the streams and links do."""
-    return [table for table in (_tensors(plan), _streams(plan)) if table.rows]
+    """What becomes of the tensors, what the streams and links do, and what lies beside the device."""
+    return [table for table in (_tensors(plan), _streams(plan), _tiers(plan)) if table.rows]
 
 
 def headline(plan: OffloadPlan) -> list[str]:
@@ -101,6 +102,19 @@ def _streams(plan: OffloadPlan) -> Table:
         if moved
     ]
     return Table("Streams and links", ("<name", "busy", "use", "moved"), tuple(rows))
+
+
+def _tiers(plan: OffloadPlan) -> Table:
+    peaks, tiers = plan.peaks(), plan.timeline.program.tiers
+    rows = [
+        (_KINDS.get(name, name), _size(peak), _size(tiers[name].capacity or 0))
+        for name, peak in peaks.items()
+        if name != DEVICE and peak
+    ]
+    return Table("Held beside the device at most", ("<tier", "peak", "of"), tuple(rows))
+
+
+_KINDS = {"host": "host (pinned)", "ssd": "ssd"}
 
 
 def _size(amount: int) -> str:
