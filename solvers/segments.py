@@ -61,9 +61,14 @@ def signature(dag: Dag, segment: Segment) -> tuple[object, ...]:
     kinds = [
         (dag.size[a], dag.dear >> a & 1, segment.live >> a & 1, bool(dag.readers[a] & ~segment.stop)) for a in number
     ]
+    place = {i: n for n, i in enumerate(in_order(dag, segment))}
     touched = [
-        (tuple(number[a] for a in dag.inputs[i]), tuple(number[a] for a in dag.outputs[i]))
-        for i in in_order(dag, segment)
+        (
+            tuple(number[a] for a in dag.inputs[i]),
+            tuple(number[a] for a in dag.outputs[i]),
+            tuple(sorted(place[k] for k in bits(dag.before[i] & ~segment.start))),
+        )
+        for i in place
     ]
     return tuple(kinds), tuple(touched)
 

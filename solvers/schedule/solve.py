@@ -25,6 +25,7 @@ from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
 from peakline.solvers.schedule.pack import pack
+from peakline.solvers.schedule.postpone import postpone
 from peakline.solvers.schedule.rolling import place_at_least_cost
 from peakline.solvers.schedule.search import Found, beam, search
 from peakline.solvers.schedule.states import Moves
@@ -232,7 +233,7 @@ class _Work:
 
     def _solve_pieces(self) -> None:
         """Beam and A* on each piece of the contracted problem; isomorphic pieces share one solution."""
-        small = contract(self.dag)
+        small = postpone(contract(self.dag), self.capacity)
         dag = small.dag
         pieces = segments(dag, independent=True)
         if max((p.stop & ~p.start).bit_count() for p in pieces) > _MOST_SEARCHED:
