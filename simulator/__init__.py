@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peakline.calibration.calibrate import calibrate
     from peakline.capturing import capture
     from peakline.estimator import estimate
+    from peakline.execution.saved import SavedPlan, read_plan
     from peakline.explaining.explain import Explanation, explain
     from peakline.hardware import Device, UnknownDevice, UnsupportedDtype, device, devices
     from peakline.io_complexity.operators import operator
@@ -42,6 +43,7 @@ _HOME = {
     "calibration.calibrate": ("calibrate",),
     "capturing": ("capture",),
     "estimator": ("estimate",),
+    "execution.saved": ("SavedPlan", "read_plan"),
     "explaining.explain": ("Explanation", "explain"),
     "reporting.page": ("report",),
     "result": ("Estimate",),
@@ -73,6 +75,7 @@ __all__ = [
     "NothingFits",
     "OffloadPlan",
     "Placement",
+    "SavedPlan",
     "UnknownDevice",
     "UnknownModel",
     "UnsupportedDtype",
@@ -94,6 +97,7 @@ __all__ = [
     "place",
     "plan",
     "prefill",
+    "read_plan",
     "report",
     "sample",
     "sweep",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from peakline.execution.stores import Files, HostMemory, Store, checked_folder
 if TYPE_CHECKING:
     from peakline.planning.plan import OffloadPlan
 
-__all__ = ["Applied", "apply"]
+__all__ = ["Applied", "apply", "carry_out"]
 
 
 def apply(
@@ -52,10 +52,19 @@ def apply(
         ValueError: a plan of a built-in graph or of another model, a folder that is missing or cannot be written to.
             In the forward pass: an operator or a shape that is not the plan's, naming both.
     """
-    script = script_of(plan)
-    _check_parameters(plan, module)
-    tiers = set(script.moved.values())
-    states = _moved_states(plan)
+    return carry_out(script_of(plan), module, optimizer, folder=folder)
+
+
+def carry_out(
+    script: Script,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    folder: str | PathLike[str] | None = None,
+) -> Applied:
+    """The same of a plan's instructions, however they came here; see `apply`."""
+    _check_parameters(script.shapes, module)
+    tiers, states = set(script.moved.values()), script.states
     if states and optimizer is None:
         raise ValueError("optimizer: the plan moves optimizer states; pass the optimizer that holds them")
     if script.parameters and optimizer is None:
@@ -70,8 +79,8 @@ def apply(
         stores["host"] = HostMemory(device)
     if "ssd" in tiers and folder is not None:
         stores["ssd"] = Files(folder)
-    if PACKED in tiers and plan.codec is not None:
-        stores[PACKED] = PackedMemory(plan.codec)
+    if PACKED in tiers and script.codec is not None:
+        stores[PACKED] = PackedMemory(script.codec)
     undo: list[Callable[[], None]] = [store.close for store in stores.values()]
     turns = None
     if states and optimizer is not None:
@@ -79,8 +88,8 @@ def apply(
 
         where = "ssd" if "ssd" in states.values() else "host"
         turns = offload_optimizer(
-            optimizer, module, folder=folder if where == "ssd" else None, update=plan.optimizer, turns=_turns(plan),
-            states=None if "*" in states else states, gradients=_moved_gradients(plan), release=True,
+            optimizer, module, folder=folder if where == "ssd" else None, update=script.update, turns=script.turns,
+            states=None if "*" in states else states, gradients=script.gradients, release=True,
         )  # fmt: skip
         undo.insert(0, turns.remove)
     parameters = None
@@ -200,35 +209,7 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return iteration.run(func, args, kwargs or {})
 
 
-def _moved_states(plan: OffloadPlan) -> dict[str, str]:
-    """Tier of each optimizer state that the plan moves; all on the host where the host takes the updates."""
-    found = {
-        decision.tensor: max(decision.moved, key=decision.moved.__getitem__)
-        for decision in plan.decisions
-        if decision.role == "optimizer_state" and decision.moved
-    }
-    if plan.optimizer == "host" and not found:
-        return {"*": "host"}
-    return found
-
-
-def _moved_gradients(plan: OffloadPlan) -> list[str]:
-    """Names of the parameters whose gradients the plan moves."""
-    return [d.tensor.removesuffix(".grad") for d in plan.decisions if d.role == "gradient" and d.moved]
-
-
-def _turns(plan: OffloadPlan) -> list[list[str]]:
-    """Names of the parameters of each of the plan's turns."""
-    program = plan.made.profile.program
-    storages = [
-        [program.storages[key] for key in dict.fromkeys(step.touches)]
-        for step in program.steps
-        if step.operator.type == "update_pass"
-    ]
-    return [[s.name for s in turn if s.tensor.role == "parameter"] for turn in storages]
-
-
-def _check_parameters(plan: OffloadPlan, module: torch.nn.Module) -> None:
+def _check_parameters(planned: Mapping[str, tuple[int, ...]], module: torch.nn.Module) -> None:
     """The module has the parameters of the plan.
 
     Raises:
@@ -236,12 +217,6 @@ def _check_parameters(plan: OffloadPlan, module: torch.nn.Module) -> None:
     """
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"module: expected a torch.nn.Module, not {type(module).__name__}")
-    program = plan.made.profile.program
-    planned = {
-        program.storages[key].name: tuple(int(n) for n in program.storages[key].tensor.shape)
-        for key in program.resident
-        if program.storages[key].tensor.role == "parameter"
-    }
     there = {name: tuple(p.shape) for name, p in module.named_parameters()}
     for name, shape in planned.items():
         if there.get(name, shape) != shape:

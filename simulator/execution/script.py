@@ -78,6 +78,12 @@ class Script:
         backward: steps of the backward pass with the types of their operators, in order.
         parameters: names of the parameters that lie elsewhere, by number; their tiers are in `moved` too.
         lets: storages to be made again that each step of the forward pass is the last to see.
+        shapes: of the module's parameters, by name.
+        states: tier of each optimizer state that leaves, by name; `*` for all of them.
+        gradients: names of the parameters whose gradients leave.
+        turns: names of the parameters of each turn of the optimizer.
+        update: where the optimizer runs, `device` or `host`.
+        codec: format of what is packed.
     """
 
     expected: list[Expected]
@@ -94,6 +100,12 @@ class Script:
     backward: list[tuple[int, str]] = field(default_factory=list)
     lets: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     parameters: dict[int, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    gradients: list[str] = field(default_factory=list)
+    turns: list[list[str]] = field(default_factory=list)
+    update: str = "device"
+    codec: str | None = None
 
 
 def script_of(plan: OffloadPlan) -> Script:
@@ -127,6 +139,10 @@ def script_of(plan: OffloadPlan) -> Script:
     _parameters(plan, script)
     for actions in script.actions.values():
         actions.sort(key=lambda action: _ORDER[action.kind])
+    script.shapes = _shapes(plan)
+    script.states, script.update, script.codec = _moved_states(plan), plan.optimizer, plan.codec
+    script.gradients = [d.tensor.removesuffix(".grad") for d in plan.decisions if d.role == "gradient" and d.moved]
+    script.turns = _turns(plan)
     return script
 
 
@@ -246,3 +262,37 @@ def _parameters(plan: OffloadPlan, script: Script) -> None:
             step = bisect_left(starts, run.start)
             if step < end:
                 script.actions[step].append(Action("bring", key_of))
+
+
+# ---- the optimizer --------------------------------------------------------------------------------------------------
+def _shapes(plan: OffloadPlan) -> dict[str, tuple[int, ...]]:
+    """Shapes of the module's parameters, by name."""
+    program = plan.made.profile.program
+    return {
+        program.storages[key].name: tuple(int(n) for n in program.storages[key].tensor.shape)
+        for key in program.resident
+        if program.storages[key].tensor.role == "parameter"
+    }
+
+
+def _moved_states(plan: OffloadPlan) -> dict[str, str]:
+    """Tier of each optimizer state that the plan moves; all on the host where the host takes the updates."""
+    found = {
+        decision.tensor: max(decision.moved, key=decision.moved.__getitem__)
+        for decision in plan.decisions
+        if decision.role == "optimizer_state" and decision.moved
+    }
+    if plan.optimizer == "host" and not found:
+        return {"*": "host"}
+    return found
+
+
+def _turns(plan: OffloadPlan) -> list[list[str]]:
+    """Names of the parameters of each of the plan's turns."""
+    program = plan.made.profile.program
+    storages = [
+        [program.storages[key] for key in dict.fromkeys(step.touches)]
+        for step in program.steps
+        if step.operator.type == "update_pass"
+    ]
+    return [[s.name for s in turn if s.tensor.role == "parameter"] for turn in storages]

@@ -13,6 +13,7 @@ from peakline.models.graph import Graph
 from peakline.planning.addresses import Arena, arena_of, reserved_by, staying
 from peakline.planning.execute import DEVICE
 from peakline.planning.extract import Keys, Profile
+from peakline.planning.whole import is_captured
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Timeline
 
@@ -208,8 +209,11 @@ class OffloadPlan:
         return [row for row in found.values() if any(row[action] for action in ACTIONS)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, schema `peakline.offload/1`."""
-        return {
+        """The plan as JSON values, schema `peakline.offload/1`; with instructions where torch can carry it out."""
+        from peakline.execution.saved import instructions, signed
+        from peakline.execution.script import script_of
+
+        data = {
             "schema": SCHEMA,
             "model": self.graph.name,
             "workload": dict(self.graph.workload),
@@ -241,7 +245,9 @@ class OffloadPlan:
             ],
             "recompute": list(self.executed),
             "notes": list(self.notes),
+            "execution": instructions(script_of(self)) if is_captured(self.graph) else None,
         }  # fmt: skip
+        return signed(data)
 
     def _certificate(self) -> dict[str, Any]:
         in_bytes = self.least is not None
