@@ -51,7 +51,7 @@ def problem_of(graph: Graph, *, scope: Scope = "all", work: Device | Literal["fl
     left = {tensor.name for tensor in problem.tensors if tensor.role == "parameter"}
     return Problem(
         tuple(t for t in problem.tensors if t.name not in left),
-        tuple(replace(o, inputs=tuple(n for n in o.inputs if n not in left)) for o in problem.operators),
+        tuple(o.without(left) for o in problem.operators),
     )
 
 
@@ -138,6 +138,24 @@ def read_problem(path: Path) -> Choices | Graph | None:
     return Choices.from_dict(data)
 
 
+def _overwriting(group: _Group) -> tuple[tuple[str, str], ...]:
+    """(output, input) pairs of one shape and size of which the output may take the input's place.
+
+    All inputs of an element-wise operator serve; of another, those that element-wise operators which joined it read
+    (what a fused addition adds).
+    """
+    first, *joined = group.types
+    inputs = group.reads if first in _ELEMENTWISE else group.joined_reads
+    if not set(joined) <= _ELEMENTWISE:
+        return ()
+    return tuple(
+        (made.name, read.name)
+        for made in group.makes
+        for read in inputs
+        if read.shape and read.shape == made.shape and read.bytes == made.bytes
+    )
+
+
 @dataclass
 class _Version:
     """A value of a storage: its number, bytes, who makes it (None: exists before) and which groups read it."""
@@ -151,6 +169,14 @@ class _Version:
     shape: tuple[int, ...] = ()
 
 
+_ELEMENTWISE = frozenset(
+    {"accumulate", "add", "batch_norm", "cast", "dropout", "elementwise_backward", "exp", "gelu", "gelu_tanh",
+     "hardsigmoid", "hardswish", "leaky_relu", "mul", "neg", "pow", "relu", "relu6", "relu_squared", "rsqrt", "scale",
+     "sigmoid", "silu", "softplus", "tanh"}
+)  # fmt: skip
+"""Types that read each element before they write it: an output may overwrite an input of its shape."""
+
+
 @dataclass(eq=False)
 class _Group:
     """An operator and the in-place operators that joined it."""
@@ -160,6 +186,7 @@ class _Group:
     makes: list[_Version] = field(default_factory=list)
     work: float = 0
     types: list[str] = field(default_factory=list)
+    joined_reads: list[_Version] = field(default_factory=list)
 
 
 class _Reader:
@@ -186,6 +213,7 @@ class _Reader:
                 tuple(v.name for v in g.makes if v.bytes),
                 g.work if self.work and timed else None,
                 g.work if self.work and not timed else None,
+                _overwriting(g),
             )
             for g in self.groups
         )
@@ -203,7 +231,9 @@ class _Reader:
         host = self._host(touched, renewed) if len(renewed) == 1 else None
         if host is not None:
             host.name += f"+{step.operator.type}"
+            before = len(host.reads)
             self._add_reads(host, [key for key in touched if key not in renewed])
+            host.joined_reads += host.reads[before:]
         else:
             host = _Group(self._unique(step.name))
             self.groups.append(host)

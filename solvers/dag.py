@@ -99,6 +99,17 @@ class Dag:
         return tuple(sum(1 << a for a in made) for made in self.outputs)
 
     @cached_property
+    def overlays(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For each operator the (output, input) pairs of which the output may lie within the input's bytes."""
+        names = [tensor.name for tensor in self.problem.tensors]
+        found = []
+        for operator, read, made in zip(self.problem.operators, self.inputs, self.outputs):
+            allowed = operator.in_place
+            pairs = ((b, a) for b in made for a in read if self.size[a] >= self.size[b])
+            found.append(tuple((b, a) for b, a in pairs if allowed is None or (names[b], names[a]) in allowed))
+        return tuple(found)
+
+    @cached_property
     def before(self) -> tuple[int, ...]:
         """Mask of the operators that each operator needs at once: the makers of its inputs."""
         return tuple(sum(1 << j for j in {self.maker[a] for a in read} if j >= 0) for read in self.inputs)

@@ -3,7 +3,8 @@
     {"tensors": [{"name": "x", "bytes": 4096, "role": "input"}, ...],
      "operators": [{"name": "conv", "inputs": ["x"], "outputs": ["y"]}, ...]}
 
-An operator may say how long it computes, `"seconds": 2e-6`, or how much, `"flops": 4096`; only time asks for it.
+An operator may say how long it computes, `"seconds": 2e-6`, or how much, `"flops": 4096`; only time asks for it. It may
+say which inputs an output may overwrite, `"in_place": {"y": ["x"]}`; where it does not, any that is large enough.
 Inputs and parameters exist off-chip before anything runs; activations and outputs are made by one operator each;
 outputs must end off-chip. Operators are listed in an order in which they may run; any topological order is as good.
 """
@@ -11,8 +12,8 @@ outputs must end off-chip. Operators are listed in an order in which they may ru
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import Any, Literal, TypeAlias, get_args
@@ -45,7 +46,8 @@ class Tensor:
 class Operator:
     """Reads its inputs and makes its outputs; all of them lie in the scratchpad while it runs.
 
-    `seconds` that it computes, its operands being there, or `flops` that it computes; None: not said.
+    `seconds` that it computes, its operands being there, or `flops` that it computes; None: not said. `in_place`: the
+    (output, input) pairs of which the output may lie within the input's bytes, where plans may do that; None: all.
     """
 
     name: str
@@ -53,6 +55,13 @@ class Operator:
     outputs: tuple[str, ...]
     seconds: float | None = None
     flops: float | None = None
+    in_place: tuple[tuple[str, str], ...] | None = None
+
+    def without(self, tensors: Collection[str]) -> Operator:
+        """The operator that does not read these tensors."""
+        inputs = tuple(name for name in self.inputs if name not in tensors)
+        kept = None if self.in_place is None else tuple(pair for pair in self.in_place if pair[1] not in tensors)
+        return replace(self, inputs=inputs, in_place=kept)
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,7 @@ class Problem:
                 "outputs": list(o.outputs),
                 **({"seconds": o.seconds} if o.seconds is not None else {}),
                 **({"flops": o.flops} if o.flops is not None else {}),
+                **({"in_place": _by_output(o.in_place)} if o.in_place is not None else {}),
             }
             for o in self.operators
         ]
@@ -180,6 +190,7 @@ def _check(tensors: Sequence[Tensor], operators: Sequence[Operator]) -> None:
             raise ProblemError(f"operator {operator.name!r}: is given twice")
         names.add(operator.name)
         _check_work(operator)
+        _check_in_place(operator)
         for name in (*operator.inputs, *operator.outputs):
             if name not in by_name:
                 raise ProblemError(f"operator {operator.name!r}: tensor {name!r} is not among the tensors")
@@ -212,6 +223,20 @@ def _check_work(operator: Operator) -> None:
             raise ProblemError(f"operator {operator.name!r}: {field} must be a finite number from 0 on, got {value!r}")
     if operator.seconds is not None and operator.flops is not None:
         raise ProblemError(f"operator {operator.name!r}: gives seconds and flops; accepted: one of them")
+
+
+def _check_in_place(operator: Operator) -> None:
+    for made, read in operator.in_place or ():
+        if made not in operator.outputs or read not in operator.inputs:
+            what, name = ("output", made) if made not in operator.outputs else ("input", read)
+            raise ProblemError(f"operator {operator.name!r}: in_place: {name!r} is not an {what} of it")
+
+
+def _by_output(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for made, read in pairs:
+        found.setdefault(made, []).append(read)
+    return found
 
 
 def _cycle(operators: Sequence[Operator], needs: Sequence[set[int]], done: set[int]) -> str:
@@ -263,11 +288,23 @@ def _tensor(position: int, entry: Any) -> Tensor:
 def _operator(position: int, entry: Any) -> Operator:
     name = _name(f"operators[{position}]", entry)
     where = f"operator {name!r}"
-    _only(where, entry, {"name", "inputs", "outputs", "seconds", "flops"})
+    _only(where, entry, {"name", "inputs", "outputs", "seconds", "flops", "in_place"})
     sides: list[tuple[str, ...]] = []
     for side in ("inputs", "outputs"):
         given = entry.get(side, [])
         if not isinstance(given, list) or not all(isinstance(tensor, str) for tensor in given):
             raise ProblemError(f"{where}: {side} must be a list of tensor names, got {given!r}")
         sides.append(tuple(dict.fromkeys(given)) if side == "inputs" else tuple(given))
-    return Operator(name, sides[0], sides[1], entry.get("seconds"), entry.get("flops"))
+    return Operator(
+        name, sides[0], sides[1], entry.get("seconds"), entry.get("flops"), _pairs(where, entry.get("in_place"))
+    )
+
+
+def _pairs(where: str, given: Any) -> tuple[tuple[str, str], ...] | None:
+    """(output, input) pairs of the field in_place."""
+    if given is None:
+        return None
+    lists = isinstance(given, Mapping) and all(isinstance(listed, list) for listed in given.values())
+    if not lists or not all(isinstance(name, str) for listed in given.values() for name in listed):
+        raise ProblemError(f'{where}: in_place must be like {{"output": ["input"]}}, got {given!r}')
+    return tuple((made, read) for made, listed in given.items() for read in dict.fromkeys(listed))

@@ -134,6 +134,8 @@ class _Machine:
             raise self.refuse(name, f"in place though it is not an output of {operator.name!r}")
         if below not in operator.inputs or below not in self.resident:
             raise self.refuse(name, f"in place of {below!r}, which is not a resident input of {operator.name!r}")
+        if operator.in_place is not None and (name, below) not in operator.in_place:
+            raise self.refuse(name, f"in place of {below!r}, which the operator {operator.name!r} does not offer")
         low = self.resident[below]
         if not low <= produce[name] <= low + self.tensors[below].bytes - self.tensors[name].bytes:
             raise self.refuse(name, f"at {produce[name]}, not within the bytes of {below!r} that it is to overwrite")

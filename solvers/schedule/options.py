@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from peakline.solvers.allocation import Instance, allocate
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.evictions import minimal_sets
-from peakline.solvers.plan import Certificate, Plan, Step, Traffic
 
-__all__ = ["Found", "Taken", "placed", "search"]
+__all__ = ["Found", "Taken", "search"]
 
 _CHECK_CLOCK = 256
+_MOST_STATES = 400_000  # waiting; about 1 kB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +84,8 @@ class _Moves:
         if not self.in_place:
             yield ()
             return
-        size = self.dag.size
         choices = [
-            [None, *(a for a in self.dag.inputs[i] if size[a] >= size[b] and not passed >> a & 1)]
+            [None, *(a for made, a in self.dag.overlays[i] if made == b and not passed >> a & 1)]
             for b in self.dag.outputs[i]
         ]
         for chosen in product(*choices):
@@ -145,7 +143,7 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
                 steps.append(step)
             return Found(tuple(reversed(steps)), paid, paid, True)
         pops += 1
-        if pops % _CHECK_CLOCK == 0 and time.perf_counter() > deadline:
+        if serial > _MOST_STATES or (pops % _CHECK_CLOCK == 0 and time.perf_counter() > deadline):
             return Found(None, known or 0, paid, False)
         try:
             for price, new, taken in moves.of(state):
@@ -160,75 +158,6 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
         except TimeoutError:  # amid a state: nothing cheaper than it waits
             return Found(None, known or 0, paid, False)
     return Found(None, known or 0, known or 0, True)
-
-
-def placed(
-    dag: Dag, steps: tuple[Taken, ...], capacity: int, allow: tuple[str, ...], proof: Certificate, seconds: float
-) -> Plan | None:
-    """The plan with addresses, or None if none were found; an output in place shares its input's address."""
-    stays = _Stays(dag, steps)
-    found = allocate(Instance.of(stays.boxes), capacity, time_limit=max(seconds, 0.1))
-    if found.offsets is None:
-        return None
-    at = found.offsets
-    names = [tensor.name for tensor in dag.problem.tensors]
-    outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
-    listed: list[Step] = []
-    held, peak, moved_in, moved_out = 0, 0, 0, 0
-    final: list[str] = []
-    off = dag.off_chip
-    resident: set[int] = set()
-    for t, taken in enumerate(steps):
-        store = taken.store & sum(1 << a for a in resident)
-        store |= sum(1 << a for a in bits(taken.evict) if a in outputs and not off >> a & 1)
-        store |= sum(1 << a for _, a in taken.in_place if a in outputs and not off >> a & 1)
-        off |= store
-        resident -= set(bits(taken.evict))
-        resident |= set(bits(taken.load))
-        moved_out += dag.weigh(store)
-        moved_in += dag.weigh(taken.load | taken.bypass)
-        made = dag.outputs[taken.i]
-        over = dict(taken.in_place)
-        held = sum(dag.size[a] for a in resident) + sum(dag.size[b] for b in made if b not in over)
-        peak = max(peak, held)
-        resident |= set(made)
-        resident -= set(over.values())
-        listed.append(
-            Step(
-                dag.problem.operators[taken.i].name,
-                tuple(names[a] for a in bits(store)),
-                tuple(names[a] for a in bits(taken.evict)),
-                {names[a]: at[stays.box[a, t]] for a in bits(taken.load)},
-                {names[b]: at[stays.box[b, t]] for b in made},
-                tuple(names[a] for a in bits(taken.bypass)),
-                {names[b]: names[a] for b, a in taken.in_place},
-            )
-        )
-    for a in sorted(resident & outputs):
-        if not off >> a & 1:
-            final.append(names[a])
-            moved_out += dag.size[a]
-    traffic = Traffic(moved_in, moved_out, dag.problem.compulsory)
-    return Plan(capacity, tuple(listed), tuple(final), traffic, peak, proof, allow)
-
-
-class _Stays:
-    """Rectangles of the steps: an output in place continues its input's."""
-
-    def __init__(self, dag: Dag, steps: tuple[Taken, ...]) -> None:
-        self.box: dict[tuple[int, int], int] = {}  # rectangle of a tensor that arrives at a step
-        spans: list[list[int]] = []
-        here: dict[int, int] = {}
-        for t, taken in enumerate(steps):
-            for a in bits(taken.evict):
-                spans[here.pop(a)][1] = t
-            over = dict(taken.in_place)
-            for a in (*bits(taken.load), *(b for b in dag.outputs[taken.i] if b not in over)):
-                here[a] = self.box[a, t] = len(spans)
-                spans.append([t, len(steps), dag.size[a]])
-            for b, a in over.items():
-                here[b] = self.box[b, t] = here.pop(a)
-        self.boxes = [(first, last, size) for first, last, size in spans]
 
 
 def _subsets(mask: int) -> Iterator[int]:
