@@ -58,12 +58,14 @@ Report = Callable[[Answer], None]
 class Entry:
     """`run(report, seconds, *arguments)` gives an Answer within about `seconds`; a function of a module, not a closure.
 
-    What it raises counts as no answer, except in this process's own KeyboardInterrupt.
+    What it raises counts as no answer, except in this process's own KeyboardInterrupt. `weight`: its part of the time
+    that it shares with others.
     """
 
     name: str
     run: Callable[..., Answer]
     arguments: tuple[Any, ...]
+    weight: float = 1.0
 
 
 class _Enough(Exception):
@@ -137,9 +139,11 @@ class _Held:
     def _share(self, k: int) -> float:
         """Seconds for an entry that starts now: the first has all that are left, others share them with who waits."""
         left = max(0.0, self.deadline - time.perf_counter())
+        mine = self.entries[k].weight
+        part = mine / (mine + sum(self.entries[i].weight for i in self.waiting))
         if self.jobs > 1:
-            return left if k == 0 else left * min(1.0, (self.jobs - 1) / (len(self.waiting) + 1))
-        return left / (len(self.waiting) + 1)
+            return left if k == 0 else left * min(1.0, (self.jobs - 1) * part)
+        return left * part
 
     def _run_here(self, k: int) -> None:
         entry = self.entries[k]

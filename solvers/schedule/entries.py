@@ -7,14 +7,15 @@ import time
 from peakline.solvers.contest import Answer, Report
 from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.layers import layers
+from peakline.solvers.schedule.neighbourhoods import Path, improve_piece
 from peakline.solvers.schedule.search import beam, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment
 
-__all__ = ["a_star", "by_beam", "by_layers"]
+__all__ = ["a_star", "by_beam", "by_layers", "by_stretches"]
 
 _EVERY = 1 << 40
-_WIDTHS = (1, 8, _EVERY, 64, _EVERY, 512, 4096)  # states of an ideal; all of them once a good plan leaves few to keep
+_WIDTHS = (_EVERY, 8, _EVERY, 64, _EVERY, 512, 4096)  # states of an ideal; all of them once a good plan leaves few to keep
 _SLOWER = 3  # times as long a wider run takes, at least
 _SHARE = 0.4  # of the time left, for a run that cuts nothing
 
@@ -72,3 +73,17 @@ def by_beam(report: Report, seconds: float, dag: Dag, piece: Segment, capacity: 
     """A beam of `width` states."""
     found = beam(Moves(dag, piece, capacity), width, deadline=time.perf_counter() + seconds)
     return Answer(found.moves, found.cost, found.bound)
+
+
+def by_stretches(
+    report: Report, seconds: float, dag: Dag, piece: Segment, capacity: int, floor: int, path: Path, seed: int
+) -> Answer:
+    """The moves of a plan, improved stretch by stretch as long as there is time."""
+
+    def heard(better: Path, cost: int) -> None:
+        report(Answer(better, cost, floor))
+
+    better, cost = improve_piece(
+        dag, piece, capacity, path, floor=floor, deadline=time.perf_counter() + seconds, seed=seed, heard=heard
+    )
+    return Answer(better, cost, floor)

@@ -20,10 +20,11 @@ from peakline.solvers.order import Order, smallest_peak
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.contract import contract
-from peakline.solvers.schedule.entries import a_star, by_beam, by_layers
+from peakline.solvers.schedule.entries import a_star, by_beam, by_layers, by_stretches
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
+from peakline.solvers.schedule.neighbourhoods import Path, improve_piece
 from peakline.solvers.schedule.pack import pack
 from peakline.solvers.schedule.postpone import postpone
 from peakline.solvers.schedule.rolling import place_at_least_cost
@@ -45,6 +46,8 @@ _MOST_OPERATORS = 20_000  # of a problem: sets of operators are masks, and their
 _MOST_BOUNDED = 8_000  # operators of a problem whose order-free floors and pieces are computed
 _MOST_SEARCHED = 1_200  # operators of a piece; the states of larger ones take too much memory
 _FIRST_STATES = 2_000  # of A* before other processes are started
+_STRETCHED = 0.3  # of a piece's time: to improve the beam's plan stretch by stretch before the contest, at most
+_WEIGHT = 3.0  # of improving it further, among the contest's entries
 _MOST_STATES = 1_000_000  # of A*, about 2 kB each
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
 
@@ -285,16 +288,40 @@ class _Work:
                 self.won.append("A*")
                 return exact
             floor = max(floor, exact.bound)
+        by = "beam search"
+        if best.cost > floor and self.method == "auto":
+            better = self._by_stretches(dag, piece, best, floor, began + seconds)
+            if better.cost < best.cost:
+                best, by = better, "stretches"
         if best.cost > floor and not self.interrupted:
-            return self._compete(dag, piece, best, floor, began + seconds)
-        self.won.append("beam search")
+            return self._compete(dag, piece, best, by, floor, began + seconds)
+        self.won.append(by)
         return Found(best.moves, best.cost, min(floor, best.cost), best.states)
 
-    def _compete(self, dag: Dag, piece: Segment, best: Found, floor: int, deadline: float) -> Found:
-        """The least traffic of a piece by whatever solver is first in the contest's order."""
+    def _by_stretches(self, dag: Dag, piece: Segment, best: Found, floor: int, deadline: float) -> Found:
+        """The first levels of improving a plan stretch by stretch, in a part of the time."""
+        assert best.moves is not None
+        now = time.perf_counter()
+        found = [best]
+
+        def heard(path: Path, cost: int) -> None:
+            found.append(replace(best, moves=path, cost=cost))
+
+        try:
+            improve_piece(
+                dag, piece, self.capacity, best.moves, floor=floor, deadline=now + _STRETCHED * (deadline - now),
+                seed=self.seed, further=False, heard=heard,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return found[-1]
+
+    def _compete(self, dag: Dag, piece: Segment, best: Found, by: str, floor: int, deadline: float) -> Found:
+        """The least traffic of a piece by whatever solver is first in the contest's order; `by`: whose `best` is."""
         common = (dag, piece, self.capacity, floor, best.cost)
         entries = [
             Entry("dynamic programming", by_layers, common),
+            Entry("stretches", by_stretches, (*common[:4], best.moves, self.seed + 1), _WEIGHT),
             Entry("A*", a_star, (*common, _MOST_STATES)),
         ]
         if self.method in PROGRAM_SOLVERS:
@@ -318,13 +345,13 @@ class _Work:
         except KeyboardInterrupt:
             self.interrupted, answer = True, replace(known[0], bound=floor)
         if answer is None:
-            self.won.append("beam search")
+            self.won.append(by)
             return Found(best.moves, best.cost, floor, best.states)
         bound = max(floor, answer.bound)
         if answer.bound > floor:
             self.proofs.append(answer.proof)
         if answer.solution is None or answer.cost >= best.cost:
-            self.won.append("beam search")
+            self.won.append(by)
             return Found(best.moves, best.cost, min(bound, best.cost), best.states)
         self.won.append(answer.by)
         return Found(answer.solution, answer.cost, bound, best.states)
