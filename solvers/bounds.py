@@ -13,6 +13,7 @@ from math import gcd
 from peakline.solvers.dag import Dag, bits
 
 __all__ = [
+    "cheapest_cover",
     "cheapest_spill",
     "forced_alive",
     "grain",
@@ -67,6 +68,8 @@ def grain(dag: Dag) -> int:
 
 
 _MOST_SUMS = 1 << 20  # bits of the table of subset sums
+_MOST_COVER_BITS = 1 << 30  # bits of all tables of subset sums that one exact cover goes through
+_MOST_PAIRS = 2_000  # subset sums of activations that one exact cover tries
 _MOST_MOMENTS = 30  # operators, the most crowded first, whose excess is priced
 
 
@@ -83,10 +86,7 @@ def reachable(sizes: list[int], least: int) -> int:
     wanted = -(-least // unit)
     if sum(sizes) // unit > _MOST_SUMS or len(sizes) > 4096:
         return wanted * unit
-    sums = 1
-    for size in sizes:
-        sums |= sums << (size // unit)
-    above = sums >> wanted
+    above = _subset_sums(sizes, unit) >> wanted
     return (wanted + (above & -above).bit_length() - 1) * unit
 
 
@@ -94,17 +94,57 @@ def cheapest_spill(dag: Dag, candidates: int, excess: int) -> int:
     """Least traffic that takes `excess` bytes of the candidates out of the scratchpad and back.
 
     Activations cost two bytes per byte (a store and a reload), others one. With D the spilled set,
-    cost = Σ_{a∈D} s_a + Σ_{a∈D dear} s_a ≥ max(S(all), 2·excess − cheap), S being the subset sums that reach the
-    excess, `cheap` the bytes of those that cost one.
+    cost = Σ_{a∈D} s_a + Σ_{a∈D dear} s_a, and Σ_{a∈D} s_a ≥ excess: the least is found among the subset sums of both
+    kinds (`cheapest_cover`) where their tables are not too long, and else bounded by
+    max(S(all), 2·excess − cheap), S being the subset sums that reach the excess, `cheap` the bytes of those that cost
+    one.
     """
     if excess <= 0:
         return 0
     dear, cheap = candidates & dag.dear, candidates & ~dag.dear
-    sizes = [dag.size[a] for a in bits(candidates)]
-    spilled = reachable(sizes, excess)
-    rest = excess - dag.weigh(cheap)
-    stored = reachable([dag.size[a] for a in bits(dear)], rest) if rest > 0 else 0
+    costly, free = [dag.size[a] for a in bits(dear)], [dag.size[a] for a in bits(cheap)]
+    exact = cheapest_cover(free, costly, excess)
+    if exact is not None:
+        return exact
+    spilled = reachable([*free, *costly], excess)
+    rest = excess - sum(free)
+    stored = reachable(costly, rest) if rest > 0 else 0
     return spilled + stored
+
+
+def cheapest_cover(once: list[int], twice: list[int], least: int) -> int | None:
+    """Smallest c + 2 d with c + d ≥ `least`, c a subset sum of `once`, d one of `twice`; None: that takes too long.
+
+    For each d, the smallest first, c is the next subset sum that suffices; a pair costs at least `least` + d.
+
+    Raises ValueError if all of them together are less.
+    """
+    if sum(once) + sum(twice) < least:
+        raise ValueError(f"sizes add up to {sum(once) + sum(twice)}, less than {least}")
+    unit = gcd(*once, *twice)
+    wanted = -(-least // unit)
+    if (sum(once) + sum(twice)) // unit * (len(once) + len(twice)) > _MOST_COVER_BITS:
+        return None
+    first, second = _subset_sums(once, unit), _subset_sums(twice, unit)
+    best: int | None = None
+    for looked, d in enumerate(bits(second)):
+        if best is not None and wanted + d >= best:
+            break
+        if looked > _MOST_PAIRS:
+            return None
+        above = first >> max(0, wanted - d)
+        if above:
+            cost = 2 * d + max(0, wanted - d) + (above & -above).bit_length() - 1
+            best = cost if best is None else min(best, cost)
+    return None if best is None else best * unit
+
+
+def _subset_sums(sizes: list[int], unit: int) -> int:
+    """An integer whose bit k says whether some of the sizes add up to k units."""
+    sums = 1
+    for size in sizes:
+        sums |= sums << (size // unit)
+    return sums
 
 
 def traffic_bound(dag: Dag, capacity: int, peak_bound: int = 0) -> int:
