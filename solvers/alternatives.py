@@ -169,6 +169,7 @@ class _Expansion:
                         operator,
                         inputs=tuple(n for name in operator.inputs for n in self.names(name)),
                         outputs=tuple(n for name in operator.outputs for n in self.names(name)),
+                        in_place=self.whole_pairs(operator),
                     )
                 )
                 continue
@@ -176,6 +177,12 @@ class _Expansion:
             tensors += [replace(t, name=f"{operator.name}/{t.name}") for t in alternative.tensors]
             operators += self.parts(operator, alternative)
         return Problem(tuple(tensors), tuple(operators))
+
+    def whole_pairs(self, operator: Operator) -> tuple[tuple[str, str], ...] | None:
+        """What may lie in place, of tensors that are not cut."""
+        if operator.in_place is None:
+            return None
+        return tuple(pair for pair in operator.in_place if all(self.names(name) == [name] for name in pair))
 
     def parts(self, operator: Operator, alternative: Alternative) -> list[Operator]:
         slices, own = alternative.slices, {t.name for t in alternative.tensors}
@@ -201,6 +208,7 @@ class _Expansion:
                 listed(part.outputs),
                 part.seconds if said or operator.seconds is None else operator.seconds / count,
                 part.flops if said or operator.flops is None else operator.flops / count,
+                in_place=None if operator.in_place is None else (),
             )
             for part in alternative.parts
         ]
