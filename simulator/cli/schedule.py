@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peakline.cli.estimate import workload_of
-from peakline.cli.schedule_levels import over_levels, refuse_beside_levels
+from peakline.cli.schedule_levels import bytes_of, over_levels, refuse_beside_levels
 from peakline.cli.schedule_parts import best_choice, refuse_mixed, split_words
 from peakline.cli.schedule_time import Rates, rates_of, shortest, time_lines
 from peakline.files import written_whole
@@ -122,12 +122,13 @@ def schedule(
 
     Exit codes: 0 a plan, 1 none exists or none was found, 2 bad input.
     """
-    from peakline.hardware.units import parse_bytes
     from peakline.solvers.replay import replay
     from peakline.solvers.replay_time import replay_time
     from peakline.solvers.schedule import Infeasible, NotFound
     from peakline.solvers.schedule import schedule as solve
 
+    if objective not in ("traffic", "time", "peak"):
+        raise ValueError(f"--objective: must be one of traffic, time, peak, got {objective!r}")
     sizes = {"batch": batch, "seq": seq, "image": image, "dtype": dtype, "optimizer": optimizer}
     asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
     rates = rates_of(objective, device, bandwidth, compute, overlap)
@@ -168,7 +169,7 @@ def schedule(
         return over_levels(problem, capacity, weights, time_limit, seed, out, json_)
     if weights is not None:
         raise ValueError("--weights: several levels have them; give as many capacities, such as 1MiB,32MiB")
-    size = None if capacity is None else int(capacity) if _whole(capacity) else parse_bytes(capacity)
+    size = None if capacity is None else bytes_of(capacity)
     if size is None and objective in ("traffic", "time"):
         raise ValueError(f"--capacity: the least {objective} needs one; --objective peak does not")
     choices = tiled(size) if tile and size is not None else tiled(None)
@@ -251,10 +252,6 @@ def _sweep(problem: Problem, points: int, time_limit: float, seed: int, plot: Pa
     return 0
 
 
-def _whole(text: str) -> bool:
-    return text.strip().lstrip("+-").isdigit()
-
-
 def _refuse_a_contest(jobs: int | None, method: str, elsewhere: list[str]) -> None:
     """`--jobs` and `--method` say who competes over plain traffic or peak; nowhere else do solvers compete."""
     if elsewhere and (jobs is not None or method != "auto"):
@@ -311,7 +308,17 @@ def _document(problem: Problem, plan: Plan, done: Replay, objective: str) -> dic
         "peak": plan.peak,
         "arena": done.arena,
         "certificate": stated["certificate"],
+        **({"used": _used(plan)} if plan.allow else {}),
         **({"time": {k: v for k, v in stated["time"].items() if k != "queue"}} if "time" in stated else {}),
+    }
+
+
+def _used(plan: Plan) -> dict[str, int]:
+    """How often the plan does what `--allow` lets it do: operands bypassed, outputs in place, runs beyond the first."""
+    return {
+        "bypass": sum(len(step.bypass) for step in plan.steps),
+        "in-place": sum(len(step.in_place) for step in plan.steps),
+        "recompute": len(plan.steps) - len({step.operator for step in plan.steps}),
     }
 
 
@@ -335,6 +342,7 @@ def _lines(problem: Problem, plan: Plan, done: Replay, out: Path | None) -> list
 
     proof, moved = plan.certificate, plan.traffic
     timed = time_lines(plan.time) if plan.time is not None else []
+    used = {name: n for name, n in _used(plan).items() if name in plan.allow}
     lines = [
         f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, capacity {format_bytes(plan.capacity)}",
         f"traffic   {format_bytes(moved.load + moved.store)}: load {format_bytes(moved.load)}, "
@@ -342,6 +350,7 @@ def _lines(problem: Problem, plan: Plan, done: Replay, out: Path | None) -> list
         f"non-compulsory {format_bytes(moved.non_compulsory)} ({moved.non_compulsory} B)",
         f"peak      {format_bytes(plan.peak)} resident, addresses up to {format_bytes(done.arena)}",
         *([f"in parts  {split_words(plan.alternatives)}"] if plan.alternatives else []),
+        *([f"used      {', '.join(f'{n} × {name}' for name, n in used.items())}"] if used else []),
         *timed,
         f"proven    {proof.status}: objective {proof.objective} B, bound {proof.lower_bound} B, gap {proof.gap:.1%}",
         f"method    {proof.method} ({proof.seconds:.2f} s)",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peakline.solvers.problem import Problem
     from peakline.solvers.replay_levels import LevelsReplay
 
-__all__ = ["over_levels", "refuse_beside_levels"]
+__all__ = ["bytes_of", "over_levels", "refuse_beside_levels"]
 
 SCHEMA = "peakline.schedule-levels/1"
 
@@ -62,14 +62,23 @@ def over_levels(
     return 0
 
 
-def _levels(capacities: str, weights: str | None) -> tuple[Level, ...]:
+def bytes_of(capacity: str) -> int:
+    """Bytes, or a number with a unit. Raises ValueError naming the option."""
     from peakline.hardware.units import parse_bytes
+
+    try:
+        return int(capacity) if capacity.strip().lstrip("+-").isdigit() else parse_bytes(capacity)
+    except ValueError as error:
+        raise ValueError(f"--capacity: {error}") from None
+
+
+def _levels(capacities: str, weights: str | None) -> tuple[Level, ...]:
     from peakline.solvers.levels import Level
 
     listed = [text.strip() for text in capacities.split(",")]
     if not all(listed):
         raise ValueError(f"--capacity: must be capacities between commas, such as 1MiB,32MiB, got {capacities!r}")
-    sizes = [int(text) if text.lstrip("+-").isdigit() else parse_bytes(text) for text in listed]
+    sizes = [bytes_of(text) for text in listed]
     if weights is None:
         return tuple(Level(size) for size in sizes)
     try:

@@ -90,7 +90,7 @@ class _Work:
         )
         self.best: Plan | None = None
         self.candidates: list[tuple[int, str, Runs]] = []
-        self.bound, self.proved_by, self.found_by = 0, "nothing less is possible", ""
+        self.bound, self.proved_by, self.found_by = 0, "none above 0", ""
         self.refusal = "none fits without options"
         self.interrupted = False
 
