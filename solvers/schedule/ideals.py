@@ -88,6 +88,16 @@ class Graph:
         """The bits of a set of tensors."""
         return sum(1 << self.slot[a] for a in bits(tensors))
 
+    def table(self, listed: list[list[int]]) -> tuple[Words, Words]:
+        """Slots and grains of the tensors of each list, a row each; −1 and 0 beyond a list's end."""
+        most = max(1, max(len(tensors) for tensors in listed))
+        places = np.full((len(listed), most), -1, dtype=np.int64)
+        sizes = np.zeros((len(listed), most), dtype=np.int64)
+        for n, tensors in enumerate(listed):
+            places[n, : len(tensors)] = [self.slot[a] for a in tensors]
+            sizes[n, : len(tensors)] = [self.size[a] for a in tensors]
+        return places, sizes
+
     def ideal(self, executed: int, live: int, ready: int, excess: Words, cheap: Words) -> Ideal:
         listed = sorted(bits(live), key=lambda a: (-self.size[a], self.slot[a]))
         return Ideal(
@@ -183,12 +193,7 @@ def next_ideals(graph: Graph, ideals: list[Ideal]) -> tuple[Runs, list[Ideal]]:
             )
             reads.append(list(bits(touch & ideal.live)))
     table = np.array(rows, dtype=np.int64).T
-    most = max(1, max(len(r) for r in reads))
-    places = np.full((len(reads), most), -1, dtype=np.int64)
-    sizes = np.zeros((len(reads), most), dtype=np.int64)
-    for n, listed in enumerate(reads):
-        places[n, : len(listed)] = [graph.slot[a] for a in listed]
-        sizes[n, : len(listed)] = [size[a] for a in listed]
+    places, sizes = graph.table(reads)
     g, i, to, fresh, dying, gone, touched, always, unstored = table
     return Runs(g, i, to, fresh, dying, gone, touched, places, sizes, always, unstored), found
 

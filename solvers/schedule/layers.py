@@ -24,7 +24,7 @@ from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, next_ide
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
-__all__ = ["layers"]
+__all__ = ["Layer", "distinct", "expand", "layers", "to_come", "undominated"]
 
 _MOST_STATES = 12_000_000  # 32 bytes each
 _COMPARED = 8  # times the width: states of an ideal that are compared with each other
@@ -32,8 +32,8 @@ _BLOCK = 256  # states of an ideal, the best first, against which the others are
 
 
 @dataclass(slots=True)
-class _Layer:
-    """States, sorted by ideal; `parent` and `operator` lead back."""
+class Layer:
+    """States, sorted by ideal, in grains; `parent` and `operator` lead back."""
 
     ideals: list[Ideal]
     ideal: Words
@@ -51,16 +51,15 @@ class _Layer:
         """Keep what leads back alone."""
         self.stored = self.held = self.paid = np.zeros(0, dtype=np.int64)
 
-    def take(self, which: npt.NDArray[np.intp]) -> _Layer:
-        return _Layer(
+    def take(self, which: npt.NDArray[np.intp]) -> Layer:
+        return Layer(
             self.ideals, self.ideal[which], self.out[which], self.stored[which], self.held[which], self.paid[which],
             self.parent[which], self.operator[which],
         )  # fmt: skip
 
 
-def _expand(graph: Graph, layer: _Layer) -> _Layer:
-    """All states one operator further, before any is compared."""
-    runs, ideals = next_ideals(graph, layer.ideals)
+def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal]) -> Layer:
+    """All states one operator further, before any is compared; `runs` lead from the layer's ideals to `ideals`."""
     ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
     counts = (ends[1:] - ends[:-1])[runs.ideal]
     run = np.repeat(np.arange(len(counts)), counts)
@@ -86,7 +85,7 @@ def _expand(graph: Graph, layer: _Layer) -> _Layer:
     pair, evicted, freed, price = _evictions(layer.ideals, runs, run, out, stored, short)
     run, state, out, stored, held, back = (v[pair] for v in (run, state, out, stored, held, back))
     dear = _dear(layer.ideals)[runs.ideal[run]]
-    return _Layer(
+    return Layer(
         ideals,
         runs.to[run],
         (out & ~runs.touched[run]) | evicted,
@@ -161,7 +160,7 @@ def _evictions(
     return tuple(np.concatenate(column) for column in zip(*done))  # type: ignore[return-value]
 
 
-def _distinct(layer: _Layer, most: int) -> _Layer:
+def distinct(layer: Layer, most: int) -> Layer:
     """Sorted by ideal and paid; of equal states the cheapest; those that cost `most` or more left out."""
     order = np.lexsort((layer.paid, layer.stored, layer.out, layer.ideal))
     g, out, stored = layer.ideal[order], layer.out[order], layer.stored[order]
@@ -179,7 +178,7 @@ class _Cut:
     least: int = 1 << 60
 
 
-def _select(graph: Graph, layer: _Layer, most: int, width: int, cut: _Cut) -> _Layer:
+def _select(graph: Graph, layer: Layer, most: int, width: int, cut: _Cut) -> Layer:
     """States that no other is as good as and whose value stays below `most`; at most `width` of an ideal."""
     ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
     kept: list[npt.NDArray[np.intp]] = []
@@ -187,12 +186,12 @@ def _select(graph: Graph, layer: _Layer, most: int, width: int, cut: _Cut) -> _L
         low, high = int(ends[g]), int(ends[g + 1])
         if low == high:
             continue
-        value = layer.paid[low:high] + _to_come(graph, ideal, layer.out[low:high], layer.stored[low:high])
+        value = layer.paid[low:high] + to_come(graph, ideal, layer.out[low:high], layer.stored[low:high])
         chosen = np.flatnonzero(value < most)
         chosen = chosen[np.argsort(value[chosen], kind="stable")]
         for most_kept, sieve in ((_COMPARED * width, False), (width, True)):
             if sieve:
-                chosen = _undominated(ideal, layer, chosen + low) - low
+                chosen = undominated(ideal, layer, chosen + low) - low
             if len(chosen) > most_kept:
                 cut.states += len(chosen) - most_kept
                 cut.least = min(cut.least, int(value[chosen[most_kept:]].min()))
@@ -201,7 +200,7 @@ def _select(graph: Graph, layer: _Layer, most: int, width: int, cut: _Cut) -> _L
     return layer.take(np.concatenate(kept) if kept else np.zeros(0, dtype=np.intp))
 
 
-def _undominated(ideal: Ideal, layer: _Layer, which: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def undominated(ideal: Ideal, layer: Layer, which: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Those of `which` (the best first) that none before them is as good as."""
     if len(which) < 2 or not len(ideal.places):
         return which[:1] if not len(ideal.places) else which
@@ -220,7 +219,7 @@ def _undominated(ideal: Ideal, layer: _Layer, which: npt.NDArray[np.intp]) -> np
 
 
 def _as_good(
-    ideal: Ideal, layer: _Layer, ones: npt.NDArray[np.intp], others: npt.NDArray[np.intp]
+    ideal: Ideal, layer: Layer, ones: npt.NDArray[np.intp], others: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.bool_]:
     """[i, j]: state `ones[i]`, having evicted and stored what only `others[j]` has, has paid no more."""
     size, dear = ideal.sizes.astype(np.float64), ideal.dear
@@ -239,7 +238,7 @@ def _as_good(
     return found
 
 
-def _to_come(graph: Graph, ideal: Ideal, out: Words, stored: Words) -> Words:
+def to_come(graph: Graph, ideal: Ideal, out: Words, stored: Words) -> Words:
     """`Floors.to_come` of every state of an ideal, in grains."""
     floors = graph.floors
     excess, cheap, flow, outside = graph.vectors(ideal)
@@ -275,14 +274,14 @@ def layers(
         return None
     most = -(-known // graph.unit)
     zero = np.zeros(1, dtype=np.int64)
-    layer = _Layer([graph.first()], zero, zero, zero, graph.held_at_first(), zero, zero, zero)
+    layer = Layer([graph.first()], zero, zero, zero, graph.held_at_first(), zero, zero, zero)
     passed = [layer]
     cut = _Cut()
     seen = 1
     for _ in range((moves.segment.stop & ~moves.segment.start).bit_count()):
-        expanded = _expand(graph, layer)
+        expanded = expand(graph, layer, *next_ideals(graph, layer.ideals))
         layer.forget()
-        layer = _select(graph, _distinct(expanded, most), most, width, cut)
+        layer = _select(graph, distinct(expanded, most), most, width, cut)
         seen += len(layer)
         passed.append(layer)
         tick()
@@ -294,7 +293,7 @@ def layers(
     return Found(_path(graph, passed), cost, min(cost, cut.least * graph.unit), seen)
 
 
-def _path(graph: Graph, passed: list[_Layer]) -> tuple[tuple[int, int], ...]:
+def _path(graph: Graph, passed: list[Layer]) -> tuple[tuple[int, int], ...]:
     moves: list[tuple[int, int]] = []
     at = 0
     for before, layer in zip(reversed(passed[:-1]), reversed(passed[1:])):
