@@ -12,14 +12,14 @@ from peakline.planning.execute import executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, saved
 from peakline.planning.packing import Codec, packings
 from peakline.planning.policies import good_enough
-from peakline.planning.tiers import Surroundings
-from peakline.planning.turns import HostOptimizer
+from peakline.planning.tiers import Surroundings, beside
+from peakline.planning.turns import HostOptimizer, hosted_bytes
 from peakline.planning.whole import in_whole, is_captured
 from peakline.solvers.offload.linear import Infeasible, bound, solve
 from peakline.solvers.offload.problem import Decisions, Packing, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
-__all__ = ["Attempt", "modes", "parts", "stretches"]
+__all__ = ["Attempt", "hosted", "modes", "parts", "stretches"]
 
 ATTEMPTS = 8
 """Budgets that the solver is given at most."""
@@ -69,6 +69,11 @@ def stretches(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profi
             yield coarse(taken, root(taken))
 
 
+def hosted(taken: Profile, words: tuple[str, ...]) -> int:
+    """Bytes that lie in the host's memory throughout, because it runs the optimizer; 0 where it does not."""
+    return hosted_bytes(taken.program, parameters="offload-params" not in words) if taken.host is not None else 0
+
+
 class Attempt:
     """One way to run the optimizer, and everything else decided for it."""
 
@@ -80,6 +85,8 @@ class Attempt:
         self.whole = is_captured(taken.estimate.graph)
         states = {"optimizer_state", "gradient"} if "offload-optimizer" in words else set()
         self.states = frozenset(states | ({"parameter"} if "offload-params" in words else set()))
+        if around is not None and taken.host is not None:
+            self.around = beside(around, hosted(taken, words))
 
     @cached_property
     def _packings(self) -> dict[int, Packing]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from peakline.memory.lifetimes import Step
 from peakline.planning.extract import Keys, Profile
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Hold, Link, Program, Task, Tier
@@ -319,12 +320,23 @@ class _Writer:
         self.last = self.program.add(task)
         return self.last
 
-    def _host_turn(self, name: str, seconds: float, touched: tuple[int, ...]) -> int:
-        """A turn of the optimizer on the host: it waits for its gradients to arrive, and for the backward pass."""
-        after = [number for key in touched for number in self.waits.get(-1 - key, [])]
+    def _host_turn(self, step: Step, seconds: float) -> int:
+        """A turn of the optimizer on the host: it waits for its gradients to arrive, and for the backward pass.
+
+        What it has updated goes back over the link, except what is fetched anyhow when it is needed.
+        """
+        after = [number for key in step.touches for number in self.waits.get(-1 - key, [])]
         if self.last is not None:
             after.append(self.last)
-        return self.program.add(Task(name, "host", seconds, after=tuple(sorted(set(after))), kind="optimizer"))
+        taken = float(step.operator.attributes.get("seconds", seconds))
+        turn = self.program.add(Task(step.name, "host", taken, after=tuple(sorted(set(after))), kind="optimizer"))
+        updated = step.operator.attributes.get("updates", ())
+        size = sum(int(self.profile.program.sizes[key]) for key in updated if key not in self.parts)
+        size += sum(self.rest[key] for key in updated if key in self.parts)
+        if size and self.routes:
+            name, route = f"fetch updates of {step.name}", self.routes[0]
+            self.program.add(Task(name, f"from {route.tier.name}", 0.0, size, route.back, after=(turn,), kind="fetch"))
+        return turn
 
     def _holds(self, key: int) -> list[Hold]:
         """The buffers of a storage that is made: what stays, and each part that will leave."""
@@ -351,7 +363,7 @@ class _Writer:
         if inside:
             holds.append(Hold(f"workspace {i}", DEVICE, inside))
         if step.operator.attributes.get("host"):
-            task = self._host_turn(step.name, profile.seconds[i], step.touches)
+            task = self._host_turn(step, profile.seconds[i])
         else:
             task = self._compute(step.name, profile.seconds[i], step.operator.phase, step.touches, holds)
         drops = [f"workspace {i}"] if inside else []

@@ -12,14 +12,14 @@ from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.hardware.units import format_bytes
 from peakline.models.graph import Graph
-from peakline.planning.attempt import Attempt, modes, parts, stretches
+from peakline.planning.attempt import Attempt, hosted, modes, parts, stretches
 from peakline.planning.extract import profile
 from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, bytes_of, one_of, slowdown_of, words_of
 from peakline.planning.outcome import SCHEMA, Decision, Made, NothingFits, OffloadPlan
 from peakline.planning.packing import CODECS
 from peakline.planning.refusal import refusal
 from peakline.planning.search import Found, Search
-from peakline.planning.tiers import DRIVE, HOST_MEMORY, surroundings
+from peakline.planning.tiers import DRIVE, HOST_MEMORY, beside, surroundings
 from peakline.streams import Timeline
 from peakline.timeline import step_seconds
 
@@ -94,6 +94,7 @@ def plan(
     aim = room - min(room >> 12, ROUNDING) if before.memory.live > room else room
     codec = CODECS[quantise] if "quantise-activations" in words else None
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in modes(words, around)]
+    profiles = [taken for taken in profiles if around is None or beside(around, hosted(taken, words)) is not None]
     search = Search(
         [Attempt(taken, words, around, time_limit, codec) for taken in [*profiles, *parts(profiles, words)]],
         [Attempt(taken, words, around, time_limit, codec) for taken in stretches(profiles, words)], fit,

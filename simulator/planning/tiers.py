@@ -14,7 +14,7 @@ from peakline.solvers.offload.problem import Tier
 from peakline.streams import Link
 from peakline.streams import Tier as StreamTier
 
-__all__ = ["Surroundings", "surroundings"]
+__all__ = ["Surroundings", "beside", "surroundings"]
 
 HOST_MEMORY = "host-ddr5-8ch"
 """Device of the catalogue that stands for the host's memory where the user names none."""
@@ -104,6 +104,17 @@ def surroundings(
         routes.append(Route(StreamTier("ssd", ssd), (out, *through, "ssd write"), (into, *through, "ssd read")))
         notes.append(f"drive: {drive.title or drive.name}{', without passing through host memory' * gpudirect}")
     return Surroundings(tuple(tiers), tuple(routes), links, (rate, rate), dram, tuple(notes))
+
+
+def beside(around: Surroundings, held: int) -> Surroundings | None:
+    """The same with `held` bytes of the host's memory taken throughout; None where it has less."""
+    first = around.routes[0]
+    whole = first.tier.capacity
+    if whole is not None and whole < held:
+        return None
+    tier = replace(around.tiers[0], capacity=None if whole is None else whole - held)
+    route = Route(StreamTier(first.tier.name, whole, held), first.out, first.back)
+    return replace(around, tiers=(tier, *around.tiers[1:]), routes=(route, *around.routes[1:]))
 
 
 def _of_cpu(found: Device, ssd: int | None, ssd_device: str | Device) -> Surroundings:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from peakline.memory.lifetimes import Program, Step
 from peakline.models.graph import Block, Operator
 
-__all__ = ["HostOptimizer", "in_turns"]
+__all__ = ["HostOptimizer", "hosted_bytes", "in_turns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,9 @@ class HostOptimizer:
 def in_turns(program: Program, seconds: list[float], host: HostOptimizer | None = None) -> tuple[Program, list[float]]:
     """The same program with its one optimizer operator cut into a turn per layer; seconds of each step.
 
-    On the device a turn takes its share of the whole by bytes; a host's turn takes as long as its memory or the link
-    needs, whichever is slower.
+    On the device a turn takes its share of the whole by bytes. A host's turn passes over its bytes, and what it has
+    updated goes back over the link while the next one runs: together they take as long as the slower of the two, and
+    the last one both. What each turn computes and sends back is in its attributes, for those who replay it.
 
     Raises:
         ValueError: the optimizer is not a single pass (build the step with a fused implementation, `adamw-fused`).
@@ -56,19 +57,25 @@ def in_turns(program: Program, seconds: list[float], host: HostOptimizer | None 
     sizes = [sum(int(program.sizes[key]) for key in keys) for keys in groups.values()]
     total = max(sum(sizes), 1)
     turns, times = [], []
+    computed = returned = 0.0
     for (name, keys), size in zip(groups.items(), sizes):
+        attributes: dict[str, object] = {"host": host is not None}
         if host is not None:
+            updated = [key for key in keys if program.storages[key].tensor.role == "parameter"]
             keys = [key for key in keys if program.storages[key].tensor.role == "gradient"]
-            parameters = sum(_parameters(program, groups[name]))
-            took = max(size / host.memory_bandwidth, parameters / host.link_bandwidth)
+            passing, sending = size / host.memory_bandwidth, _bytes(program, updated) / host.link_bandwidth
+            computed += passing
+            returned = max(returned, computed) + sending
+            took = max(passing, sending)
+            attributes |= {"seconds": passing, "updates": tuple(updated)}
         else:
             took = seconds[whole] * size / total
-        operator = Operator(
-            f"optimizer.{name}", "update_pass", (), (), phase="optimizer", module=name,
-            attributes={"host": host is not None},
-        )  # fmt: skip
+        operator = Operator(f"optimizer.{name}", "update_pass", (), (), phase="optimizer", module=name,
+                            attributes=attributes)  # fmt: skip
         turns.append(Step(operator, Block(f"optimizer.{name}", (operator,)), 0, (), tuple(keys)))
         times.append(took)
+    if host is not None:
+        times[-1] = max(times[-1], returned - sum(times[:-1]))
     gradients = {key for keys in groups.values() for key in keys if program.storages[key].tensor.role == "gradient"}
     ends = [
         (steps[i]._replace(touches=tuple(k for k in steps[i].touches if k not in gradients)), seconds[i])
@@ -91,8 +98,18 @@ def _updates(program: Program, step: Step) -> bool:
     return step.operator.type != "release" and "parameter" in roles
 
 
-def _parameters(program: Program, keys: Iterable[int]) -> list[int]:
-    return [int(program.sizes[key]) for key in keys if program.storages[key].tensor.role == "parameter"]
+def _bytes(program: Program, keys: Iterable[int]) -> int:
+    return sum(int(program.sizes[key]) for key in keys)
+
+
+def hosted_bytes(program: Program, *, parameters: bool = True) -> int:
+    """Bytes that the host holds where it runs the optimizer: states, and its copies of the parameters.
+
+    Args:
+        parameters: count the copies; without, where parameters themselves may lie on the host.
+    """
+    roles = {"optimizer_state", "parameter"} if parameters else {"optimizer_state"}
+    return _bytes(program, (key for key, storage in enumerate(program.storages) if storage.tensor.role in roles))
 
 
 def _groups(program: Program, step: Step) -> dict[str, list[int]]:
