@@ -61,12 +61,12 @@ def offload_optimizer(
     for parameter in held:
         ordered[place.get(names[id(parameter)], len(chosen))].append(parameter)
     device = next((p.device for p in held), torch.device("cpu"))
-    if update == "host":
-        return _OnHost(optimizer, [turn for turn in ordered if turn])
-    store: Store = HostMemory(device) if folder is None else Files(folder)
-    wanted = None if states is None else set(states)
     leaving = set(gradients)
     away = [p for p in held if names[id(p)] in leaving]
+    if update == "host":
+        return _OnHost(optimizer, [turn for turn in ordered if turn], away, release)
+    store: Store = HostMemory(device) if folder is None else Files(folder)
+    wanted = None if states is None else set(states)
     return _InTurns(optimizer, [turn for turn in ordered if turn], names, store, wanted, away, release)
 
 
@@ -227,9 +227,12 @@ class _InTurns(OffloadedOptimizer):
 class _OnHost(OffloadedOptimizer):
     """The host holds states and a copy of the parameters, and updates them there."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, turns: list[list[torch.nn.Parameter]]) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, turns: list[list[torch.nn.Parameter]],
+        leaving: list[torch.nn.Parameter], release: bool,
+    ) -> None:  # fmt: skip
         super().__init__(optimizer)
-        self._turns = turns
+        self._turns, self._release = turns, release
         self._copies = {p: _host_copy(p) for turn in turns for p in turn}
         groups = [
             {**_plain_options(group), "params": [self._copies[p] for p in group["params"]]}
@@ -240,12 +243,34 @@ class _OnHost(OffloadedOptimizer):
             state = optimizer.state.pop(parameter, {})
             if state:
                 self._host.state[copy] = {key: _moved(value, copy.device) for key, value in state.items()}
+        self._gone: set[torch.nn.Parameter] = set()
+        self._hooks: list[Any] = [
+            p.register_post_accumulate_grad_hook(self._send_gradient)  # type: ignore[no-untyped-call]
+            for p in leaving
+        ]
+
+    def _send_gradient(self, parameter: torch.Tensor) -> None:
+        """Its gradient goes to the host as soon as it is complete, and is let go here."""
+        if parameter.grad is not None and isinstance(parameter, torch.nn.Parameter):
+            self._receive(parameter)
+            self._gone.add(parameter)
+            parameter.grad = None
+
+    def _receive(self, parameter: torch.nn.Parameter) -> None:
+        copy, gradient = self._copies[parameter], parameter.grad
+        if gradient is None:
+            copy.grad = None
+        else:
+            held = torch.empty_like(gradient, device=copy.device, pin_memory=gradient.is_cuda)
+            copy.grad = held.copy_(gradient, non_blocking=True)
 
     def update(self) -> None:
         for group, hosted in zip(self.optimizer.param_groups, self._host.param_groups):
             hosted.update(_plain_options(group))  # a schedule may have changed them
-        for parameter, copy in self._copies.items():
-            copy.grad = None if parameter.grad is None else parameter.grad.to(copy.device, non_blocking=True)
+        for parameter in self._copies:
+            if parameter not in self._gone:
+                self._receive(parameter)
+        self._gone.clear()
         for parameter in self._copies:
             if parameter.is_cuda:
                 torch.cuda.current_stream(parameter.device).synchronize()  # gradients have arrived
@@ -253,6 +278,8 @@ class _OnHost(OffloadedOptimizer):
         self._host.step()
         for parameter, copy in self._copies.items():
             copy.grad = None
+            if self._release:
+                parameter.grad = None
             if self.parameters is not None:
                 self.parameters.bring([parameter])
             parameter.copy_(copy, non_blocking=True)
@@ -267,6 +294,8 @@ class _OnHost(OffloadedOptimizer):
 
     def remove(self) -> None:
         super().remove()
+        for hook in self._hooks:
+            hook.remove()
         self._copies.clear()
 
 

@@ -60,6 +60,27 @@ def test_an_optimizer_with_its_states_elsewhere_takes_the_same_steps(kind: str, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_gradients_that_leave_for_the_host_as_they_are_made_are_updated_from_there(kind: str) -> None:
+    names = [name for name, _ in layers().named_parameters()]
+    parameters, _ = trained(OPTIMIZERS[kind], None)
+    found, _ = trained(OPTIMIZERS[kind], {"update": "host", "gradients": names[::2], "release": True})
+    assert all(torch.equal(a, b) for a, b in zip(parameters, found, strict=True))
+
+
+@pytest.mark.parametrize("update", ["host", "device"])
+def test_a_gradient_that_leaves_is_gone_when_the_backward_pass_is_over(update: str) -> None:
+    module = layers(2)
+    optimizer = OPTIMIZERS["adamw-fused"](module.parameters())
+    away = offload_optimizer(optimizer, module, update=update, gradients=["0.0.weight"], release=True)
+    module(X).sum().backward()
+    assert module[0][0].weight.grad is None
+    assert module[1][0].weight.grad is not None
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in module.parameters())
+    away.remove()
+
+
 def test_states_in_files_take_the_memory_of_one_turn(tmp_path: Path) -> None:
     def peak(away: bool) -> int:
         ended = []
