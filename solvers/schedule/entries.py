@@ -7,16 +7,19 @@ import time
 from peakline.solvers.contest import Answer, Report
 from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.layers import layers
+from peakline.solvers.schedule.meeting import Meeting
 from peakline.solvers.schedule.neighbourhoods import Path, improve_piece
 from peakline.solvers.schedule.search import beam, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment
 
-__all__ = ["a_star", "by_beam", "by_layers", "by_stretches"]
+__all__ = ["a_star", "by_beam", "by_layers", "by_meeting", "by_stretches"]
 
 _EVERY = 1 << 40
-_WIDTHS = (_EVERY, 8, _EVERY, 64, _EVERY, 512, 4096)  # states of an ideal; all of them once a good plan leaves few to keep
+_WIDTHS = (_EVERY, 8, _EVERY, 64, _EVERY, 512, 4096)  # states of an ideal; all of them again once a plan is better
+_HALVINGS = 3  # of the way from the bound to the known cost, before that cost itself is tried
 _SLOWER = 3  # times as long a wider run takes, at least
+_FINE = 0.005  # of a cost that was too much to try: bounds are not brought nearer to it than that
 _SHARE = 0.4  # of the time left, for a run that cuts nothing
 
 
@@ -30,6 +33,38 @@ def a_star(
         tick=lambda bound: report(Answer(None, 0, bound)),
     )  # fmt: skip
     return Answer(found.moves, found.cost, found.bound)
+
+
+def by_meeting(
+    report: Report, seconds: float, dag: Dag, piece: Segment, capacity: int, floor: int, known: int
+) -> Answer:
+    """Layers from both ends, for plans below costs that rise from `floor` to `known` bytes.
+
+    Half of what is left up to `known` at a time: a cost that no plan is below is a bound, and is found to be one the
+    faster the lower it is.
+    """
+    deadline = time.perf_counter() + seconds
+    best = Answer(None, known, floor)
+
+    def tick() -> None:
+        report(best)
+
+    steps = Meeting.of(Moves(dag, piece, capacity), deadline=time.perf_counter() + _SHARE * seconds)
+    above, tried = known, 0
+    while steps is not None and best.bound < above and time.perf_counter() < deadline:
+        target = known if above == known and tried == _HALVINGS else (best.bound + above + 1) // 2
+        until = deadline if target == known else time.perf_counter() + 0.5 * (deadline - time.perf_counter())
+        found = steps.below(target, deadline=until, tick=tick)
+        if found is not None and found.moves is not None:
+            return Answer(found.moves, found.cost, found.cost)
+        if found is None:
+            above, tried = target, 0
+        else:
+            best, tried = Answer(None, known, found.bound), tried + 1
+            report(best)
+        if above < known and above - best.bound < _FINE * above:
+            break
+    return best
 
 
 def by_layers(

@@ -1,4 +1,4 @@
-"""Least traffic from both ends: layers of states from the first operator on and from the last one back, until they meet.
+"""Least traffic from both ends: layers of states from the first operator on and from the last one back.
 
 A plan read backwards is a plan: each tensor is brought in by its last reader and goes with its maker, evicting one
 costs the same store, once, and the same load. So the states of `layers.py` can be built from the end as well: R of an
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -35,65 +34,69 @@ from peakline.solvers.schedule.layers import Layer, distinct, expand, to_come, u
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
-__all__ = ["meet"]
+__all__ = ["Meeting"]
 
-_MOST_STATES = 12_000_000  # 32 bytes each
+_MOST_STATES = 8_000_000  # 32 bytes each
 _MOST_IDEALS = 400_000  # of the whole graph, about 1 kB each
 _NEVER = 1 << 60  # of an ideal that no state of the other end leads to
 
 
-def meet(
-    moves: Moves,
-    *,
-    known: int,
-    deadline: float,
-    most_states: int = _MOST_STATES,
-    tick: Callable[[], None] = lambda: None,
-) -> Found | None:
-    """The least traffic through the segment if it is below `known` bytes, else a proof that none is.
+class Meeting:
+    """A segment with all of its ideals, to be solved below one cost after another."""
 
-    None past the deadline, if more than `most_states` states or 400,000 ideals would have to be kept, or where 62
-    tensors or more may be alive at once. `tick` is called after every layer.
-    """
-    graph = Graph(moves)
-    if not graph.possible:
-        return None
-    steps = _lattice(graph, deadline)
-    if steps is None:
-        return None
-    ends = _Ends(graph, steps, -(-known // graph.unit))
-    while not ends.met:
-        ends.go_on()
-        tick()
-        if ends.hopeless:
+    def __init__(self, graph: Graph, ideals: list[list[Ideal]], runs: list[Runs]) -> None:
+        self.graph, self.ideals, self.runs = graph, ideals, runs
+        self._undone: dict[int, Runs] = {}
+
+    @classmethod
+    def of(cls, moves: Moves, *, deadline: float) -> Meeting | None:
+        """None past the deadline, with more than 400,000 ideals, or where more than 62 tensors may be alive at once."""
+        graph = Graph(moves)
+        if not graph.possible:
+            return None
+        ideals: list[list[Ideal]] = [[graph.first()]]
+        runs: list[Runs] = []
+        count = 1
+        for _ in range((graph.segment.stop & ~graph.segment.start).bit_count()):
+            led, found = next_ideals(graph, ideals[-1])
+            ideals.append(found)
+            runs.append(led)
+            count += len(found)
+            if count > _MOST_IDEALS or time.perf_counter() > deadline:
+                return None
+        return cls(graph, ideals, runs)
+
+    def undone(self, k: int) -> Runs:
+        """The runs from the ideals of k operators to those of k + 1, backwards."""
+        if k not in self._undone:
+            self._undone[k] = backwards(self.graph, self.ideals[k], self.runs[k], self.ideals[k + 1])
+        return self._undone[k]
+
+    def below(
+        self,
+        known: int,
+        *,
+        deadline: float,
+        most_states: int = _MOST_STATES,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Found | None:
+        """The least traffic through the segment if it is below `known` bytes, else a proof that none is.
+
+        None past the deadline, or if more than `most_states` states would have to be kept. `tick` is called after every
+        layer.
+        """
+        ends = _Ends(self, -(-known // self.graph.unit))
+        while not ends.met:
+            ends.go_on()
+            tick()
+            if ends.hopeless:
+                return Found(None, known, known, ends.states)
+            if time.perf_counter() > deadline or ends.states > most_states:
+                return None
+        cost, path = ends.join()
+        if path is None:
             return Found(None, known, known, ends.states)
-        if time.perf_counter() > deadline or ends.states > most_states:
-            return None
-    cost, path = ends.join()
-    if path is None:
-        return Found(None, known, known, ends.states)
-    return Found(path, cost * graph.unit, cost * graph.unit, ends.states)
-
-
-@dataclass(slots=True)
-class _Steps:
-    """All ideals, by number of executed operators, and the runs from each layer of them to the next."""
-
-    ideals: list[list[Ideal]]
-    runs: list[Runs]
-
-
-def _lattice(graph: Graph, deadline: float) -> _Steps | None:
-    ideals, runs = [[graph.first()]], []
-    count = 1
-    for _ in range((graph.segment.stop & ~graph.segment.start).bit_count()):
-        led, found = next_ideals(graph, ideals[-1])
-        ideals.append(found)
-        runs.append(led)
-        count += len(found)
-        if count > _MOST_IDEALS or time.perf_counter() > deadline:
-            return None
-    return _Steps(ideals, runs)
+        return Found(path, cost * self.graph.unit, cost * self.graph.unit, ends.states)
 
 
 def backwards(graph: Graph, before: list[Ideal], runs: Runs, after: list[Ideal]) -> Runs:
@@ -115,8 +118,9 @@ def backwards(graph: Graph, before: list[Ideal], runs: Runs, after: list[Ideal])
 class _Ends:
     """The two fronts, and the layers that lead back from them."""
 
-    def __init__(self, graph: Graph, steps: _Steps, most: int) -> None:
-        self.graph, self.steps, self.most = graph, steps, most
+    def __init__(self, steps: Meeting, most: int) -> None:
+        self.steps, self.graph, self.most = steps, steps.graph, most
+        graph = self.graph
         self.ahead = [_one(steps.ideals[0], int(graph.held_at_first()[0]))]
         self.behind = [_one(steps.ideals[-1], int(steps.ideals[-1][0].sizes.sum()))]
         self.states = 2
@@ -140,9 +144,8 @@ class _Ends:
             self._step(self.ahead, front, self._after)
         else:
             m = k + self.apart  # of the new layer
-            before, after = self.steps.ideals[m], self.steps.ideals[m + 1]
-            undone = backwards(self.graph, before, self.steps.runs[m], after)
-            self._step(self.behind, expand(self.graph, self.behind[-1], undone, before), self._before)
+            front = expand(self.graph, self.behind[-1], self.steps.undone(m), self.steps.ideals[m])
+            self._step(self.behind, front, self._before)
 
     def _step(self, passed: list[Layer], expanded: Layer, worth: Callable[[Ideal, Layer, slice], Words]) -> None:
         reached = self._beyond(len(passed) if passed is self.ahead else None)
@@ -227,7 +230,7 @@ class _Ends:
         return best, None if pair is None else self._path(*pair)
 
     def _path(self, one: int, other: int) -> tuple[tuple[int, int], ...]:
-        """Operators in order, each with what is evicted before it; what the end evicts lies between two uses as well."""
+        """Operators in order, each with what leaves before it; what leaves backwards lies between two uses as well."""
         first, second = _trace(self.graph, self.ahead, one), _trace(self.graph, self.behind, other)
         return (*reversed(first), *second)
 

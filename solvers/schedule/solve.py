@@ -20,7 +20,7 @@ from peakline.solvers.order import Order, smallest_peak
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.contract import contract
-from peakline.solvers.schedule.entries import a_star, by_beam, by_layers, by_stretches
+from peakline.solvers.schedule.entries import a_star, by_beam, by_layers, by_meeting, by_stretches
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
 from peakline.solvers.schedule.local_search import improve
@@ -320,6 +320,7 @@ class _Work:
         """The least traffic of a piece by whatever solver is first in the contest's order; `by`: whose `best` is."""
         common = (dag, piece, self.capacity, floor, best.cost)
         entries = [
+            Entry("layers from both ends", by_meeting, common),
             Entry("dynamic programming", by_layers, common),
             Entry("stretches", by_stretches, (*common[:4], best.moves, self.seed + 1), _WEIGHT),
             Entry("A*", a_star, (*common, _MOST_STATES)),
