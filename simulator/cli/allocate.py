@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peakline.files import written_whole
+from peakline.files import check_target, written_whole
 
 if TYPE_CHECKING:
     from peakline.solvers.allocation import Allocation, Instance, Progress
@@ -20,6 +21,7 @@ __all__ = ["allocate"]
 SCHEMA = "peakline.allocation/1"
 _NOT_PLACED = 1
 _NAMED = 5  # buffers of the crowd that are named
+_LEAST = 1e-3  # seconds left to the solver, whatever reading took: a greedy placement and bounds there always are
 _REDRAW = 0.2  # seconds between two lines of progress
 
 
@@ -30,7 +32,9 @@ def allocate(
     capacity: Annotated[
         int | None, typer.Option(metavar="BYTES", help="Stop at the first placement within it; else smallest arena.")
     ] = None,
-    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="Best answer and bound by then.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Best answer and bound by then, reading included.")
+    ] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the restarts; the same seed gives the same placement.")] = 0,
     method: Annotated[str, typer.Option(help="auto, heuristics, search, milp or cp-sat.")] = "auto",
     out: Annotated[
@@ -45,15 +49,19 @@ def allocate(
 
     Exit codes: 0 placed (within the capacity, if given), 1 impossible or not found, 2 bad input.
     """
+    started = time.monotonic()
     from peakline.solvers.allocation import allocate as solve
-    from peakline.solvers.allocation import read_csv, validate, write_csv
+    from peakline.solvers.allocation import read_csv, write_csv
 
+    if out is not None:
+        check_target(out)
     item = read_csv(instance)
+    reading = time.monotonic() - started
     try:
         answer = solve(
             item,
             capacity,
-            time_limit=time_limit,
+            time_limit=time_limit if time_limit <= 0 else max(time_limit - reading, _LEAST),
             seed=seed,
             method=method,  # type: ignore[arg-type]
             progress=_meter() if sys.stderr.isatty() else None,
@@ -63,11 +71,9 @@ def allocate(
     finally:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    if answer.offsets is not None:
-        validate(item, answer.offsets, capacity)
-        if out is not None:
-            with written_whole(out) as temporary:
-                write_csv(temporary, item, answer.offsets)
+    if answer.offsets is not None and out is not None:
+        with written_whole(out) as temporary:
+            write_csv(temporary, item, answer.offsets)
     if json_:
         print(json.dumps(_document(answer, capacity)))
     else:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import gcd
+
+import numpy as np
 
 from peakline.solvers.allocation.instance import Instance
 
 __all__ = ["crowd", "grain", "live_bound", "round_up"]
 
-_MOST_BIT_OPERATIONS = 1 << 33  # about a second of shifting and or-ing long integers
+_MOST_BIT_OPERATIONS = 1 << 32  # about half a second of shifting and or-ing long integers
+_CHECK = 16  # sizes, after which it is looked whether the least is a sum already
 
 
 def live_bound(instance: Instance) -> int:
@@ -24,24 +28,29 @@ def live_bound(instance: Instance) -> int:
 
 def crowd(instance: Instance) -> tuple[int, int]:
     """The moment that needs most and the bytes it needs (see `live_bound`); (0, 0) without buffers."""
+    lower, _, size = instance.columns
     step = gcd(*instance.alignments)
-    wide = [-(-b.size // step) * step for b in instance.buffers]
-    events = sorted(
-        [(b.upper, 0, i) for i, b in enumerate(instance.buffers)]
-        + [(b.lower, 1, i) for i, b in enumerate(instance.buffers)]
-    )
+    if step == 1 and len(size):  # at once, which is what many buffers need
+        events = np.array(instance.events)
+        born = events >= 0
+        buffer = np.where(born, events, ~events)
+        alive = np.cumsum(np.where(born, size[buffer], -size[buffer]))
+        most = int(alive.argmax())
+        return int(lower[buffer[most]]), int(alive[most])
     spare: dict[int, int] = {}  # how many of the living round up by so many bytes
-    best, alive = (0, 0), 0
-    for moment, born, i in events:
-        slack = wide[i] - instance.buffers[i].size
-        spare[slack] = spare.get(slack, 0) + (1 if born else -1)
+    best, used = (0, 0), 0
+    for event in instance.events:
+        i = event if event >= 0 else ~event
+        slack = -instance.buffers[i].size % step
+        wide = instance.buffers[i].size + slack
+        spare[slack] = spare.get(slack, 0) + (1 if event >= 0 else -1)
         if not spare[slack]:
             del spare[slack]
-        alive += wide[i] if born else -wide[i]
-        if born and alive > best[1]:  # only then can alive − spare be larger
-            need = alive - max(spare)
+        used += wide if event >= 0 else -wide
+        if event >= 0 and used > best[1]:  # only then can used − spare be larger
+            need = used - max(spare)
             if need > best[1]:
-                best = (moment, need)
+                best = (instance.buffers[i].lower, need)
     return best
 
 
@@ -64,13 +73,25 @@ def round_up(instance: Instance, least: int) -> int:
     """
     unit = grain(instance)
     reach = -(-least // unit)
-    sizes = [b.size // unit for b in instance.buffers]
+    sizes = Counter(b.size // unit for b in instance.buffers)
     limit = reach + max(sizes)
-    if not instance.plain or len(sizes) * limit > _MOST_BIT_OPERATIONS:
+    pieces = [part * size for size, count in sizes.items() for part in _parts(count)]
+    if not instance.plain or len(pieces) * limit > _MOST_BIT_OPERATIONS:
         return reach * unit
     mask = (1 << (limit + 1)) - 1
     sums = 1  # bit k: k units are a sum of sizes
-    for size in sizes:
-        sums |= (sums << size) & mask
+    for turn, piece in enumerate(pieces):
+        sums |= (sums << piece) & mask
+        if turn % _CHECK == 0 and sums >> reach & 1:
+            return reach * unit
     above = sums >> reach
     return (reach + (above & -above).bit_length() - 1) * unit if above else reach * unit
+
+
+def _parts(count: int) -> list[int]:
+    """1, 2, 4, … and a rest: their sums are 0, …, `count`, so that many equal sizes cost a few."""
+    parts: list[int] = []
+    while count > 0:
+        parts.append(min(1 << len(parts), count))
+        count -= parts[-1]
+    return parts

@@ -1,141 +1,202 @@
-"""Placements in milliseconds: the incumbents that the search starts from, with alignment and fixed offsets honoured."""
+"""Placements without search: the incumbents that the search starts from, alignment and fixed offsets honoured."""
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from math import inf
+from math import gcd, inf
+
+import numpy as np
 
 from peakline.solvers.allocation.greedy import Placement
-from peakline.solvers.allocation.instance import Instance
+from peakline.solvers.allocation.instance import Column, Instance
+from peakline.solvers.allocation.ordered import Ordered
 
 __all__ = ["ORDERS", "by_birth", "in_order", "quick"]
 
-_MOST_FOR_LISTS = 3_000  # buffers; the rules by order look at all pairs, about 2 s each at this size
-_MANY = 500  # buffers from which on the quickest rule comes first
-_CHECK_CLOCK = 32  # buffers
-_Gap = tuple[int, int | None]  # offset and end; None: open above
-
-
-def _size(item: Instance, i: int) -> tuple[float, ...]:
-    return (-item.buffers[i].size, item.buffers[i].lower - item.buffers[i].upper, i)
-
-
-def _area(item: Instance, i: int) -> tuple[float, ...]:
-    return (item.buffers[i].size * (item.buffers[i].lower - item.buffers[i].upper), i)
-
-
-def _length(item: Instance, i: int) -> tuple[float, ...]:
-    return (item.buffers[i].lower - item.buffers[i].upper, -item.buffers[i].size, i)
-
-
-def _birth(item: Instance, i: int) -> tuple[float, ...]:
-    return (item.buffers[i].lower, -item.buffers[i].size, i)
-
-
-ORDERS: dict[str, Callable[[Instance, int], tuple[float, ...]]] = {
-    "size": _size,
-    "area": _area,
-    "length": _length,
-    "birth": _birth,
-}
+ORDERS = ("size", "area", "length", "birth")
 """Which buffer goes first: the largest, the largest size × lifetime, the longest lived, the earliest."""
+
+_MANY = 500  # buffers from which on the quickest rule comes first
+_TRIED = 16  # holes large enough but for their alignment, after which one is taken that is large enough anyhow
 
 
 def quick(instance: Instance, deadline: float = inf) -> Iterator[tuple[str, Placement]]:
-    """Placements by every rule that is quick enough for so many buffers, with the rule's name.
+    """Placements by every rule, with the rule's name.
 
     The first one of many buffers is the quickest; past the `deadline` (`time.monotonic()` seconds) no other is begun
     or finished.
     """
-    count = len(instance.buffers)
-    if count > _MANY:
+    many = len(instance.buffers) > _MANY
+    if many:
         yield "best fit by birth", by_birth(instance)
-    if count <= _MOST_FOR_LISTS:
-        with suppress(TimeoutError):
-            yield from _lists(instance, deadline if count > _MANY else inf)
+    with suppress(TimeoutError):
+        yield from _lists(instance, deadline if many else inf)
 
 
 def _lists(instance: Instance, deadline: float) -> Iterator[tuple[str, Placement]]:
-    """Placements by the rules that look at all pairs. Raises TimeoutError past the deadline."""
+    """Placements by the rules that look at all neighbours. Raises TimeoutError past the deadline."""
     if any(hint is not None for hint in instance.hints):
         far = max((hint for hint in instance.hints if hint is not None), default=0) + 1
         rank = [far if hint is None else hint for hint in instance.hints]
         order = sorted(range(len(rank)), key=lambda i: (rank[i], i))
         yield "hints", in_order(instance, order, tight=False, deadline=deadline)
-    for name, key in ORDERS.items():
-        order = sorted(range(len(instance.buffers)), key=lambda i: key(instance, i))
+    for name in ORDERS:
+        order = ordered(instance, name)
         yield f"greedy by {name}", in_order(instance, order, tight=False, deadline=deadline)
         yield f"best fit by {name}", in_order(instance, order, tight=True, deadline=deadline)
 
 
+def ordered(instance: Instance, name: str) -> list[int]:
+    """The buffers in one of `ORDERS`."""
+    lower, upper, size = instance.columns
+    life = upper - lower
+    keys = {
+        "size": (-life, -size),
+        "area": (-size * life if size.dtype == object else -size.astype(float) * life,),
+        "length": (-size, -life),
+        "birth": (-size, lower),
+    }
+    order: list[int] = np.lexsort(keys[name]).tolist() if size.dtype != object else _sorted(keys[name])
+    return order
+
+
+def _sorted(keys: tuple[Column, ...]) -> list[int]:
+    """As `np.lexsort`, which does not take Python's integers: the last key first."""
+    return sorted(range(len(keys[0])), key=lambda i: tuple(key[i] for key in reversed(keys)))
+
+
 def in_order(instance: Instance, order: list[int], *, tight: bool, deadline: float = inf) -> Placement:
     """Fixed buffers first, then one by one in `order` at the lowest offset that is free, or in the smallest gap if
-    `tight`. O(n²). Raises TimeoutError past the deadline."""
-    offsets = [0] * len(instance.buffers)
-    placed: list[tuple[int, int, int, int]] = []  # (bottom, top, lower, upper), by bottom
-    pinned = [i for i in order if instance.fixed[i] is not None]
-    for turn, i in enumerate(pinned + [i for i in order if instance.fixed[i] is None]):
-        if turn % _CHECK_CLOCK == 0 and time.monotonic() > deadline:
+    `tight`. Raises TimeoutError past the deadline.
+
+    By date of birth, the buffers that may be alive with one are consecutive: born before its end, and after its birth
+    less the longest life.
+    """
+    lower, upper, size = instance.columns
+    birth = np.argsort(lower, kind="stable")
+    rank = np.empty(len(birth), dtype=np.int64)
+    rank[birth] = np.arange(len(birth))
+    born, longest = lower[birth], (upper - lower).max(initial=0)
+    since = np.searchsorted(born, lower - longest, side="right").tolist()
+    until = np.searchsorted(born, upper, side="left").tolist()
+    begin = lower.min(initial=0)
+    dies = np.full_like(lower, begin)  # by birth, as all below; not placed yet: as if dead before anybody's birth
+    bottom, top = np.zeros_like(size), np.zeros_like(size)
+    pinned = [i for i, offset in enumerate(instance.fixed) if offset is not None]
+    for i in pinned:
+        k, offset = rank[i], instance.fixed[i]
+        dies[k], bottom[k], top[k] = upper[i], offset, offset + size[i]
+    starts, ends, sizes, places = lower.tolist(), upper.tolist(), size.tolist(), rank.tolist()
+    free = [i for i in order if instance.fixed[i] is None] if pinned else order
+    for i in free:
+        if time.monotonic() > deadline:
             raise TimeoutError
-        b = instance.buffers[i]
-        fixed = instance.fixed[i]
-        if fixed is None:
-            busy = ((low, high) for low, high, since, until in placed if since < b.upper and b.lower < until)
-            gaps = _gaps(busy, b.size, instance.alignments[i])
-            offsets[i] = _smallest(gaps) if tight else gaps[0][0]
-        else:
-            offsets[i] = fixed
-        insort(placed, (offsets[i], offsets[i] + b.size, b.lower, b.upper))
-    return _placement(instance, offsets)
+        near = slice(since[i], until[i])
+        met = np.flatnonzero(dies[near] > starts[i])
+        offset = _free(bottom[near][met], top[near][met], sizes[i], instance.alignments[i], tight) if len(met) else 0
+        k = places[i]
+        dies[k], bottom[k], top[k] = ends[i], offset, offset + sizes[i]
+    return _placement(instance, bottom[rank].tolist())
+
+
+def _free(bottom: Column, top: Column, size: int, alignment: int, tight: bool) -> int:
+    """Where `size` bytes fit between ranges: lowest, or in the smallest gap (of equal ones the lowest) if `tight`."""
+    by_address = np.argsort(bottom, kind="stable")
+    bottom, reached = bottom[by_address], np.maximum.accumulate(top[by_address])
+    if alignment > 1:
+        reached = -(-reached // alignment) * alignment
+    start = np.empty_like(bottom)
+    start[0], start[1:] = 0, reached[:-1]
+    room = bottom - start
+    fits = np.flatnonzero(room >= size)
+    if not len(fits):
+        return int(reached[-1])
+    return int(start[fits[room[fits].argmin()] if tight else fits[0]])
 
 
 def by_birth(instance: Instance) -> Placement:
     """The earliest first, each in the smallest hole between the living: what an allocator does at run time.
 
-    Looks only at what is alive and at fixed buffers still to come, so that 100,000 buffers take seconds.
+    Holes are kept by size and by their ends, so that 100,000 buffers take less than a second however many are alive.
+    Where offsets are fixed, the others stay above them.
     """
-    offsets = [0] * len(instance.buffers)
-    pinned = sorted(
-        (offset, offset + b.size, b.lower, b.upper)
-        for b, offset in zip(instance.buffers, instance.fixed)
-        if offset is not None
-    )
-    alive: list[tuple[int, int]] = []  # (bottom, top), by bottom
-    events = [(b.lower, 1, -b.size, i) for i, b in enumerate(instance.buffers)]
-    events += [(b.upper, 0, 0, i) for i, b in enumerate(instance.buffers)]
-    for _, born, _, i in sorted(events):
-        b, fixed = instance.buffers[i], instance.fixed[i]
-        if not born:
-            if fixed is None:
-                del alive[bisect_left(alive, (offsets[i], offsets[i] + b.size))]
-        elif fixed is not None:
-            offsets[i] = fixed
-        else:
-            walls = [(low, high) for low, high, since, until in pinned if since < b.upper and b.lower < until]
-            offsets[i] = _smallest(_gaps(sorted(alive + walls) if walls else alive, b.size, instance.alignments[i]))
-            insort(alive, (offsets[i], offsets[i] + b.size))
+    size = instance.columns[2]
+    step = gcd(*instance.alignments)
+    wide: list[int] = (-(-size // step) * step).tolist()
+    pinned = [offset + b.size for b, offset in zip(instance.buffers, instance.fixed) if offset is not None]
+    holes = _Holes(-(-max(pinned, default=0) // step) * step)
+    offsets = [0 if offset is None else offset for offset in instance.fixed]
+    left = len(offsets) - len(pinned)
+    for event in instance.events:
+        i = event if event >= 0 else ~event
+        if pinned and instance.fixed[i] is not None:
+            continue
+        if event < 0:
+            holes.give(offsets[i], offsets[i] + wide[i])
+            continue
+        offsets[i] = holes.take(wide[i], instance.alignments[i])
+        left -= 1
+        if not left:
+            break
     return _placement(instance, offsets)
 
 
-def _gaps(busy: Iterator[tuple[int, int]] | list[tuple[int, int]], size: int, alignment: int) -> list[_Gap]:
-    """Free ranges that hold `size` bytes, lowest first, their starts aligned; `busy` ranges come by bottom."""
-    gaps: list[_Gap] = []
-    free = 0
-    for bottom, top in busy:
-        if bottom - free >= size:
-            gaps.append((free, bottom))
-        if top > free:
-            free = -(-top // alignment) * alignment
-    gaps.append((free, None))
-    return gaps
+class _Holes:
+    """Free ranges below a top above which all is free."""
 
+    def __init__(self, base: int) -> None:
+        self.top = base
+        self.end: dict[int, int] = {}  # of the hole that starts there
+        self.start: dict[int, int] = {}  # of the hole that ends there
+        self.by_size = Ordered()  # (bytes, start)
 
-def _smallest(gaps: list[_Gap]) -> int:
-    closed = [(end - start, start) for start, end in gaps if end is not None]
-    return min(closed)[1] if closed else gaps[-1][0]
+    def take(self, size: int, alignment: int) -> int:
+        """An offset for `size` bytes: in the smallest hole that holds them, else at the top."""
+        hole = next(self.by_size.from_((size, -1)), None) if alignment == 1 else self._aligned(size, alignment)
+        if hole is None:
+            offset, end, start = -(-self.top // alignment) * alignment, 0, self.top
+            self.top = offset + size
+        else:
+            start = hole[1]
+            end = start + hole[0]
+            self._close(start, end)
+            offset = -(-start // alignment) * alignment
+        self._open(start, offset)
+        self._open(offset + size, end)
+        return offset
+
+    def _aligned(self, size: int, alignment: int) -> tuple[int, int] | None:
+        """A small hole that holds `size` bytes from a multiple of `alignment` on."""
+        for tried, (room, start) in enumerate(self.by_size.from_((size, -1))):
+            if room - -start % alignment >= size:
+                return room, start
+            if tried == _TRIED:
+                break
+        return next(self.by_size.from_((size + alignment - 1, -1)), None)
+
+    def give(self, start: int, end: int) -> None:
+        """A range is free again: joined with the holes beside it, or part of what is above the top."""
+        if (low := self.start.get(start)) is not None:
+            self._close(low, start)
+            start = low
+        if end == self.top:
+            self.top = start
+            return
+        if (high := self.end.get(end)) is not None:
+            self._close(end, high)
+            end = high
+        self._open(start, end)
+
+    def _open(self, start: int, end: int) -> None:
+        if start < end:
+            self.end[start], self.start[end] = end, start
+            self.by_size.add((end - start, start))
+
+    def _close(self, start: int, end: int) -> None:
+        del self.end[start], self.start[end]
+        self.by_size.remove((end - start, start))
 
 
 def _placement(instance: Instance, offsets: list[int]) -> Placement:

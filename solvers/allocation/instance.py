@@ -5,17 +5,27 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from peakline.solvers.allocation.greedy import Buffer
+from peakline.solvers.allocation.ordered import Ordered
 
-__all__ = ["Instance", "InstanceError", "read_csv", "write_csv"]
+__all__ = ["Column", "Instance", "InstanceError", "read_csv", "write_csv"]
+
+Column = NDArray[Any]
+"""Integers: int64, or Python's where sums could pass 64 bits."""
 
 _REQUIRED = ("id", "lower", "upper", "size")
 _OPTIONAL = ("alignment", "hint", "offset")
 _ALIASES = {"buffer": "id", "buffer_id": "id", "start": "lower", "begin": "lower", "fixed_offset": "offset"}
 _MOST_FAULTS = 5
 _LARGEST = 1 << 60  # sizes, times and offsets: sums of a few stay within 64 bits
+_WIDE = 1 << 62  # an arena that may reach this is counted in Python's integers
 
 
 class InstanceError(ValueError):
@@ -75,6 +85,33 @@ class Instance:
         """No alignment and no fixed offset."""
         return all(a == 1 for a in self.alignments) and all(o is None for o in self.fixed)
 
+    @cached_property
+    def columns(self) -> tuple[Column, Column, Column]:
+        """`lower`, `upper` and `size` of the buffers."""
+        highest = max((o for o in self.fixed if o is not None), default=0)
+        reach = highest + sum(b.size for b in self.buffers) + sum(self.alignments)
+        times = max((max(abs(b.lower), abs(b.upper)) for b in self.buffers), default=0)
+        kind: type = np.int64 if reach < _WIDE and times < _WIDE else object
+        return (
+            np.array([b.lower for b in self.buffers], dtype=kind),
+            np.array([b.upper for b in self.buffers], dtype=kind),
+            np.array([b.size for b in self.buffers], dtype=kind),
+        )
+
+    @cached_property
+    def events(self) -> list[int]:
+        """Births (i of buffer i) and deaths (~i) by time: at equal times deaths first, then the largest births."""
+        lower, upper, size = self.columns
+        n = len(self.buffers)
+        what = np.concatenate([np.arange(n), ~np.arange(n)])
+        times, largest = np.concatenate([lower, upper]), np.concatenate([-size, np.zeros_like(size)])
+        if size.dtype == object:
+            order = sorted(range(2 * n), key=lambda k: (times[k], k < n, largest[k]))
+        else:
+            order = np.lexsort((largest, what >= 0, times)).tolist()
+        found: list[int] = what[order].tolist() if n else []
+        return found
+
 
 def read_csv(path: Path | str) -> Instance:
     """Read an instance.
@@ -96,26 +133,11 @@ def read_csv(path: Path | str) -> Instance:
     columns, addend = _header(name, [cell.strip().lower() for cell in rows[0][1]])
     if len(rows) == 1:
         raise InstanceError(f"{name}: no buffers under the header")
-    faults: list[str] = []
-    values: dict[str, list[int | None]] = {column: [] for column in (*_REQUIRED[1:], *_OPTIONAL)}
-    ids: list[str] = []
-    for line, row in rows[1:]:
-        if len(row) != len(columns):
-            faults.append(f"line {line}: expected {len(columns)} fields, got {len(row)}")
-            continue
-        cells = dict(zip(columns, (cell.strip() for cell in row)))
-        ids.append(cells["id"])
-        if not cells["id"]:
-            faults.append(f"line {line}: id: must not be empty")
-        for column, into in values.items():
-            into.append(_integer(cells.get(column, ""), f"line {line}: {column}", column in _REQUIRED, faults))
-    if faults:
-        raise InstanceError(_summary(name, faults))
-    lower, upper, size = (_present(values[column]) for column in _REQUIRED[1:])
+    values = _values(name, columns, rows[1:])
     try:
         return Instance.of(
-            [Buffer(low, high + addend, bytes_) for low, high, bytes_ in zip(lower, upper, size)],
-            ids=ids,
+            [Buffer(low, high + addend, size) for low, high, size in zip(*(values[c] for c in _REQUIRED[1:]))],
+            ids=values["id"],
             alignments=[1 if a is None else a for a in values["alignment"]],
             fixed=values["offset"],
             hints=values["hint"],
@@ -150,21 +172,43 @@ def _header(name: str, cells: list[str]) -> tuple[list[str], int]:
     return columns, addend
 
 
-def _integer(text: str, what: str, required: bool, faults: list[str]) -> int | None:
-    if not text and not required:
-        return None
-    try:
-        value = int(text)
+def _values(name: str, columns: list[str], rows: list[tuple[int, list[str]]]) -> dict[str, list[Any]]:
+    """The cells of each column: text under `id`, integers or None under the others. Raises InstanceError."""
+    faults = [
+        f"line {line}: expected {len(columns)} fields, got {len(row)}" for line, row in rows if len(row) != len(columns)
+    ]
+    rows = [entry for entry in rows if len(entry[1]) == len(columns)]
+    values: dict[str, list[Any]] = {column: [None] * len(rows) for column in (*_REQUIRED, *_OPTIONAL)}
+    for column, cells in zip(columns, zip(*(row for _, row in rows))):
+        values[column] = [cell.strip() for cell in cells]
+        if column == "id":
+            faults += [f"line {line}: id: must not be empty" for (line, _), cell in zip(rows, values["id"]) if not cell]
+        else:
+            values[column] = _integers(column, values[column], [line for line, _ in rows], faults)
+    if faults:
+        raise InstanceError(_summary(name, faults))
+    return values
+
+
+def _integers(column: str, cells: list[str], lines: list[int], faults: list[str]) -> list[int | None]:
+    """Integers of a column, None where an optional cell is empty; what is wrong is added to `faults`."""
+    required = column in _REQUIRED
+    try:  # at once, which is what large files need
+        found: list[int | None] = [int(cell) if cell or required else None for cell in cells]
     except ValueError:
-        faults.append(f"{what}: must be an integer, got {text!r}")
-        return None
-    if abs(value) > _LARGEST:
-        faults.append(f"{what}: must be within ±2^60, got {text}")
-    return value
-
-
-def _present(values: list[int | None]) -> list[int]:
-    return [value for value in values if value is not None]
+        found = []
+        for line, cell in zip(lines, cells):
+            try:
+                found.append(int(cell) if cell or required else None)
+            except ValueError:
+                faults.append(f"line {line}: {column}: must be an integer, got {cell!r}")
+                found.append(None)
+    faults += [
+        f"line {line}: {column}: must be within ±2^60, got {value}"
+        for line, value in zip(lines, found)
+        if value is not None and not -_LARGEST <= value <= _LARGEST
+    ]
+    return found
 
 
 def _faults(item: Instance) -> list[str]:
@@ -172,6 +216,9 @@ def _faults(item: Instance) -> list[str]:
     for field in ("ids", "alignments", "fixed", "hints"):
         if len(getattr(item, field)) != n:
             return [f"{field}: expected {n} entries, got {len(getattr(item, field))}"]
+    lower, upper, size = item.columns
+    if len(set(item.ids)) == n and (size >= 1).all() and (lower < upper).all() and item.plain:
+        return []  # at once, which is what large files need
     faults: list[str] = []
     seen: set[str] = set()
     for name, b, alignment, offset in zip(item.ids, item.buffers, item.alignments, item.fixed):
@@ -191,18 +238,26 @@ def _faults(item: Instance) -> list[str]:
 
 
 def _collisions(item: Instance) -> list[str]:
-    """Pairs of fixed buffers that overlap in time and space."""
-    pinned = [(b, o, name) for b, o, name in zip(item.buffers, item.fixed, item.ids) if o is not None]
-    pinned.sort(key=lambda entry: entry[0].lower)
-    faults: list[str] = []
-    alive: list[tuple[Buffer, int, str]] = []
-    for b, offset, name in pinned:
-        alive = [entry for entry in alive if entry[0].upper > b.lower]
-        for other, at, other_name in alive:
-            if offset < at + other.size and at < offset + b.size:
-                faults.append(f"buffers {other_name!r} and {name!r}: their fixed offsets overlap while both are alive")
-        alive.append((b, offset, name))
-    return faults
+    """Fixed buffers that overlap in time and space with one fixed before them; each is compared with its neighbours."""
+    pinned = [(b, offset, name) for b, offset, name in zip(item.buffers, item.fixed, item.ids) if offset is not None]
+    births = [(b.lower, 1, k) for k, (b, _, _) in enumerate(pinned)]
+    deaths = [(b.upper, 0, k) for k, (b, _, _) in enumerate(pinned)]
+    alive, faults = Ordered(), dict[int, str]()
+    for _, born, k in sorted(births + deaths):
+        b, offset, name = pinned[k]
+        entry = (offset, k)
+        if not born:
+            if k not in faults:
+                alive.remove(entry)
+            continue
+        for near in (alive.below(entry), next(alive.from_(entry), None)):
+            if near is not None and near[0] < offset + b.size and offset < near[0] + pinned[near[1]][0].size:
+                faults[k] = (
+                    f"buffers {pinned[near[1]][2]!r} and {name!r}: their fixed offsets overlap while both are alive"
+                )
+        if k not in faults:
+            alive.add(entry)
+    return list(faults.values())
 
 
 def _summary(name: str, faults: list[str]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from math import exp, isfinite
 from typing import Any, Literal
 
+import numpy as np
+
 from peakline.solvers.allocation import bounds, cpsat, heuristics, milp
 from peakline.solvers.allocation.greedy import PlacementError
 from peakline.solvers.allocation.instance import Instance
@@ -23,7 +25,10 @@ Method = Literal["auto", "heuristics", "search", "milp", "cp-sat"]
 METHODS: tuple[Method, ...] = ("auto", "heuristics", "search", "milp", "cp-sat")
 
 _MODELS: dict[str, Any] = {"milp": milp, "cp-sat": cpsat}
-_MOST_PAIRS = 2_000_000  # pairs of neighbours kept in memory, about 100 bytes each; above, heuristics and bounds only
+_MOST_PAIRS = (
+    2_000_000  # pairs of neighbours kept in memory, about 100 bytes each; above, greedy placements and bounds only
+)
+_MOST_BUFFERS = 20_000  # likewise: a node looks at all sections
 _FIRST_NODES = 3  # nodes of a first run, per buffer: a run that never fails takes one per buffer
 _GROWTH = 1.5  # of the node limit from one round of restarts to the next
 _RESTARTED: tuple[Mode, ...] = ("few", "sore")  # modes worth restarting; "low" succeeds at once or hardly ever
@@ -154,15 +159,15 @@ class _Work:
         """Restarts of the search: at the lower bound first, then up the ladder (see `_targets`)."""
         if self._done():
             return
-        pairs = _neighbour_pairs(self.instance)
-        if pairs > _MOST_PAIRS:
+        count, pairs = len(self.instance.buffers), _neighbour_pairs(self.instance)
+        if count > _MOST_BUFFERS or pairs > _MOST_PAIRS:
             self.notes.append(
-                f"{len(self.instance.buffers)} buffers, {pairs} pairs alive together: too many for the search; "
-                "heuristics and bounds only"
+                f"{count} buffers, {pairs} pairs alive together: too many for the search; "
+                "greedy placements and bounds only"
             )
             return
         if time.monotonic() > self.deadline:
-            self.notes.append("the time was over before the search; heuristics and bounds only")
+            self.notes.append("the time was over before the search; greedy placements and bounds only")
             return
         sections = Sections.of(self.instance.buffers)
         rules = _rules(self.instance, sections)
@@ -281,7 +286,8 @@ def _rules(instance: Instance, sections: Sections) -> list[tuple[Mode, list[floa
     life = [float(b.upper - b.lower) for b in instance.buffers]
     width = [float(last - first) for first, last in zip(sections.first, sections.last)]
     total = [sum(size[b] for b in members) for members in sections.members]
-    crowd = [max(total[sections.first[b] : sections.last[b]]) / max(total) for b in range(n)]
+    most = max(total)
+    crowd = [max(total[sections.first[b] : sections.last[b]]) / most for b in range(n)]
     weights = [
         [s * w for s, w in zip(size, width)],
         life,
@@ -295,10 +301,7 @@ def _rules(instance: Instance, sections: Sections) -> list[tuple[Mode, list[floa
 
 
 def _neighbour_pairs(instance: Instance) -> int:
-    """Pairs of buffers alive together, counted in one sweep."""
-    events = sorted([(b.upper, 0) for b in instance.buffers] + [(b.lower, 1) for b in instance.buffers])
-    alive = pairs = 0
-    for _, born in events:
-        pairs += alive if born else 0
-        alive += 1 if born else -1
-    return pairs
+    """Pairs of buffers alive together: whom each finds alive at its birth."""
+    born = np.array(instance.events) >= 0
+    alive = np.cumsum(np.where(born, 1, -1))
+    return int((alive[born] - 1).sum())
