@@ -12,7 +12,7 @@ from peakline.models.graph import Graph
 from peakline.models.workloads import decode, prefill
 from peakline.planning.windows import Activity, Sparse, feed_forward, read_rate
 
-__all__ = ["STREAM_UNITS", "STRETCH", "UNITS", "Piece", "Sizes", "by_neurons", "by_operators", "sizes_of"]
+__all__ = ["STREAM_UNITS", "STRETCH", "UNITS", "Chunk", "Piece", "Sizes", "by_neurons", "by_operators", "sizes_of"]
 
 UNITS = ("layer", "head", "tokens")
 """What of the cache comes in at a time."""
@@ -20,6 +20,9 @@ UNITS = ("layer", "head", "tokens")
 STRETCH = 1024
 """Tokens of a unit of tokens."""
 
+
+CHUNKS = 4
+"""Passes of the prompts that are told apart: of more, those that follow each other are taken to be alike."""
 
 STREAM_UNITS = ("layer", "operator")
 """What of the weights comes in at a time."""
@@ -31,14 +34,37 @@ class Piece:
 
     Attributes:
         name: for people.
-        weights, computing: shares of the layer's streamed bytes and of its computing.
+        weights, computing: shares of the layer's streamed bytes and of its computing while it decodes.
         cached: the cache is read and written here.
+        prompting: share of the layer's computing while it reads prompts.
     """
 
     name: str
     weights: float
     computing: float
     cached: bool
+    prompting: float = 1.0
+
+    def computing_of(self, decodes: bool) -> float:
+        """Share of the computing in a decoding step, or in a pass of the prompts."""
+        return self.computing if decodes else self.prompting
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A pass of the prompts.
+
+    Attributes:
+        times: passes like it.
+        tokens: of every sequence.
+        cached: tokens of every sequence before them, on average.
+        seconds: computing of one layer for one batch.
+    """
+
+    times: float
+    tokens: int
+    cached: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,7 @@ class Sizes:
         expert_count, chosen: routed experts of a layer, and how many of them a token chooses.
         sparse: the feed-forward part, where only active neurons of it come in.
         pieces: in which a layer comes in, in the order of their use; one, or its operators.
+        chunks: passes of the prompts.
     """
 
     layers: int
@@ -74,6 +101,7 @@ class Sizes:
     chosen: int = 0
     sparse: Sparse | None = None
     pieces: tuple[Piece, ...] = (Piece("", 1.0, 1.0, True),)
+    chunks: tuple[Chunk, ...] = ()
 
     @property
     def largest(self) -> float:
@@ -127,7 +155,23 @@ def sizes_of(
         heads,
         units,
         *_experts(graph, batch, layers),
+        chunks=_chunks(prompt, chunk, float(part.time) / layers, float(prompts.time) / layers),
     ), step.memory.context
+
+
+def _chunks(prompt: int, chunk: int | None, first: float, seconds: float) -> tuple[Chunk, ...]:
+    """The passes of the prompts, alike ones together.
+
+    Attention of a chunk grows with the tokens before it: chunks take `first` seconds and evenly more, together those of
+    the prompts in one piece, or as many times `first` where small pieces alone are slower than that.
+    """
+    if chunk is None or chunk >= prompt:
+        return (Chunk(1.0, prompt, 0.0, seconds),)
+    count = -(-prompt // chunk)
+    more = max(2.0 * (seconds - count * first) / (count * (count - 1)), 0.0)
+    tokens, kinds = -(-prompt // count), min(count, CHUNKS)
+    middles = [(count / kinds) * (kind + 0.5) - 0.5 for kind in range(kinds)]
+    return tuple(Chunk(count / kinds, tokens, tokens * i, first + more * i) for i in middles)
 
 
 def _heads(graph: Graph) -> int:
@@ -148,41 +192,57 @@ def _experts(graph: Graph, tokens: int, layers: int) -> tuple[float, int, int]:
     return size / layers, int(routed[0].shape[0]), int(chosen[0].elements) // tokens
 
 
-def by_operators(sizes: Sizes, model: str, **workload: Any) -> Sizes:
+def by_operators(
+    sizes: Sizes, model: str, device: Device, *, batch: int, prompt: int, generate: int, formats: dict[str, Any]
+) -> Sizes:
     """The sizes with layers that come in operator by operator.
 
-    A decoding step takes as long as its bytes take to be read, so an operator's share of the computing is that of the
-    weights and the cache it reads.
+    An operator with weights takes, of the layer's computing, its own estimated seconds and those of what follows it up
+    to the next one; what follows the writes of keys and values is the attention, which reads the cache.
 
     Raises:
         ValueError: a mixture of experts, or no operators with weights.
     """
     if sizes.expert_count:
         raise ValueError("stream_unit: the experts of a mixture come in as they are chosen; accepted: layer")
-    graph, batch = decode(model, **workload), int(workload["batch"])
+    decoding = _pieces(decode(model, batch=batch, context=prompt + generate, **formats), device)
+    prompting = _pieces(prefill(model, batch=batch, seq=prompt, **formats), device)
+    if not sum(size for _, size, _, _ in decoding) or not any(cached for _, _, _, cached in decoding):
+        raise ValueError(f"stream_unit: {model} has no layers of operators with a cache; accepted: layer")
+    weights, seconds = sum(piece[1] for piece in decoding), sum(piece[2] for piece in decoding)
+    before = sum(piece[2] for piece in prompting)
+    pieces = tuple(
+        Piece(name, size / weights, took / seconds, cached, prompt_took / before)
+        for (name, size, took, cached), (_, _, prompt_took, _) in zip(decoding, prompting, strict=True)
+    )
+    return replace(sizes, pieces=pieces)
+
+
+def _pieces(graph: Graph, device: Device) -> list[tuple[str, float, float, bool]]:
+    """What of the repeated layers comes in at a time: name, bytes, seconds, and whether it reads the cache."""
+    seconds = {o.name: float(o.seconds("tiled")) * o.executions for o in estimate(graph, device).cost.operators}
     parameters = {tensor.name for tensor in graph.of_role("parameter")}
-    found: list[tuple[str, float, bool]] = []
+    found: list[tuple[str, float, float, bool]] = []
+    early = 0.0  # seconds before the first of them
     for block, operator in graph.operators():
         if block.repeat < 2:
             continue
         own = sum(int(graph.tensors[name].bytes) for name in operator.inputs if name in parameters)
+        took = seconds.get(operator.name, 0.0)
         if own:
-            found.append((operator.name, float(own), False))
-        elif operator.type == "cache_write":
-            found = [piece for piece in found if not piece[2]]  # attention runs once keys and values are written
-            found.append(("attention", 0.0, True))
-    weights, cache = sum(size for _, size, _ in found), sizes.cache * batch
-    if not weights or not any(cached for _, _, cached in found):
-        raise ValueError(f"stream_unit: {model} has no layers of operators with a cache; accepted: layer")
-    scale = sizes.weights / weights  # embeddings and head are spread over the layers
-    reads = sizes.weights + cache
-    return replace(
-        sizes,
-        pieces=tuple(
-            Piece(name, size / weights, (cache if cached else size * scale) / reads, cached)
-            for name, size, cached in found
-        ),
-    )
+            found.append((operator.name, float(own) * block.repeat, took, False))
+        elif operator.type == "cache_write":  # attention runs once keys and values are written
+            took += sum(piece[2] for piece in found if piece[3])
+            found = [*(piece for piece in found if not piece[3]), ("attention", 0.0, took, True)]
+        elif found:
+            name, size, so_far, cached = found[-1]
+            found[-1] = (name, size, so_far + took, cached)
+        else:
+            early += took
+    if found:
+        name, size, took, cached = found[0]
+        found[0] = (name, size, took + early, cached)
+    return found
 
 
 def by_neurons(

@@ -33,7 +33,7 @@ def test_two_matrices_need_less_room_than_two_layers_and_more_stays():
     layer, operator = served("layer"), served("operator")
     assert operator.weights["device"] > layer.weights["device"]
     assert operator.step_seconds < layer.step_seconds
-    by_layers = replace(operator, sizes=layer.sizes)
+    by_layers = replace(operator, problem=replace(operator.problem, sizes=layer.sizes))
     saved = 2 * operator.weights["host"] * operator.sizes.weights * (1 - operator.sizes.largest)
     assert by_layers.device_bytes - operator.device_bytes == pytest.approx(saved)
 
@@ -56,7 +56,8 @@ def test_the_replay_takes_the_promised_time_within_the_budget(unit, options):
 
 def test_every_byte_comes_in_whatever_the_unit():
     operator = served("operator")
-    layer = replace(operator, sizes=replace(operator.sizes, pieces=(Piece("", 1.0, 1.0, True),)))
+    whole = replace(operator.sizes, pieces=(Piece("", 1.0, 1.0, True),))
+    layer = replace(operator, problem=replace(operator.problem, sizes=whole))
     moved = [replay(found, steps=2).moved["host in"] for found in (layer, operator)]
     assert moved[0] == pytest.approx(moved[1], rel=1e-6)
 
@@ -69,7 +70,9 @@ def test_a_buffer_of_bytes_stalls_as_a_walk_through_the_pieces_says(copies_cost)
     away = operator.weights["host"]
     bytes_ = [piece.weights * sizes.weights * away for _ in range(sizes.layers) for piece in sizes.pieces]
     seconds = sizes.weights * away / rate / copies_cost
-    found = replace(operator, sizes=replace(sizes, step_seconds=seconds), cache={"device": 1.0, "host": 0.0})
+    shares = replace(operator.shares, cache={"device": 1.0, "host": 0.0}, cached=False)
+    step = replace(operator.problem.passes[-1], seconds=seconds)
+    found = replace(operator, shares=shares, problem=replace(operator.problem, passes=(step,)))
     room, link, clock, arrived, left = 2 * max(bytes_), 0.0, 0.0, 0.0, []
     for size, piece in zip(bytes_, sizes.pieces * sizes.layers):
         arrived += size

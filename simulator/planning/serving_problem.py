@@ -1,0 +1,109 @@
+"""What is placed, where it lies, and what a replay says of that: the data of the placement of a served model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peakline.planning.serving_passes import BUFFERS, Pass
+from peakline.planning.serving_sizes import Sizes
+from peakline.planning.tiers import Surroundings
+
+__all__ = ["Block", "Seen", "Shares"]
+
+_NOTHING = 1e-9
+"""Shares that are rounding."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is placed: sizes, passes (the prompts', then a decoding step), places and their bytes.
+
+    Attributes:
+        room: bytes of the device for weights, cache, buffers and workspaces.
+        window: bytes on the device of the neurons that lie elsewhere.
+        sequences: of the block.
+        slot: of a batch's cache, the bytes that one slot holds.
+        kept: the share of the cache that stays on the device, where it is given.
+    """
+
+    sizes: Sizes
+    passes: tuple[Pass, ...]
+    around: Surroundings
+    room: float
+    window: float
+    sequences: int
+    slot: float
+    kept: float | None = None
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The device, and the tiers beside it."""
+        return ("device", *(tier.name for tier in self.around.tiers))
+
+    def lies(self, place: str, shares: Any) -> Any:
+        """Bytes of weights and cache that lie in a place, by its shares (numbers, or unknowns)."""
+        s = self.sizes
+        weights = shares.weights[place] * (s.weights - s.gathered)
+        if shares.neurons:
+            weights += shares.neurons[place] * s.gathered
+        return (weights + shares.cache[place] * s.cache * self.sequences) * s.layers
+
+    def needs(self, shares: Any) -> Any:
+        """Bytes of the device: what lies there, buffers for what comes and goes, windows and workspaces."""
+        read = max(way.weights + way.late_weights for way in self.passes)
+        saved = max((way.saved for way in self.passes if way.decodes), default=0.0)
+        came = (1 - shares.weights["device"]) * (read * self.sizes.largest)
+        came += (1 - shares.cache["device"]) * (self.slot + saved)
+        windows = (1 - shares.neurons["device"]) * self.window if shares.neurons else 0.0
+        return self.lies("device", shares) + BUFFERS * came + windows + self.sizes.working
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A solution.
+
+    Attributes:
+        weights, cache, neurons: shares by place.
+        seconds, prompts, step: of all passes, of those of the prompts, and of one decoding step, as solved.
+        layers: seconds from one layer to the next in every pass, as solved.
+        cached, sliced: how copies are cut (`serving_passes.layer`).
+    """
+
+    weights: dict[str, float]
+    cache: dict[str, float]
+    neurons: dict[str, float]
+    seconds: float
+    prompts: float
+    step: float
+    layers: tuple[float, ...]
+    cached: bool
+    sliced: bool
+
+    @property
+    def mixed(self) -> bool:
+        """Copies come from more than one tier, and meet on their links."""
+        tensors = (self.weights, self.cache, self.neurons)
+        return sum(any(at.get(p, 0.0) > _NOTHING for at in tensors) for p in self.weights if p != "device") > 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a replay says of one pass beside some shares: seconds of a layer, and by how many more per share.
+
+    Attributes:
+        number: of the pass.
+        at, slopes: by tensor (`weights`, `cache`, `neurons`) and place.
+    """
+
+    number: int
+    seconds: float
+    at: dict[tuple[str, str], float]
+    slopes: dict[tuple[str, str], float]
+
+    def value(self, shares: Any) -> Any:
+        """Seconds at other shares, numbers or unknowns, if the slopes are the same there."""
+        found: Any = self.seconds
+        for (name, place), slope in self.slopes.items():
+            found += slope * (getattr(shares, name)[place] - self.at[name, place])
+        return found

@@ -1,0 +1,250 @@
+"""A placement on the timeline: copies and uses of every layer, on their streams and links, in their buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peakline.planning.serving_passes import BUFFERS, Event, Pass, layer, loads
+from peakline.planning.serving_problem import Block, Seen, Shares
+from peakline.streams import Hold, Link, Program, Task, Timeline, simulate
+from peakline.streams import Tier as StreamTier
+
+__all__ = ["Replayed", "periods", "replayed", "seen"]
+
+_NEURONS = "neurons read"
+
+LAYERS = 8
+"""Layers that are simulated where only the time from one to the next is asked for."""
+
+TASKS = 10_000
+"""Tasks above which half as many are."""
+
+_TENSORS = ("weights", "cache", "neurons")
+
+_STEP = 1e-3
+"""Difference of shares that slopes are taken over."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What the timeline says.
+
+    Attributes:
+        timeline: of the passes that were simulated.
+        ends: seconds at which the computing of each pass ended.
+        layers: of the model that were simulated.
+        periods: seconds from one layer to the next, over the second half of each pass.
+    """
+
+    timeline: Timeline
+    ends: tuple[float, ...]
+    layers: int
+    periods: tuple[float, ...]
+
+
+class _Issue:
+    """The tasks so far, and what later ones wait for."""
+
+    def __init__(self, block: Block, shares: Shares) -> None:
+        self.block, self.shares = block, shares
+        around = block.around
+        self.program = Program(dict(around.links), {"device": StreamTier("device")})
+        self.back = {route.tier.name: route.back for route in around.routes}
+        self.out = {route.tier.name: route.out for route in around.routes}
+        self.near = dict(self.back)  # the way of neurons
+        sparse = block.sizes.sparse
+        if sparse and sparse.rate:
+            self.program.links[_NEURONS] = Link(_NEURONS, sparse.rate)
+            self.near = {p: tuple(_NEURONS if n == "ssd read" else n for n in way) for p, way in self.back.items()}
+        self.arrived: dict[tuple[int, int], list[tuple[int, str]]] = {}  # (layer, piece): copies and their buffers
+        self.late: list[tuple[int, str]] = []
+        self.cached: list[tuple[int, str]] = []
+        self.slots: list[list[int]] = []  # per slot: what has to end before its buffers are free
+        self.saves: list[list[int]] = []
+        self.ended: dict[tuple[int, int], int] = {}  # (layer, piece): last use
+        self._lies()
+
+    def _lies(self) -> None:
+        """What lies in each place throughout."""
+        b, s, at = self.block, self.block.sizes, self.shares
+        for place in b.places:
+            weights = at.weights.get(place, 0.0) * (s.weights - s.gathered) + at.neurons.get(place, 0.0) * s.gathered
+            held = (weights + at.cache.get(place, 0.0) * s.cache * b.sequences) * s.layers
+            if place not in self.program.tiers:
+                self.program.tiers[place] = StreamTier(place)
+            self.program.initial.append(Hold(f"lies in {place}", place, int(held)))
+        self.program.initial.append(Hold("workspaces", "device", int(s.working)))
+
+    def copies(
+        self, name: str, sizes: dict[str, float], after: Sequence[int], ways: dict[str, tuple[str, ...]]
+    ) -> list[tuple[int, str]]:
+        """Copies in of the parts that lie elsewhere: (task, buffer)."""
+        found = []
+        for place, way in ways.items():
+            moved = int(sizes.get(place, 0.0))
+            if moved:
+                hold = Hold(f"{name} from {place}", "device", moved)
+                task = Task(f"fetch {name}", f"from {place}", 0.0, moved, way, tuple(after), (hold,), (), "fetch")
+                found.append((self.program.add(task), hold.buffer))
+        return found
+
+    def weights(self, way: Pass, at: tuple[int, int], share: float, after: Sequence[int]) -> None:
+        """A part of a piece's weights."""
+        size = share * self.block.sizes.pieces[at[1]].weights
+        of = self.shares
+        sizes = {p: size * (of.weights[p] * way.weights + of.neurons.get(p, 0.0) * way.neurons) for p in self.back}
+        some = self.arrived.setdefault(at, [])
+        some += self.copies(f"weights {at[0]}.{at[1]} part {len(some)}", sizes, after, self.back)
+
+    def event(self, event: Event, number: int, way: Pass, ahead: Sequence[Pass]) -> None:
+        """Issue one event of a layer; `ahead` are the passes of the layers to come, this one first."""
+        s, of, piece = self.block.sizes, self.shares, self.block.sizes.pieces[event.piece]
+        where, count = f"{number}.{event.piece}.{event.slot}", len(s.pieces)
+        previous = self.ended.get((number, event.piece - 1) if event.piece else (number - 1, count - 1))
+        free = [] if previous is None else [previous]
+        if event.kind == "weights":
+            assert event.load is not None
+            if event.load.ahead < len(ahead):
+                self.weights(ahead[event.load.ahead], (number + event.load.ahead, event.load.piece), event.share, free)
+        elif event.kind == "cache":
+            sizes = {p: of.cache[p] * way.cached for p in self.back}
+            wait = self.slots[-BUFFERS] if len(self.slots) >= BUFFERS else []
+            self.cached = self.copies(f"cache {where}", sizes, wait, self.back)
+        elif event.kind == "late":
+            sizes = {p: of.weights[p] * way.late_weights for p in self.back}
+            self.late = self.copies(f"late {where}", sizes, free, self.back)
+            sizes = {p: of.neurons.get(p, 0.0) * way.late_neurons for p in self.back}
+            self.late += self.copies(f"neurons {where}", sizes, free, self.near)
+        elif event.kind == "use":
+            self.use(event, number, way, piece.computing_of(way.decodes))
+        else:
+            self.save(where, way)
+
+    def use(self, event: Event, number: int, way: Pass, share: float) -> None:
+        """Computing of a slot, or of a piece without the cache."""
+        s = self.block.sizes
+        slots = round(1.0 / event.share)
+        came = [*self.cached] if s.pieces[event.piece].cached else []
+        drops = [buffer for _, buffer in came]
+        if event.slot == 0:
+            came += [*self.arrived.get((number, event.piece), []), *(self.late if event.piece == 0 else [])]
+        if event.slot == slots - 1:
+            drops += [buffer for _, buffer in self.arrived.pop((number, event.piece), [])]
+            if event.piece == len(s.pieces) - 1:
+                drops += [buffer for _, buffer in self.late]
+                self.late = []
+        after, holds = [task for task, _ in came], []
+        saves = s.pieces[event.piece].cached and (event.slot + 1) % way.every == 0
+        if saves:
+            after += self.saves[-BUFFERS] if len(self.saves) >= BUFFERS else []
+            holds = [Hold(f"saved {len(self.saves)}.{p}", "device", n) for p, n in self.saved(way).items()]
+        if self.window(number, event, way):
+            holds.append(Hold(f"window {number % s.layers}", "device", int(self.window(number, event, way))))
+        took = way.seconds * share * event.share
+        name = f"{way.name} layer {number}.{event.piece}.{event.slot}".strip()
+        done = self.program.add(Task(name, "compute", took, 0, (), tuple(after), tuple(holds), tuple(drops), "forward"))
+        self.ended[number, event.piece] = done
+        if s.pieces[event.piece].cached:
+            self.cached = []
+            self.slots.append([done])
+
+    def window(self, number: int, event: Event, way: Pass) -> float:
+        """Bytes of the neurons' window that begins here: a layer's, in the first decoding step."""
+        sparse = self.block.sizes.sparse
+        if not sparse or not way.decodes or number - self.decoded >= self.block.sizes.layers or event.slot:
+            return 0.0
+        if event.piece or not self.shares.neurons:
+            return 0.0
+        return (1.0 - self.shares.neurons["device"]) * sparse.beside(self.block.sequences).resident
+
+    decoded = 0
+    """The first layer of the first decoding step."""
+
+    def saved(self, way: Pass) -> dict[str, int]:
+        """Bytes that go out after a slot, by place."""
+        found = {p: int(self.shares.cache[p] * way.saved) for p in self.out}
+        return {p: n for p, n in found.items() if n}
+
+    def save(self, where: str, way: Pass) -> None:
+        """Copies out of what a slot made."""
+        turn, gone = len(self.saves), []
+        for place, moved in self.saved(way).items():
+            task = Task(
+                f"save {where}", f"to {place}", 0.0, moved, self.out[place], tuple(self.slots[-1][:1]), (),
+                (f"saved {turn}.{place}",), "offload",
+            )  # fmt: skip
+            gone.append(self.program.add(task))
+        self.saves.append(gone)
+        if not way.decodes:  # the buffer of a slot is free when what it made has left
+            self.slots[-1] = self.slots[-1] + gone
+
+
+def replayed(
+    block: Block, shares: Shares, steps: int, most: int | None = None, prompts: bool = True, endless: bool = True
+) -> Replayed:
+    """Simulate the passes of the prompts, a time each, and then decoding steps.
+
+    Args:
+        steps: decoding steps.
+        most: layers of the model that are simulated; None for all.
+        prompts: begin with the prompts.
+        endless: weights keep coming as if there were more layers, so that the last step is like any other.
+    """
+    layers = min(block.sizes.layers, most or block.sizes.layers)
+    if layers < block.sizes.layers:
+        block = replace(block, sizes=replace(block.sizes, layers=layers))
+    first = [way for way in block.passes if not way.decodes and prompts]
+    second = [way for way in block.passes if way.decodes]
+    order = [way for way in [*first, *second * steps] for _ in range(layers)]
+    last = len(order)
+    issue, pieces = _Issue(block, shares), block.sizes.pieces
+    issue.decoded = len(first) * layers
+    deepest = max((load.ahead for some in loads(pieces) for load in some), default=0)
+    early = [
+        (load.piece, load.ahead - back)
+        for back in range(deepest, 0, -1)
+        for some in loads(pieces)
+        for load in some
+        if load.ahead >= back
+    ]
+    order += order[-1:] * deepest * endless
+    for piece, ahead in early:  # what earlier layers would have brought
+        if ahead < len(order):
+            issue.weights(order[ahead], (ahead, piece), 1.0, ())
+    for number, way in enumerate(order[:last]):
+        for event in layer(pieces, way, shares.cached and way.cached > 0, shares.sliced):
+            issue.event(event, number, way, order[number : number + deepest + 1])
+    done = simulate(issue.program)
+    marks = [done.runs[issue.ended[number, len(pieces) - 1]].end for number in range(last)]
+    ends = marks[layers - 1 :: layers]
+    half = max(layers // 2, 1)
+    periods = [(marks[i] - (marks[i - half] if i >= half else 0.0)) / half for i in range(layers - 1, last, layers)]
+    return Replayed(done, tuple(ends), layers, tuple(periods))
+
+
+def periods(block: Block, shares: Shares) -> list[float]:
+    """Seconds from one layer to the next in every pass, once it has settled."""
+    tasks = 4 * block.passes[-1].slots * (len(block.passes) + 1)
+    layers = LAYERS if LAYERS * tasks <= TASKS else LAYERS // 2
+    done = replayed(block, shares, 2 if block.passes[-1].times else 0, layers).periods
+    return [*done[: len(block.passes) - 1], *done[-1:]][: len(block.passes)]
+
+
+def seen(block: Block, shares: Shares, took: Sequence[float]) -> list[Seen]:
+    """What the replay says beside these shares, as a row for every pass that `took` so many seconds a layer there."""
+    at = {(name, p): share for name in _TENSORS for p, share in getattr(shares, name).items() if p != "device"}
+    slopes: list[dict[tuple[str, str], float]] = [{} for _ in took]
+    for (name, place), share in at.items():
+        low = max(share - _STEP, min(share, _STEP / 2))  # nothing at all saves latencies as well
+        ends = [periods(block, _moved(shares, name, place, value)) for value in (low, low + 2 * _STEP)]
+        for i, (a, b) in enumerate(zip(*ends)):
+            slopes[i][name, place] = (b - a) / (2 * _STEP)
+    return [Seen(i, seconds, at, slope) for i, (seconds, slope) in enumerate(zip(took, slopes))]
+
+
+def _moved(shares: Shares, name: str, place: str, value: float) -> Shares:
+    """The shares with another one in a place."""
+    of: dict[str, Any] = {name: getattr(shares, name) | {place: value}}
+    return replace(shares, **of)
