@@ -126,8 +126,8 @@ def read_problem(path: Path) -> Choices | Graph | None:
 
     Raises ProblemError or GraphError naming the entry at fault.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProblemError(f"{path}: not JSON: {error}") from None

@@ -175,7 +175,9 @@ def _check(tensors: Sequence[Tensor], operators: Sequence[Operator]) -> None:
         if tensor.name in by_name:
             raise ProblemError(f"tensor {tensor.name!r}: is given twice")
         if isinstance(tensor.bytes, bool) or not isinstance(tensor.bytes, int) or not 1 <= tensor.bytes <= _LARGEST:
-            raise ProblemError(f"tensor {tensor.name!r}: bytes must be a whole number from 1 on, got {tensor.bytes!r}")
+            raise ProblemError(
+                f"tensor {tensor.name!r}: bytes must be a whole number from 1 to {_LARGEST:,}, got {tensor.bytes!r}"
+            )
         if tensor.role not in ROLES:
             raise ProblemError(f"tensor {tensor.name!r}: role must be one of {', '.join(ROLES)}, got {tensor.role!r}")
         by_name[tensor.name] = tensor

@@ -24,6 +24,7 @@ _REQUIRED = ("id", "lower", "upper", "size")
 _OPTIONAL = ("alignment", "hint", "offset")
 _ALIASES = {"buffer": "id", "buffer_id": "id", "start": "lower", "begin": "lower", "fixed_offset": "offset"}
 _MOST_FAULTS = 5
+_SHOWN = 40  # characters of a cell at fault
 _LARGEST = 1 << 60  # sizes, times and offsets: sums of a few stay within 64 bits
 _WIDE = 1 << 62  # an arena that may reach this is counted in Python's integers
 
@@ -201,7 +202,7 @@ def _integers(column: str, cells: list[str], lines: list[int], faults: list[str]
             try:
                 found.append(int(cell) if cell or required else None)
             except ValueError:
-                faults.append(f"line {line}: {column}: must be an integer, got {cell!r}")
+                faults.append(f"line {line}: {column}: must be an integer, got {_short(cell)!r}")
                 found.append(None)
     faults += [
         f"line {line}: {column}: must be within ±2^60, got {value}"
@@ -209,6 +210,10 @@ def _integers(column: str, cells: list[str], lines: list[int], faults: list[str]
         if value is not None and not -_LARGEST <= value <= _LARGEST
     ]
     return found
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= _SHOWN else f"{cell[:_SHOWN]}…"
 
 
 def _faults(item: Instance) -> list[str]:
