@@ -5,6 +5,7 @@ matplotlib is loaded on first use, and its global state is left alone.
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["plot_addresses", "plot_capacity", "save_axes"]
 
 _COLOURS = {"input": "#555555", "parameter": ROLES["parameter"], "activation": ROLES["activation"], "output": "#009E73"}
-_MOST_NAMED = 60  # rectangles; more names would lie over each other
+_LETTERS = 6  # points
+_WIDTH, _HEIGHT = 0.58 * _LETTERS, 1.2 * _LETTERS  # points, of a letter and of a line
+_SHORT = 4  # letters; a name cut to so few says nothing
+_MOST_NAMED = 400  # rectangles; of more, hardly any holds a name
 
 
 def plot_addresses(problem: Problem, plan: Plan, ax: Axes | None = None) -> Axes:
@@ -61,19 +65,45 @@ def plot_addresses(problem: Problem, plan: Plan, ax: Axes | None = None) -> Axes
             xs = [x - 0.5 + side for _, _, x in points]
             ys = [middle[name, first] for name, first, _ in points]
             ax.plot(xs, ys, marker, color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.4, label=label)
-    if len(stays) <= _MOST_NAMED:
-        for name, at, first, last in stays:
-            size = tensors[name].bytes
-            if size > 0.03 * plan.capacity:
-                x, y = (first + last - 1) / 2, (at + size / 2) / scale
-                ax.text(x, y, name[-14:], ha="center", va="center", fontsize=6, color=INK, clip_on=True)
     top = plan.capacity / scale
+    if len(stays) <= _MOST_NAMED:
+        frame = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())  # inches
+        step = 65 * frame.width / len(plan.steps)  # points, some of the width left to the legend
+        byte = 72 * frame.height / (1.04 * plan.capacity)
+        for name, at, first, last in stays:
+            tensor = tensors[name]
+            text, turned = _label(name, (last - first) * step, tensor.bytes * byte)
+            ax.text(
+                (first + last - 1) / 2, (at + tensor.bytes / 2) / scale, text, rotation=90 if turned else 0,
+                ha="center", va="center", fontsize=_LETTERS, color="white" if tensor.role == "input" else INK,
+                clip_on=True,
+            )  # fmt: skip
     ax.axhline(top, color=ALARM, linewidth=1.3, label=f"capacity {top:.4g} {unit}")
     ax.set(xlim=(-0.5, len(plan.steps) - 0.5), ylim=(0, 1.04 * top), xlabel="step", ylabel=f"address in {unit}")
     moved = plan.traffic.non_compulsory
     proof = plan.certificate
     ax.set_title(f"{moved:,} B move twice; no plan moves less than {proof.lower_bound:,} B", loc="left", fontsize=10)
     return dressed(ax)
+
+
+def _label(name: str, width: float, height: float) -> tuple[str, bool]:
+    """As much of a name's end as a rectangle of so many points holds, in lines; whether it is written upwards."""
+    turned = width < min(height, 12 * _WIDTH)
+    if turned:
+        width, height = height, width
+    longest, most = int(width / _WIDTH) - 2, int(height / _HEIGHT)
+    parts = re.findall(r"[^._]+[._]?", name) or [name]
+    lines = [""]
+    for part in reversed(parts):
+        if len(part) + len(lines[0]) <= longest:
+            lines[0] = part + lines[0]
+        elif len(lines) < most and lines[0] and len(part) <= longest:
+            lines.insert(0, part)
+        else:
+            lines[0] = "…" + lines[0] if lines[0] else ""
+            break
+    text = "\n".join(lines)
+    return ("" if not most or text.startswith("…") and len(text) <= _SHORT else text), turned
 
 
 def plot_capacity(curve: Curve, ax: Axes | None = None) -> Axes:
