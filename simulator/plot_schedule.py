@@ -103,7 +103,7 @@ def _label(name: str, width: float, height: float) -> tuple[str, bool]:
             lines[0] = "…" + lines[0] if lines[0] else ""
             break
     text = "\n".join(lines)
-    return ("" if not most or text.startswith("…") and len(text) <= _SHORT else text), turned
+    return ("" if not most or (text.startswith("…") and len(text) <= _SHORT) else text), turned
 
 
 def plot_capacity(curve: Curve, ax: Axes | None = None) -> Axes:
