@@ -12,9 +12,9 @@ What a plan of that problem moves less than the schedule does there, the whole s
 Most stretches have too many orders for all of their states. So they are solved within a *band*: operators more than
 so many places apart stay in the order in which they are. That is a problem with more precedences, and the programme
 over layers, contraction and bounds by flows hold for it as they do for any; the narrower the band, the fewer ideals
-there are and the more the bounds know. As in variable neighbourhood search (Mladenović and Hansen 1997) bands and
-beams widen as long as nothing is gained and are narrow again after a gain; of equal plans the new one is taken, and
-ties fall differently every time.
+there are and the more the bounds know. It is widest around one place of the stretch. As in variable neighbourhood
+search (Mladenović and Hansen 1997) bands and beams widen as long as nothing is gained and are narrow again after a
+gain; of equal plans the new one is taken, and ties fall differently every time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, cycle, repeat
 
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.problem import Operator, Problem, Role, Tensor
@@ -39,13 +40,16 @@ __all__ = ["Path", "Stretch", "improve_by_stretches", "improve_piece"]
 Path = tuple[tuple[int, int], ...]
 """Moves of a piece: (operator, mask of tensors evicted before it), in order."""
 
-_LEVELS = ((2, 1, 120), (4, 8, 120), (8, 8, 120), (12, 8, 120), (16, 8, 120), (24, 8, 120))
+_LEVELS = ((2, 1, 120), (8, 8, 120), (16, 8, 120), (24, 8, 120), (32, 8, 120))
 """Band (places), width (states of an ideal) and length (steps) of the stretches, from the narrowest on."""
 
-_FURTHER_LEVELS = ((8, 64, 120), (1000, 64, 40), (12, 64, 120), (32, 8, 120), (16, 64, 120), (24, 64, 120))
+_FURTHER_LEVELS = ((8, 32, 120), (16, 32, 120), (48, 8, 120), (24, 32, 120))
 """Those tried once the first ones gain nothing."""
 
-_MOST_STATES = 100_000  # of one stretch
+_TRIES = 3  # without a gain before the level is left
+_FOCUS = 0.35  # of a stretch's length: how far from its middle a band has narrowed
+_AWAY = 4  # times narrower is the band there
+_MOST_STATES = 60_000  # of one stretch
 _SHORTEST = 12  # steps of a stretch that is divided if too much is alive in it
 _MOST_IDLE = 16  # tensors that only lie there during a stretch, beyond which the others have to stay
 
@@ -72,14 +76,18 @@ class _Ordered(Dag):
         return tuple(found)
 
 
-def _banded(dag: Dag, order: list[int], band: int) -> _Ordered:
-    """Each operator after all that are more than `band` places before it in the order, the last one after all."""
+def _banded(dag: Dag, order: list[int], band: int, middle: int) -> _Ordered:
+    """Each operator after all that are more than a band before it in the order, the last one after all.
+
+    The band is widest around the place `middle`.
+    """
+    passed = [0]
+    for i in order:
+        passed.append(passed[-1] | 1 << i)
     earlier = [0] * len(order)
-    passed = 0
     for place, i in enumerate(order):
-        if place > band:
-            passed |= 1 << order[place - band - 1]
-        earlier[i] = passed
+        wide = int(band * (1 - abs(place - middle) / (_FOCUS * len(order))))
+        earlier[i] = passed[max(0, place - max(1, band // _AWAY, wide))]
     earlier[order[-1]] = dag.everything & ~(1 << order[-1])
     return _Ordered(
         dag.problem, dag.size, dag.inputs, dag.outputs, dag.touch, dag.users, dag.readers, dag.maker, dag.dear,
@@ -103,21 +111,21 @@ class Stretch:
     """
 
     def __init__(self, dag: Dag, schedule: Schedule, first: int, end: int, chance: random.Random) -> None:
-        self.whole, self.schedule, self.first, self.end = dag, schedule, first, end
+        self.whole, self.schedule, self.first, self.end, self.chance = dag, schedule, first, end, chance
         self.operators = schedule.order[first:end]
         self.passed: dict[int, int] = {}  # uses before the stretch, of each tensor in it
         self.within: dict[int, int] = {}
         self.resident: set[int] = set()  # at the beginning
         self.staying: set[int] = set()  # at the end
         self.set_aside = 0
-        roles = self._boundaries(chance)
+        roles = self._boundaries()
         self.tensors = list(self.passed)
         chance.shuffle(self.tensors)
         self.dag = Dag.of(self._problem(roles))
         number = {a: n for n, a in enumerate(self.tensors)}
         self.cost = traffic(self.dag, [(number[a], k - self._shift(a)) for a, k in self._inner_drops()])
 
-    def _boundaries(self, chance: random.Random) -> dict[int, Role]:
+    def _boundaries(self) -> dict[int, Role]:
         """What is resident at the beginning and at the end, and the roles of all tensors concerned."""
         dag, dropped = self.whole, self.schedule.dropped
         drops: dict[int, list[int]] = {}
@@ -143,7 +151,7 @@ class Stretch:
                 roles[a] = "activation" if dag.dear >> a & 1 and not stored else "output"
             if not within:
                 idle.append(a)
-        for a in chance.sample(idle, max(0, len(idle) - _MOST_IDLE)):
+        for a in self.chance.sample(idle, max(0, len(idle) - _MOST_IDLE)):
             self.set_aside += dag.size[a]
             self.resident.remove(a)
             self.staying.remove(a)
@@ -174,7 +182,8 @@ class Stretch:
     def solve(self, capacity: int, *, most: int, band: int, width: int, deadline: float) -> Schedule | None:
         """The whole schedule with a stretch of less than `most` bytes in place of this one; None if none was found.
 
-        Operators more than `band` places apart keep their order; `width` states are kept for each ideal.
+        Operators more than `band` places apart keep their order, and closer ones away from some place that `chance`
+        chooses; `width` states are kept for each ideal.
         """
         small = contract(self.dag)
         place = {operator.name: n for n, operator in enumerate(self.dag.problem.operators)}
@@ -182,7 +191,7 @@ class Stretch:
         start = 1 << order[0]
         if len(order) < 3:
             return None
-        dag = _banded(small.dag, order, band)
+        dag = _banded(small.dag, order, band, self.chance.randrange(len(order)))
         moves = Moves(dag, Segment(start, dag.everything, dag.live_after(start)), capacity - self.set_aside)
         if not Graph(moves).possible:
             raise _TooMuchAlive
@@ -220,7 +229,7 @@ def improve_by_stretches(
     """
     chance = random.Random(seed)
     cost = traffic(dag, schedule.dropped)
-    levels = iter(_rounds(further))
+    levels = _rounds(further)
     level = next(levels, None)
     while level is not None and cost > floor:
         band, width, length = level
@@ -246,16 +255,17 @@ def improve_by_stretches(
                 gained = True
                 cost = traffic(dag, new.dropped)
                 heard(schedule, cost)
-        if not gained:
-            level = next(levels, None)
+        if gained:
+            levels = _rounds(further)
+        level = next(levels, None)
     return schedule
 
 
 def _rounds(further: bool) -> Iterator[tuple[int, int, int]]:
-    yield from _LEVELS
-    while further:
-        yield from _FURTHER_LEVELS
-        yield from _LEVELS
+    """Levels in turn, each as often as it is tried."""
+    for listed in chain((_LEVELS,), cycle((_FURTHER_LEVELS, _LEVELS)) if further else ()):
+        for level in listed:
+            yield from repeat(level, _TRIES)
 
 
 def _windows(begin: int, end: int, length: int, chance: random.Random) -> list[tuple[int, int]]:
