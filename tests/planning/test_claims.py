@@ -2,7 +2,8 @@
 
 import pytest
 
-from peakline.planning.claims import CASES, Claim, table
+from peakline.planning.claim import Claim, largest, row
+from peakline.planning.claims import CASES, table
 from peakline.planning.memo import Layer, Tensor, alpha, per_tensor, tied
 from peakline.solvers.offload.problem import Tier
 
@@ -50,12 +51,24 @@ def test_head_infers_cache_on_the_device_is_two_heads_of_it():
 
 
 @pytest.mark.parametrize("case", ["mezo", "galore"])
-def test_what_is_claimed_to_fit_fits(case):
+def test_what_follows_from_sizes_is_near_and_what_is_claimed_to_fit_fits(case):
     for claim in CASES[case]():
-        if claim.unit == "GB held":
+        if claim.within:
             assert claim.ours <= claim.claimed
         else:
-            assert claim.ours >= claim.claimed
+            assert abs(claim.difference) < 0.05
+
+
+def test_a_claim_of_fitting_is_told_by_whether_it_does():
+    told = {ours: row(Claim("x", "y", 24.0, ours, "GB held", "", within=True)) for ours in (20.0, 25.0)}
+    assert "| ≤ 24 | 20 | GB held | fits |" in told[20.0]
+    assert "does not fit" in told[25.0]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 40, 99])
+def test_the_largest_that_fits_is_found_by_halving(limit):
+    assert largest(lambda n: n <= limit, 1, 50) == (min(limit, 50) if limit else 0)
+    assert largest(lambda n: n <= limit, 10, 50, 10) == min(limit // 10 * 10, 50) * (limit >= 10)
 
 
 def test_a_claim_without_a_figure_has_no_difference():
