@@ -7,6 +7,7 @@ with the same ideal share all of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from peakline.solvers.floors import NEVER
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment
 
-__all__ = ["Graph", "Ideal", "Runs", "Words", "next_ideals", "slots"]
+__all__ = ["Graph", "Ideal", "Runs", "Words", "backwards", "next_ideals", "slots"]
 
 Words = npt.NDArray[np.int64]
 
@@ -57,19 +58,51 @@ def slots(dag: Dag, segment: Segment) -> dict[int, int]:
     return taken
 
 
-@dataclass(slots=True)
 class Ideal:
-    """A set of executed operators, and what it means for every state with it."""
+    """A set of executed operators, and what it means for every state with it: worked out where there are any."""
 
-    executed: int
-    live: int
-    ready: int
-    places: Words  # slots of the live tensors, the largest tensor first
-    sizes: Words  # their grains
-    dear: Words  # 1 for activations
-    tensors: tuple[int, ...]
-    excess: Words  # of each operator of the segment, nothing being out (see `Floors`)
-    cheap: Words
+    def __init__(self, graph: Graph, executed: int, live: int, ready: int, seen: int) -> None:
+        self.graph, self.executed, self.live, self.ready = graph, executed, live, ready
+        self.seen = seen  # what has come from off-chip since the segment began
+
+    @cached_property
+    def tensors(self) -> tuple[int, ...]:
+        """The live ones, the largest first."""
+        return tuple(sorted(bits(self.live), key=self.graph.rank.__getitem__))
+
+    @cached_property
+    def places(self) -> Words:
+        """Their slots."""
+        return np.array([self.graph.slot[a] for a in self.tensors], dtype=np.int64)
+
+    @cached_property
+    def sizes(self) -> Words:
+        """Their grains."""
+        return np.array([self.graph.size[a] for a in self.tensors], dtype=np.int64)
+
+    @cached_property
+    def dear(self) -> Words:
+        """1 for activations."""
+        return np.array([self.graph.dag.dear >> a & 1 for a in self.tensors], dtype=np.int64)
+
+    @cached_property
+    def excess(self) -> Words:
+        """Of each operator of the segment, nothing being out (see `Floors`)."""
+        floors = self.graph.floors
+        columns = [floors.column[i] for i in bits(self.executed & floors.inside)]
+        excess = floors.excess + self.graph.grows[columns].sum(axis=0) + self._from_off_chip
+        excess[columns] = NEVER
+        return np.asarray(excess, dtype=np.int64)
+
+    @cached_property
+    def cheap(self) -> Words:
+        """What costs no store of that."""
+        return self.graph.floors.cheap + self._from_off_chip
+
+    @cached_property
+    def _from_off_chip(self) -> Words:
+        floors = self.graph.floors
+        return sum((floors.off_chip_live[a] for a in bits(self.seen)), floors.zero())
 
 
 class Graph:
@@ -83,40 +116,60 @@ class Graph:
         self.size = self.floors.size
         self.slot = slots(self.dag, self.segment)
         self.possible = len(set(self.slot.values())) <= _MOST_SLOTS
+        self.rank = {a: (-self.size[a], slot) for a, slot in self.slot.items()}
+        self.grows = np.array([self.floors.grows[i] for i in self.floors.operators], dtype=np.int64)
+        self._kinds: dict[tuple[int, int, int], _Kind] = {}
+        self._undone: dict[tuple[int, int, int], _Kind] = {}
 
     def word(self, tensors: int) -> int:
         """The bits of a set of tensors."""
         return sum(1 << self.slot[a] for a in bits(tensors))
 
-    def table(self, listed: list[list[int]]) -> tuple[Words, Words]:
-        """Slots and grains of the tensors of each list, a row each; −1 and 0 beyond a list's end."""
-        most = max(1, max(len(tensors) for tensors in listed))
+    def grains(self, tensors: int) -> int:
+        """What a set of tensors weighs."""
+        return sum(self.size[a] for a in bits(tensors))
+
+    def run(self, i: int, alive: int, dead: int) -> _Kind:
+        """Running `i` where `alive` of what it touches is alive already, and nobody reads `dead` of it any more."""
+        key = (i, alive, dead)
+        found = self._kinds.get(key)
+        if found is None:
+            new = self.dag.touch[i] & ~alive
+            found = self._kinds[key] = _Kind(
+                i, self.grains(new), self.grains(dead), self.word(dead & alive), self.word(alive),
+                *_stand_ins(self, i, new, dead), tuple(bits(alive)),
+            )  # fmt: skip
+        return found
+
+    def undo(self, i: int, alive: int, gone: int) -> _Kind:
+        """Going back before `i`, where `alive` of what it touches is alive after it, and `gone` is not before it."""
+        key = (i, alive, gone)
+        found = self._undone.get(key)
+        if found is None:
+            new = self.dag.touch[i] & ~alive
+            found = self._undone[key] = _Kind(
+                i, self.grains(new), self.grains(gone), self.word(gone & alive), self.word(alive), -1, 0,
+                tuple(bits(alive)),
+            )  # fmt: skip
+        return found
+
+    def runs(self, ideal: list[int], to: list[int], kinds: list[_Kind]) -> Runs:
+        """Their table."""
+        number: dict[int, int] = {}
+        which = np.array([number.setdefault(id(kind), len(number)) for kind in kinds], dtype=np.int64)
+        listed = list({id(kind): kind for kind in kinds}.values())
+        rows = np.array([kind.row() for kind in listed], dtype=np.int64).T[:, which]
+        most = max(1, max(len(kind.reads) for kind in listed))
         places = np.full((len(listed), most), -1, dtype=np.int64)
         sizes = np.zeros((len(listed), most), dtype=np.int64)
-        for n, tensors in enumerate(listed):
-            places[n, : len(tensors)] = [self.slot[a] for a in tensors]
-            sizes[n, : len(tensors)] = [self.size[a] for a in tensors]
-        return places, sizes
-
-    def ideal(self, executed: int, live: int, ready: int, excess: Words, cheap: Words) -> Ideal:
-        listed = sorted(bits(live), key=lambda a: (-self.size[a], self.slot[a]))
-        return Ideal(
-            executed, live, ready,
-            np.array([self.slot[a] for a in listed], dtype=np.int64),
-            np.array([self.size[a] for a in listed], dtype=np.int64),
-            np.array([self.dag.dear >> a & 1 for a in listed], dtype=np.int64),
-            tuple(listed), excess, cheap,
+        for n, kind in enumerate(listed):
+            places[n, : len(kind.reads)] = [self.slot[a] for a in kind.reads]
+            sizes[n, : len(kind.reads)] = [self.size[a] for a in kind.reads]
+        operator, fresh, dying, gone, touched, always, unstored = rows
+        return Runs(
+            np.array(ideal, dtype=np.int64), operator, np.array(to, dtype=np.int64), fresh, dying, gone, touched,
+            places[which], sizes[which], always, unstored,
         )  # fmt: skip
-
-    def after(self, ideal: Ideal, i: int) -> tuple[Words, Words]:
-        """Excess and cheap part once `i` has run as well."""
-        dag, floors = self.dag, self.floors
-        excess, cheap = ideal.excess + floors.grows[i], ideal.cheap
-        for a in bits(dag.touch[i] & ~ideal.live & dag.off_chip):
-            excess += floors.off_chip_live[a]
-            cheap = cheap + floors.off_chip_live[a]
-        excess[floors.column[i]] = NEVER
-        return excess, cheap
 
     def vectors(self, ideal: Ideal) -> tuple[Words, Words, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Excess, cheap part, and for each live tensor what flows out of it, all and as far as it may stay outside."""
@@ -129,13 +182,13 @@ class Graph:
 
     def held_at_first(self) -> Words:
         """Grains resident before the segment, as a vector of one number."""
-        return np.array([sum(self.size[a] for a in bits(self.segment.live))], dtype=np.int64)
+        return np.array([self.grains(self.segment.live)], dtype=np.int64)
 
     def first(self) -> Ideal:
         """Nothing of the segment has run."""
         dag, segment = self.dag, self.segment
         ready = sum(1 << i for i in bits(segment.stop & ~segment.start) if not dag.before[i] & ~segment.start)
-        return self.ideal(segment.start, segment.live, ready, self.floors.excess, self.floors.cheap)
+        return Ideal(self, segment.start, segment.live, ready, 0)
 
 
 @dataclass(slots=True)
@@ -155,54 +208,67 @@ class Runs:
     if_not_stored: Words  # slots of inputs that are if they are not stored
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What running an operator does in all ideals that have the same of it alive; named as in `Runs`."""
+
+    operator: int
+    fresh: int
+    dying: int
+    gone: int
+    touched: int
+    stands_in: int
+    if_not_stored: int
+    reads: tuple[int, ...]
+
+    def row(self) -> tuple[int, ...]:
+        return (
+            self.operator, self.fresh, self.dying, self.gone, self.touched, self.stands_in, self.if_not_stored,
+        )  # fmt: skip
+
+
 def next_ideals(graph: Graph, ideals: list[Ideal]) -> tuple[Runs, list[Ideal]]:
-    dag, size = graph.dag, graph.size
+    """What may run in each ideal, and the ideals with one operator more."""
+    dag = graph.dag
     numbers: dict[int, int] = {}
     found: list[Ideal] = []
-    rows: list[tuple[int, ...]] = []
-    reads: list[list[int]] = []
+    from_, to, kinds = [], [], []
     stop = graph.segment.stop
     for g, ideal in enumerate(ideals):
         for i in bits(ideal.ready):
             executed = ideal.executed | 1 << i
-            left = ~executed
             touch = dag.touch[i]
-            new = touch & ~ideal.live
-            dead = sum(1 << a for a in bits(touch) if not dag.readers[a] & left)
             number = numbers.get(executed)
             if number is None:
+                left = ~executed
                 number = numbers[executed] = len(found)
                 ready = ideal.ready ^ 1 << i
                 for j in bits(dag.after[i] & stop):
                     if not dag.before[j] & left:
                         ready |= 1 << j
-                found.append(graph.ideal(executed, (ideal.live | touch) & ~dead, ready, *graph.after(ideal, i)))
-            always, unstored = _stand_ins(graph, i, new, dead, left)
-            rows.append(
-                (
-                    g,
-                    i,
-                    number,
-                    sum(size[a] for a in bits(new)),
-                    sum(size[a] for a in bits(dead)),
-                    graph.word(dead & ideal.live),
-                    graph.word(touch & ideal.live),
-                    always,
-                    unstored,
-                )
-            )
-            reads.append(list(bits(touch & ideal.live)))
-    table = np.array(rows, dtype=np.int64).T
-    places, sizes = graph.table(reads)
-    g, i, to, fresh, dying, gone, touched, always, unstored = table
-    return Runs(g, i, to, fresh, dying, gone, touched, places, sizes, always, unstored), found
+                dead = sum(1 << a for a in bits(touch) if not dag.readers[a] & left)
+                seen = ideal.seen | (touch & dag.off_chip & ~graph.segment.live)
+                found.append(Ideal(graph, executed, (ideal.live | touch) & ~dead, ready, seen))
+            from_.append(g)
+            to.append(number)
+            kinds.append(graph.run(i, touch & ideal.live, touch & ~found[number].live))
+    return graph.runs(from_, to, kinds), found
 
 
-def _stand_ins(graph: Graph, i: int, new: int, dead: int, left: int) -> tuple[int, int]:
+def backwards(graph: Graph, before: list[Ideal], runs: Runs, after: list[Ideal]) -> Runs:
+    """The same runs undone: from the ideals of `after` to those of `before`."""
+    kinds = [
+        graph.undo(i, graph.dag.touch[i] & after[f].live, graph.dag.touch[i] & ~before[e].live)
+        for e, i, f in zip(runs.ideal.tolist(), runs.operator.tolist(), runs.to.tolist())
+    ]
+    return graph.runs(runs.to.tolist(), runs.ideal.tolist(), kinds)
+
+
+def _stand_ins(graph: Graph, i: int, new: int, dead: int) -> tuple[int, int]:
     """See `Moves._safe`: which dying inputs all results of `i` can stand in for."""
     dag, size = graph.dag, graph.size
     made = sum(1 << a for a in dag.outputs[i])
-    if any(dag.readers[a] & left for a in bits(new & ~made)):
+    if new & ~made & ~dead:
         return -1, 0
     staying = [a for a in dag.outputs[i] if dag.readers[a]]
     if not staying:

@@ -82,9 +82,11 @@ def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal]) -> Layer
     keep[chosen[once]] = True
     run, state, out, stored, held, back, short = (v[keep] for v in (run, state, out, stored, held, back, short))
 
-    pair, evicted, freed, price = _evictions(layer.ideals, runs, run, out, stored, short)
+    which, number = np.unique(layer.ideal, return_inverse=True)
+    used, at = [layer.ideals[g] for g in which], number.ravel()[state]
+    pair, evicted, freed, price = _evictions(used, at, runs, run, out, stored, short)
     run, state, out, stored, held, back = (v[pair] for v in (run, state, out, stored, held, back))
-    dear = _dear(layer.ideals)[runs.ideal[run]]
+    dear = _dear(used)[at[pair]]
     return Layer(
         ideals,
         runs.to[run],
@@ -102,9 +104,11 @@ def _dear(ideals: list[Ideal]) -> Words:
 
 
 def _evictions(
-    ideals: list[Ideal], runs: Runs, run: Words, out: Words, stored: Words, short: Words
+    ideals: list[Ideal], at: Words, runs: Runs, run: Words, out: Words, stored: Words, short: Words
 ) -> tuple[Words, Words, Words, Words]:
     """For every (run, state) all minimal evictions that make room: the pair's number, slots, grains freed, price.
+
+    `at` is the position in `ideals` of each pair's ideal.
 
     Tensors are taken or not from the largest to the smallest, until enough is free: then the last one taken is the
     smallest, and without it too little would be.
@@ -120,7 +124,7 @@ def _evictions(
     zero = np.zeros(len(none), dtype=np.int64)
     done = [(none, zero, zero, zero)]
     pair = np.flatnonzero(short > 0)
-    ideal = runs.ideal[run[pair]]
+    ideal = at[pair]
     missing, mask, price = short[pair], np.zeros(len(pair), dtype=np.int64), np.zeros(len(pair), dtype=np.int64)
     fixed = out[pair] | runs.touched[run[pair]]
     rest = np.zeros(len(pair), dtype=np.int64)

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peakline.solvers.dag import bits
-from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, next_ideals
+from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, backwards, next_ideals
 from peakline.solvers.schedule.layers import Layer, distinct, expand, to_come, undominated
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
@@ -97,22 +97,6 @@ class Meeting:
         if path is None:
             return Found(None, known, known, ends.states)
         return Found(path, cost * self.graph.unit, cost * self.graph.unit, ends.states)
-
-
-def backwards(graph: Graph, before: list[Ideal], runs: Runs, after: list[Ideal]) -> Runs:
-    """The same runs undone: from the ideals of `after` to those of `before`."""
-    dag, size = graph.dag, graph.size
-    rows: list[tuple[int, ...]] = []
-    reads: list[list[int]] = []
-    for e, i, f in zip(runs.ideal.tolist(), runs.operator.tolist(), runs.to.tolist()):
-        touch, alive, left = dag.touch[i], after[f].live, before[e].live
-        fresh, dying = sum(size[a] for a in bits(touch & ~alive)), sum(size[a] for a in bits(touch & ~left))
-        rows.append((f, i, e, fresh, dying, graph.word(alive & ~left), graph.word(touch & alive)))
-        reads.append(list(bits(touch & alive)))
-    places, sizes = graph.table(reads)
-    f, i, e, fresh_, dying_, gone, touched = np.array(rows, dtype=np.int64).T
-    never = np.full(len(rows), -1, dtype=np.int64)
-    return Runs(f, i, e, fresh_, dying_, gone, touched, places, sizes, never, np.zeros_like(never))
 
 
 class _Ends:
