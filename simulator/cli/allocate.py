@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from peakline.cli.schedule_levels import bytes_of
 from peakline.files import check_target, written_whole
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def allocate(
         Path, typer.Argument(metavar="INSTANCE.csv", help="Columns id, lower, upper, size [alignment, hint, offset].")
     ],
     capacity: Annotated[
-        int | None, typer.Option(metavar="BYTES", help="Stop at the first placement within it; else smallest arena.")
+        str | None,
+        typer.Option(
+            metavar="BYTES", help="1048576, 1MiB: stop at the first placement within it; else smallest arena."
+        ),
     ] = None,
     time_limit: Annotated[
         float, typer.Option(metavar="SECONDS", help="Best answer and bound by then, reading included.")
@@ -53,6 +57,7 @@ def allocate(
     from peakline.solvers.allocation import allocate as solve
     from peakline.solvers.allocation import read_csv, write_csv
 
+    within = None if capacity is None else bytes_of(capacity)
     if out is not None:
         check_target(out)
     item = read_csv(instance)
@@ -60,7 +65,7 @@ def allocate(
     try:
         answer = solve(
             item,
-            capacity,
+            within,
             time_limit=time_limit if time_limit <= 0 else max(time_limit - reading, _LEAST),
             seed=seed,
             method=method,  # type: ignore[arg-type]
@@ -75,9 +80,9 @@ def allocate(
         with written_whole(out) as temporary:
             write_csv(temporary, item, answer.offsets)
     if json_:
-        print(json.dumps(_document(answer, capacity)))
+        print(json.dumps(_document(answer, within)))
     else:
-        print("\n".join(_lines(item, answer, capacity, out)))
+        print("\n".join(_lines(item, answer, within, out)))
     return 0 if answer.offsets is not None else _NOT_PLACED
 
 

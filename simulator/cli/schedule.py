@@ -267,6 +267,8 @@ def _problem(
     from peakline.solvers.alternatives import Choices
 
     path = Path(graph)
+    if path.suffix == ".json" and not path.exists():
+        raise ValueError(f"{graph}: no such file")
     found = read_problem(path) if path.suffix == ".json" and path.is_file() else None
     if found is not None and (options or any(asked.values())):
         raise ValueError(f"{graph}: a graph in a file is scheduled as it is; workload options apply to models")

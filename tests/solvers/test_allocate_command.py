@@ -124,6 +124,11 @@ def test_bad_options_exit_2(
     assert expected in capsys.readouterr().err
 
 
+def test_a_capacity_may_have_a_unit(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["allocate", str(example), "--capacity", "0.5KiB", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["capacity"] == 512
+
+
 def test_a_missing_file_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["allocate", str(tmp_path / "none.csv")]) == 2
     assert "No such file" in capsys.readouterr().err
