@@ -57,24 +57,20 @@ def place(
 ) -> int:
     """Where weights and cache lie when a model is served from less memory than it has."""
     import peakline as pk
-    from peakline.planning.plan import bytes_of
     from peakline.planning.serving import NoPlace
-
-    def size(name: str, given: str | None) -> int | None:
-        return None if given is None else bytes_of(name, given)
 
     try:
         found = pk.place(
             model, device, prompt=prompt, generate=generate, objective=objective, dtype=dtype,
-            weight_dtype=weight_dtype, kv_dtype=kv_dtype, budget=size("budget", budget), host=size("host", host),
-            ssd=size("ssd", ssd), host_device=host_device, ssd_device=ssd_device, cache_unit=cache_unit,
+            weight_dtype=weight_dtype, kv_dtype=kv_dtype, budget=budget, host=host,
+            ssd=ssd, host_device=host_device, ssd_device=ssd_device, cache_unit=cache_unit,
             resident_heads=resident_heads, prompt_chunk=prompt_chunk,
             expert_prefetch=expert_prefetch, active_share=active_share, window=window, reuse_share=reuse_share,
             bundle=bundle, stream_unit=stream_unit,
         )  # fmt: skip
     except NoPlace as error:
         if json_:
-            print(json.dumps({"schema": "peakline.place/1", "fits": False}))
+            print(json.dumps({"schema": "peakline.place/1", "fits": False, "floor_bytes": error.floor_bytes}))
         else:
             print(error)
         return 1

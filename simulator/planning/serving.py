@@ -27,6 +27,7 @@ Consumer Devices", arXiv:2504.03664 (loads, computing and saves as tasks within 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ from peakline.planning.options import bytes_of, one_of
 from peakline.planning.serving_linear import bound, least, limits
 from peakline.planning.serving_passes import BUFFERS, decoding, prompts
 from peakline.planning.serving_problem import Block, Shares
-from peakline.planning.serving_replay import Replayed, replayed
+from peakline.planning.serving_replay import measured, replayed
 from peakline.planning.serving_search import Option, fastest
 from peakline.planning.serving_sizes import STREAM_UNITS, UNITS, Sizes, by_neurons, by_operators, sizes_of
 from peakline.planning.tiers import DRIVE, HOST_MEMORY, Surroundings, surroundings
@@ -47,15 +48,17 @@ from peakline.streams import Timeline
 
 __all__ = ["NoPlace", "Placement", "place", "replay"]
 
-STEPS = 3
-"""Decoding steps that are replayed; the last one is what the others take."""
-
-TASKS = 30_000
-"""Tasks of a replay: of larger ones, fewer layers are simulated, and the last one stands for the rest."""
-
 
 class NoPlace(ValueError):
-    """The memories together are too small for even one sequence."""
+    """The memories together are too small for even one batch.
+
+    Attributes:
+        floor_bytes: of the device, with which it would be placed; None if none are enough.
+    """
+
+    def __init__(self, message: str, floor_bytes: int | None) -> None:
+        super().__init__(message)
+        self.floor_bytes = floor_bytes
 
 
 @dataclass(frozen=True)
@@ -179,10 +182,11 @@ class Placement:
             f"{self.model} on {self.device.name}: {_many(self.block, 'sequence')} in "
             f"{_many(self.batches, 'batch', 'batches')} of {self.batch}, "
             f"{_many(self.prompt, 'token')} each and {self.generate:,} generated",
-            f"Speed: {_rate(self.throughput)} with the prompts; {format_time(self.step_seconds)} a step, "
-            f"bound by {self.bound_by}; prompts {format_time(self.prompt_seconds)}",
-            f"Proof: no blocks of these sizes make more than {_rate(1.0 / self.lower_bound)} (gap {self.gap:.1%}); "
-            f"linear program: {format_time(self.shares.step)} a step, its replay: {format_time(self.step_seconds)}",
+            f"Speed: {_rate(self.throughput)} with the prompts; "
+            + (f"{format_time(self.step_seconds)} a step, " if self.generate > 1 else "")
+            + f"bound by {self.bound_by}; prompts {format_time(self.prompt_seconds)}",
+            f"Proof: no block of these sizes makes more than {_rate(1.0 / self.lower_bound)} (gap {self.gap:.1%}); "
+            f"{format_time(self.seconds)} in all as replayed, {format_time(self.shares.seconds)} by the linear program",
             "",
             *Table("Where it lies", ("<tensor", "bytes", *_PLACES), tuple(rows)).lines(),
         ]
@@ -300,11 +304,11 @@ def place(
             if seconds is not None:
                 options.append(Option(seconds / (size * count * generate), size, count, problem))
     best = fastest(options)
-    if best is None or best.shares is None or smallest is None:
-        raise NoPlace(_refusal(model, found, capacity, min(batch), smallest))
+    if best is None or best.shares is None:
+        assert smallest is not None
+        raise _refusal(model, found, capacity, min(batch), *smallest)
     size, count, problem, shares = best.size, best.count, best.problem, best.shares
-    done = _replayed(problem, shares, STEPS if generate > 1 else 0)
-    total, first, step = _seconds(done, problem)
+    total, first, step = measured(problem, shares)
     lower = min(option.seconds for option in options)
     return Placement(model, found, size, count, prompt, generate, problem, shares, total, first, step, lower)
 
@@ -319,26 +323,6 @@ def replay(placement: Placement, steps: int = 3, *, prompts: bool = False) -> Ti
         prompts: the prompts come first (of their chunks, those that are alike once).
     """
     return replayed(placement.problem, placement.shares, steps, None, prompts, False).timeline
-
-
-def _replayed(problem: Block, shares: Shares, steps: int) -> Replayed:
-    """The replay, of all layers or of as many as are simulated in a moment."""
-    sizes, slots = problem.sizes, problem.passes[-1].slots
-    tasks = (4 * slots + 3 * len(sizes.pieces)) * (len(problem.passes) + steps)
-    return replayed(problem, shares, steps, max(TASKS // tasks, 6))
-
-
-def _seconds(done: Replayed, problem: Block) -> tuple[float, float, float]:
-    """Seconds in all, of the prompts, and of a decoding step, with the layers and passes that were not simulated."""
-    layers = problem.sizes.layers - done.layers
-    took = [b - a + layers * period for a, b, period in zip((0.0, *done.ends), done.ends, done.periods)]
-    chunks = [way for way in problem.passes if not way.decodes]
-    times = problem.passes[-1].times
-    more = sum((way.times - 1.0) * problem.sizes.layers * p for way, p in zip(chunks, done.periods))
-    first = sum(took[: len(chunks)]) + more
-    steps = took[len(chunks) :][: int(times)]
-    step = steps[-1] if steps else 0.0
-    return first + sum(steps) + (times - len(steps)) * step, first, step
 
 
 def _budget(given: int | str | None, found: Device) -> int:
@@ -357,30 +341,30 @@ def _budget(given: int | str | None, found: Device) -> int:
     return asked
 
 
-def _refusal(model: str, found: Device, capacity: int, batch: int, smallest: tuple[Block, int] | None) -> str:
+def _refusal(model: str, found: Device, capacity: int, batch: int, problem: Block, context: int) -> NoPlace:
     """Why nothing fits: the floor of the device and what holds it, and what more memory beside it would do."""
-    assert smallest is not None
-    problem, context = smallest
-    sizes = problem.sizes
-    buffer = sizes.largest * max(way.weights + way.neurons + way.late_weights for way in problem.passes)
-    said = f"{model} cannot be served on {found.name} with these memories: even a batch of {batch} does not fit; "
-    floor = least(problem, "device")
+    sizes, least_bytes = problem.sizes, least(problem, "device")
+    floor = None if least_bytes is None else math.ceil(least_bytes) + context
+    said = f"{model} cannot be served on {found.name} with these memories: even a batch of {batch} does not fit. "
     if floor is not None:
+        buffer = sizes.largest * max(way.weights + way.neurons + way.late_weights for way in problem.passes)
+        windows = f", windows of neurons {format_bytes(round(problem.window))}" if problem.window else ""
         said += (
-            f"it needs {format_bytes(round(floor) + context)} of the device (context {format_bytes(context)}, "
-            f"workspaces {format_bytes(round(sizes.working))}, {BUFFERS} buffers of up to "
-            f"{format_bytes(round(buffer))} of weights and {format_bytes(round(problem.slot))} of cache, "
-            f"and what the other memories do not hold) and has {format_bytes(capacity)}; "
+            f"The least of the device is {format_bytes(floor)}, and {format_bytes(capacity)} may be used: context "
+            f"{format_bytes(context)}, workspaces {format_bytes(round(sizes.working))}, {BUFFERS} buffers of up to "
+            f"{format_bytes(round(buffer))} of weights and {format_bytes(round(problem.slot))} of cache{windows}, and "
+            "what the other memories cannot hold. "
         )
-    beside = [(tier, least(problem, tier.name)) for tier in problem.around.tiers]
     more = [
-        f"{tier.name}={format_bytes(round(bytes_))} would do (now {format_bytes(tier.capacity)})"
-        for tier, bytes_ in beside
-        if bytes_ is not None and tier.capacity is not None and bytes_ > tier.capacity
+        f"{tier.name}={format_bytes(math.ceil(needed))} (now {format_bytes(tier.capacity)})"
+        for tier in problem.around.tiers
+        if tier.capacity is not None and (needed := least(problem, tier.name)) and needed > tier.capacity
     ]
     if more:
-        return said + "give more host memory or a drive (ssd=): " + ", ".join(more)
-    return said + "give more of the device, smaller units (cache_unit, stream_unit) or prompts in chunks (prompt_chunk)"
+        said += f"To fit, give more host memory or a drive (ssd=): {' or '.join(more)} would do"
+    else:
+        said += "To fit, bring in less at a time: cache_unit, stream_unit, prompt_chunk, a smaller batch"
+    return NoPlace(said, floor)
 
 
 def _window(s: Sizes, block: int) -> float:

@@ -49,6 +49,17 @@ class Block:
             weights += shares.neurons[place] * s.gathered
         return (weights + shares.cache[place] * s.cache * self.sequences) * s.layers
 
+    def meets(self, shares: Shares) -> bool:
+        """Whether copies slow each other down: from two tiers, or in and out over a link too slow for both."""
+        tensors = (shares.weights, shares.cache, shares.neurons)
+        used = [r for r in self.around.routes if any(at.get(r.tier.name, 0.0) > _NOTHING for at in tensors)]
+        rates = {name: link.bandwidth for name, link in self.around.links.items()}
+        return len(used) > 1 or any(
+            rates[name] < min(rates[n] for n in route.out) + min(rates[n] for n in route.back)
+            for route in used
+            for name in set(route.out) & set(route.back)
+        )
+
     def needs(self, shares: Any) -> Any:
         """Bytes of the device: what lies there, buffers for what comes and goes, windows and workspaces."""
         read = max(way.weights + way.late_weights for way in self.passes)
@@ -79,12 +90,6 @@ class Shares:
     layers: tuple[float, ...]
     cached: bool
     sliced: bool
-
-    @property
-    def mixed(self) -> bool:
-        """Copies come from more than one tier, and meet on their links."""
-        tensors = (self.weights, self.cache, self.neurons)
-        return sum(any(at.get(p, 0.0) > _NOTHING for at in tensors) for p in self.weights if p != "device") > 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from peakline.planning.serving_problem import Block, Seen, Shares
 from peakline.streams import Hold, Link, Program, Task, Timeline, simulate
 from peakline.streams import Tier as StreamTier
 
-__all__ = ["Replayed", "periods", "replayed", "seen"]
+__all__ = ["Replayed", "measured", "periods", "replayed", "seen"]
 
 _NEURONS = "neurons read"
 
@@ -22,6 +22,18 @@ TASKS = 10_000
 """Tasks above which half as many are."""
 
 _TENSORS = ("weights", "cache", "neurons")
+
+BEYOND = 2
+"""Layers that go on after the last one, where it should be like any other."""
+
+STEPS = 3
+"""Decoding steps that are measured, at least; the last one is what the others take."""
+
+SETTLED = 64
+"""Layers of decoding after which every one takes the same: buffers that began full or empty have settled."""
+
+ALL = 30_000
+"""Tasks of a measurement: of larger ones, fewer layers are simulated."""
 
 _STEP = 1e-3
 """Difference of shares that slopes are taken over."""
@@ -190,7 +202,7 @@ def replayed(
         steps: decoding steps.
         most: layers of the model that are simulated; None for all.
         prompts: begin with the prompts.
-        endless: weights keep coming as if there were more layers, so that the last step is like any other.
+        endless: it goes on as if there were more layers, so that the last step is like any other.
     """
     layers = min(block.sizes.layers, most or block.sizes.layers)
     if layers < block.sizes.layers:
@@ -209,11 +221,11 @@ def replayed(
         for load in some
         if load.ahead >= back
     ]
-    order += order[-1:] * deepest * endless
+    order += order[-1:] * (BEYOND + deepest) * endless
     for piece, ahead in early:  # what earlier layers would have brought
         if ahead < len(order):
             issue.weights(order[ahead], (ahead, piece), 1.0, ())
-    for number, way in enumerate(order[:last]):
+    for number, way in enumerate(order[: last + BEYOND * endless]):
         for event in layer(pieces, way, shares.cached and way.cached > 0, shares.sliced):
             issue.event(event, number, way, order[number : number + deepest + 1])
     done = simulate(issue.program)
@@ -224,11 +236,30 @@ def replayed(
     return Replayed(done, tuple(ends), layers, tuple(periods))
 
 
+def measured(block: Block, shares: Shares) -> tuple[float, float, float]:
+    """Seconds in all, of the prompts, and of a decoding step, as replayed.
+
+    Alike passes, layers of large models and decoding steps after the third take as long as those that were simulated.
+    """
+    passes, sizes = block.passes, block.sizes
+    steps = min(max(STEPS, -(-SETTLED // sizes.layers)), round(passes[-1].times))
+    tasks = (4 * passes[-1].slots + 3 * len(sizes.pieces)) * (len(passes) + steps)
+    done = replayed(block, shares, steps, max(ALL // tasks, 6))
+    left = sizes.layers - done.layers
+    took = [b - a + left * period for a, b, period in zip((0.0, *done.ends), done.ends, done.periods)]
+    more = sum((way.times - 1.0) * sizes.layers * period for way, period in zip(passes[:-1], done.periods))
+    first = sum(took[: len(passes) - 1]) + more
+    each = took[len(passes) - 1 :]
+    step = each[-1] if each else 0.0
+    return first + sum(each) + (passes[-1].times - len(each)) * step, first, step
+
+
 def periods(block: Block, shares: Shares) -> list[float]:
     """Seconds from one layer to the next in every pass, once it has settled."""
     tasks = 4 * block.passes[-1].slots * (len(block.passes) + 1)
     layers = LAYERS if LAYERS * tasks <= TASKS else LAYERS // 2
-    done = replayed(block, shares, 2 if block.passes[-1].times else 0, layers).periods
+    steps = -(-SETTLED // (2 * layers)) if block.passes[-1].times else 0
+    done = replayed(block, shares, steps, layers).periods
     return [*done[: len(block.passes) - 1], *done[-1:]][: len(block.passes)]
 
 

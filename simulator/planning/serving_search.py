@@ -1,9 +1,10 @@
 """The fastest block, best first: bounds become solutions, solutions are replayed until solver and replay agree.
 
-Where copies come from one tier only, the rows of the program are the timeline's own waits. Copies from two tiers slow
-each other down where they meet, in a way that depends on who comes when. There the replay is asked: what a layer takes
-at the solution, and by how much more with a little more in each place, is one more row of the program (J. E. Kelley,
-"The cutting-plane method for solving convex programs", 1960). A row that says more than a later replay does is dropped.
+Where copies do not meet, the rows of the program are the timeline's own waits. Copies from two tiers, or in and out
+over one link, slow each other down in a way that depends on who comes when. There the replay is asked: what a layer
+takes at the solution, and by how much more with a little more in each place, is one more row of the program (J. E.
+Kelley, "The cutting-plane method for solving convex programs", 1960). A row that says more than a later replay does is
+dropped.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _solved(option: Option, near: Shares | None = None) -> Option | None:
 def _confronted(option: Option, shares: Shares) -> Option | None:
     """The option as its replay says, if the two agree; else another solution, with what was learnt."""
     problem, passes = option.problem, option.problem.passes
-    took = tuple(periods(problem, shares)) if shares.mixed else shares.layers
+    took = tuple(periods(problem, shares)) if problem.meets(shares) else shares.layers
     if all(abs(a / b - 1.0) <= AGREE for a, b, way in zip(took, shares.layers, passes) if way.times):
         more = option.total(took) - option.total(shares.layers)
         return replace(option, agreed=True, seconds=option.seconds + more)
