@@ -46,7 +46,7 @@ def refusal(asked: int, outside: int, floor: Found, fit: str) -> NothingFits:
     more = [word for word in ALLOWED if word not in floor.attempt.words]
     words = [
         f"budget: nothing fits {format_bytes(asked)}; the least that would is {format_bytes(least)}",
-        f"at its peak {', '.join(held)}" + (f", the largest tensor {name} {format_bytes(size)}" if size else ""),
+        f"at its peak {', '.join(held)}" + (f", the largest of it {name} {format_bytes(size)}" if size else ""),
         *_full(floor.timeline),
         *([f"allowing {' or '.join(more)} might lower it"] if more else []),
     ]
@@ -66,12 +66,15 @@ def held_by(found: Found) -> Counter[str]:
                     held[program.storages[key].tensor.role] += int(program.sizes[key])
             held["other"] += size - held.total()
             continue
-        held["workspace" if buffer.startswith("workspace ") else roles.get(_name(buffer), "activation")] += size
+        name = _name(buffer)
+        held["workspace" if name == "a workspace" else roles.get(name, "activation")] += size
     return Counter({role.replace("_", " "): size for role, size in held.items() if size > 0})
 
 
 def _name(buffer: str) -> str:
     """The tensor of a buffer: `x` of `x#2`, of `x#3 again`, of `x/host.1` and of `x packed`."""
+    if buffer.startswith("workspace "):
+        return "a workspace"
     plain = buffer.partition("#")[0]
     return plain.rpartition("/")[0] or plain.removesuffix(" packed")
 

@@ -118,18 +118,28 @@ class Timeline:
         return found
 
     def trace(self) -> dict[str, Any]:
-        """The timeline in the Trace Event Format (Perfetto): a track per stream, a counter of memory per tier."""
+        """The timeline in the Trace Event Format (Perfetto): a track per stream, a counter of memory per tier.
+
+        What a task carries (`bytes`) and what its stream waited for before it (`waited`, µs by cause) are arguments.
+        """
         tracks = {stream: i + 1 for i, stream in enumerate(self.streams)}
-        events: list[dict[str, Any]] = [
-            {"name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": {"name": stream}}
-            for stream, track in tracks.items()
-        ]
-        for run in self.runs:
+        waited: dict[int, dict[str, float]] = {}
+        for stall in self.stalls:
+            causes = waited.setdefault(stall.task, {})
+            causes[stall.cause] = causes.get(stall.cause, 0.0) + stall.seconds * _MICROSECONDS
+        events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "step"}}]
+        for stream, track in tracks.items():
+            where: dict[str, Any] = {"ph": "M", "pid": 1, "tid": track}
+            events.append({"name": "thread_name", **where, "args": {"name": stream}})
+            events.append({"name": "thread_sort_index", **where, "args": {"sort_index": track}})
+        for number, run in enumerate(self.runs):
+            arguments: dict[str, Any] = {"bytes": run.task.moves} if run.task.moves else {}
+            if number in waited:
+                arguments["waited"] = waited[number]
             events.append(
                 {
                     "name": run.task.name, "cat": run.task.kind, "ph": "X", "pid": 1, "tid": tracks[run.task.stream],
-                    "ts": run.start * _MICROSECONDS, "dur": run.seconds * _MICROSECONDS,
-                    "args": {"bytes": run.task.moves} if run.task.moves else {},
+                    "ts": run.start * _MICROSECONDS, "dur": run.seconds * _MICROSECONDS, "args": arguments,
                 }
             )  # fmt: skip
         for tier, level in self.levels.items():

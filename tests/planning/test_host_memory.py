@@ -68,7 +68,7 @@ def test_what_holds_the_floor_adds_up_to_its_peak(step):
         pk.plan(step, DEVICE, budget="400 MiB", host="16 MiB", allow=["swap"])
     words = str(caught.value)
     assert "at its peak activation" in words
-    assert "the largest tensor loss." in words
+    assert "the largest of it loss." in words
     assert "host is too small: its 16 MiB are full" in words
 
 
