@@ -61,7 +61,17 @@ def cells(folder: Path | None) -> Iterator[tuple[str, Problem]]:
             Operator(f"{op['kind']}{op['id']}", tuple(dict.fromkeys(map(str, op["inputs"]))), (str(op["id"]),))
             for op in data["ops"]
         )
-        yield data["name"], Problem(tensors, operators)
+        yield _title(data["name"]), Problem(tensors, operators)
+
+
+def _title(name: str) -> str:
+    """`darts_cifar_s6_f36` in words: 6 normal cells a stage; other names as they are."""
+    found = re.fullmatch(r"(amoebanet|darts)_(cifar|imagenet)_s(\d+)_f\d+", name)
+    if found is None:
+        return name
+    network, data, cells = found.groups()
+    written = {"amoebanet": "AmoebaNet", "darts": "DARTS", "cifar": "CIFAR", "imagenet": "ImageNet"}
+    return f"{written[network]}, {written[data]}, {cells} normal cell{'s' * (cells != '1')} a stage"
 
 
 def wired() -> Iterator[tuple[str, Problem]]:
