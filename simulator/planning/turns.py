@@ -22,7 +22,7 @@ class HostOptimizer:
     """An optimizer on the host.
 
     Attributes:
-        memory_bandwidth: bytes/s at which the host passes over states, gradients and parameters.
+        memory_bandwidth: bytes/s at which the host reads states, gradients and parameters, and writes those it updates.
         link_bandwidth: bytes/s at which new parameters come back.
     """
 
@@ -63,7 +63,8 @@ def in_turns(program: Program, seconds: list[float], host: HostOptimizer | None 
         if host is not None:
             updated = [key for key in keys if program.storages[key].tensor.role == "parameter"]
             keys = [key for key in keys if program.storages[key].tensor.role == "gradient"]
-            passing, sending = size / host.memory_bandwidth, _bytes(program, updated) / host.link_bandwidth
+            written = size - _bytes(program, keys)  # gradients are read, what they update is read and written
+            passing, sending = (size + written) / host.memory_bandwidth, _bytes(program, updated) / host.link_bandwidth
             computed += passing
             returned = max(returned, computed) + sending
             took = max(passing, sending)

@@ -47,6 +47,13 @@ def test_what_it_updates_comes_back_over_the_link(step, plan):
     assert plan.seconds == max(run.end for run in back)
 
 
+def test_a_turn_on_the_host_reads_everything_and_writes_what_it_updates(step, plan):
+    states, parameters = states_of(step), bytes_of(step, "parameter")
+    gradients = parameters  # both in bf16
+    seconds = sum(run.seconds for run in plan.timeline.runs if run.task.stream == "host")
+    assert seconds == pytest.approx((2 * (states + parameters) + gradients) / 307.2e9, rel=1e-6)
+
+
 def test_the_bound_holds_with_the_updates_on_the_link_and_is_near(plan):
     assert plan.lower_bound <= plan.seconds * (1 + 1e-9)
     assert plan.gap < 0.05  # the embedding's gradient is last to arrive, first to be waited for
