@@ -25,7 +25,6 @@ from peakline.solvers.levels.plan import Bound, Level, LevelsPlan, LevelStep, Mo
 from peakline.solvers.plan import Traffic
 from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, uses
 from peakline.solvers.schedule.fixed_order import solver_available
-from peakline.solvers.schedule.pack import pack
 
 __all__ = ["Homes", "best_homes", "of_homes"]
 
@@ -41,11 +40,17 @@ class Homes:
     cost: float
 
 
-def best_homes(dag: Dag, order: Sequence[int], levels: Sequence[Level], *, time_limit: float) -> Homes | None:
-    """The homes with the least cost in this order, by PuLP and HiGHS; None where there is no solver or no answer."""
+def best_homes(
+    dag: Dag, order: Sequence[int], levels: Sequence[Level], *, time_limit: float, spare: Sequence[int] = ()
+) -> Homes | None:
+    """The homes with the least cost in this order, by PuLP and HiGHS; None where there is no solver or no answer.
+
+    `spare`: bytes of each level that stay free, where what an operator touches leaves them, so that addresses are
+    found more easily.
+    """
     if not solver_available() or time_limit <= 0 or len(levels) < 2:
         return None
-    return _Model(dag, order, levels).solve(time_limit)
+    return _Model(dag, order, levels, spare or [0] * len(levels)).solve(time_limit)
 
 
 def _transits(dag: Dag, order: Sequence[int]) -> list[int]:
@@ -62,7 +67,7 @@ def _transits(dag: Dag, order: Sequence[int]) -> list[int]:
 class _Model:
     """The integer program of one order."""
 
-    def __init__(self, dag: Dag, order: Sequence[int], levels: Sequence[Level]) -> None:
+    def __init__(self, dag: Dag, order: Sequence[int], levels: Sequence[Level], spare: Sequence[int]) -> None:
         pulp = self.pulp = import_module("pulp")
         self.dag, self.order, self.levels, self.unit = dag, tuple(order), levels, grain(dag)
         self.gaps = gaps(dag, order)
@@ -99,11 +104,12 @@ class _Model:
                 resting[t].append(gap)
         for t, i in enumerate(order):
             alive = dag.working_sets[i] + sum(dag.size[gap[0]] for gap in by_step[t])
-            if alive > levels[0].capacity:
-                self.model += self.forbid_more_than_the_first_level(by_step[t], alive - levels[0].capacity)
+            room = max(dag.working_sets[i], levels[0].capacity - spare[0])
+            if alive > room:
+                self.model += self.forbid_more_than_the_first_level(by_step[t], alive - room)
         for t, here in enumerate(resting):
             for n in range(1, count):
-                room = levels[n].capacity - transits[t]
+                room = max(0, levels[n].capacity - transits[t] - spare[n])
                 if sum(dag.size[gap[0]] for gap in here) > room:
                     self.model += self.forbid_more_than_a_level(n, here, room)
 
@@ -164,13 +170,14 @@ def of_homes(
 ) -> LevelsPlan | None:
     """The plan of these homes with addresses, or None if none were found in some level."""
     first = Schedule(homes.order, frozenset(homes.home))
-    near = pack(dag, first, levels[0].capacity, time_limit=time_limit, seed=seed)
+    boxes = [(box.first, box.last + 1, dag.size[box.tensor]) for box in episodes(dag, first)]
+    near = allocate(Instance.of(boxes), levels[0].capacity, time_limit=max(0.1, time_limit), seed=seed).offsets
     if near is None:
         return None
     found = [_rest(dag, levels, n, homes, time_limit, seed) for n in range(1, len(levels))]
     if any(entry is None for entry in found):
         return None
-    return _Writer(dag, levels, homes, first, near[0], [entry for entry in found if entry is not None]).plan(proof)
+    return _Writer(dag, levels, homes, first, near, [entry for entry in found if entry is not None]).plan(proof)
 
 
 Rest = tuple[dict[tuple[int, int], int], list[int]]

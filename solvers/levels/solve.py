@@ -3,35 +3,42 @@
 *Bound.* Levels 1 to l together are a scratchpad of C_1 + … + C_l bytes: whatever a plan does, over link l it moves at
 least what a plan of that scratchpad moves. The links' bounds add up by their weights.
 
-*Plans.* Orders that are good for one capacity each get the best replacement in all levels at once (`fixed_order.py`);
+*Plans.* Orders that are good for one link each, also where operators need room for what passes through the next level,
+and others near the best of them get the best replacement in all levels at once (`exclusive.py`, `fixed_order.py`);
 small graphs the exact search over single moves (`exact.py`).
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from peakline.solvers.bounds import largest_working_set
-from peakline.solvers.dag import Dag
+from peakline.solvers.dag import Dag, bits
 from peakline.solvers.levels.build import of_acts, of_drops
 from peakline.solvers.levels.exact import search
 from peakline.solvers.levels.exclusive import Homes, best_homes, of_homes
 from peakline.solvers.levels.fixed_order import Drops, best_drops, nested
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan
 from peakline.solvers.plan import Plan
-from peakline.solvers.problem import Problem
+from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.schedule.episodes import Schedule, traffic
+from peakline.solvers.schedule.fixed_order import furthest_use
+from peakline.solvers.schedule.local_search import moved
 from peakline.solvers.schedule.pack import pack
 from peakline.solvers.schedule.rolling import place_at_least_cost
-from peakline.solvers.schedule.solve import Infeasible, schedule
+from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
 
 __all__ = ["schedule_levels"]
 
 _MOST_EXACT = 14  # operators; the states of more are too many
+_START, _END = 0.02, 0.0005  # temperatures of order moves, as shares of the first estimate
+_SLACKS = (0, 64, 24, 12)  # parts of each level that stay free where addresses are hard to find; 0: none
+_TRIES = 20_000  # order moves, divided by the number of operators over 50
 
 
 def schedule_levels(
@@ -73,31 +80,41 @@ class _Work:
         self.time_limit = time_limit
         self.best: tuple[tuple[int, ...], Drops] | None = None
         self.cost = math.inf
-        self.homes: Homes | None = None
-        self.found_by = self.homes_by = ""
+        self.homes: list[tuple[Homes, str]] = []
+        self.least = math.inf  # cost of anything found, with addresses or not
+        self.found_by = ""
+        self.crossed = Dag.of(_crossed(dag))
         self.bound, self.proved_by = 0.0, "the links' bounds, each for the levels before it together"
 
     def result(self) -> LevelsPlan:
         """The best plan found, with addresses."""
-        orders = self._links()
+        orders = sorted(self._links(), key=lambda entry: self._estimate(entry[1]))
         for name, order in orders:
             if self._done():
                 break
-            left = min(self._until(0.8) - time.perf_counter(), 0.15 * self.time_limit)
-            self._offer(order, best_drops(self.dag, order, self.levels, time_limit=left), name)
-            if not self._done() and len(self.levels) > 1:
-                left = min(self._until(0.8) - time.perf_counter(), 0.15 * self.time_limit)
-                self._offer_homes(best_homes(self.dag, order, self.levels, time_limit=left), name)
-        plan = self._placed_homes()
-        if plan is not None:
-            self.cost = plan.certificate.objective
-        better = self._searched() if not self._done() and len(self.dag) <= _MOST_EXACT else None
-        if better is None and plan is not None:
-            better = replace(plan, certificate=self._proof(self.cost, plan.certificate.method.split("; bound")[0]))
-        return better or self._placed()
+            self._replace(order, name)
+        if not self._done() and len(self.levels) > 1:
+            moved = self._moved(orders[0][1])
+            if moved != orders[0][1]:
+                self._replace(moved, "order moves")
+        plan = self._placed()
+        if plan.certificate.status == "feasible" and len(self.dag) <= _MOST_EXACT:
+            plan = self._searched(plan.certificate.objective) or plan
+        proof = plan.certificate
+        return replace(plan, certificate=self._proof(proof.objective, proof.method.split("; bound")[0]))
+
+    def _replace(self, order: tuple[int, ...], name: str) -> None:
+        """Offer the best replacements in an order."""
+        if len(self.levels) > 1:
+            self._offer_homes(best_homes(self.dag, order, self.levels, time_limit=self._share()), name)
+        if not self._done():
+            self._offer(order, best_drops(self.dag, order, self.levels, time_limit=self._share()), name)
+
+    def _share(self) -> float:
+        return min(self._until(0.85) - time.perf_counter(), 0.15 * self.time_limit)
 
     def _links(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Bound each link by itself; the orders found on the way."""
+        """Bound each link by itself; the orders found on the way, also where what passes through takes room."""
         share = 0.5 * self.time_limit / (2 * len(self.levels) - 1)
         orders: dict[tuple[int, ...], str] = {}
         total = 0
@@ -106,39 +123,100 @@ class _Work:
             together = schedule(self.dag.problem, total, time_limit=share, seed=self.seed)
             self.bound += level.weight * together.certificate.lower_bound
             orders.setdefault(self._order(together), f"order of link {n + 1}")
-            if n:
-                alone = schedule(self.dag.problem, level.capacity, time_limit=share, seed=self.seed)
-                orders.setdefault(self._order(alone), f"order of level {n + 1}")
+            if n and together.traffic.non_compulsory:
+                try:
+                    crossed = schedule(self.crossed.problem, total, time_limit=share, seed=self.seed)
+                except (Infeasible, NotFound):
+                    continue
+                orders.setdefault(self._order(crossed), f"order of link {n + 1} with room for what passes")
         orders.setdefault(self.dag.problem.given_order, "given order")
         return [(name, order) for order, name in orders.items()]
+
+    def _estimate(self, order: Sequence[int]) -> float:
+        """About what an order costs: over each link what it moves if the levels before that were one."""
+        total, cost = 0, 0.0
+        for n, level in enumerate(self.levels):
+            total += level.capacity
+            dag = self.crossed if n and total >= largest_working_set(self.crossed)[0] else self.dag
+            cost += level.weight * furthest_use(dag, order, total).cost
+        return cost
+
+    def _moved(self, order: tuple[int, ...]) -> tuple[int, ...]:
+        """An order near this one with the least estimate found by annealing."""
+        chance = random.Random(self.seed)
+        tries = _TRIES * 50 // max(50, len(self.dag))
+        best, current = order, order
+        least = cost = first = self._estimate(order)
+        for attempt in range(tries):
+            if least == 0 or time.perf_counter() > self._until(0.7):
+                break
+            new = moved(self.dag, current, chance)
+            if new is None:
+                continue
+            priced = self._estimate(new)
+            heat = first * _START * (_END / _START) ** (attempt / tries)
+            if priced <= cost or chance.random() < math.exp((cost - priced) / max(heat, 1e-9)):
+                current, cost = tuple(new), priced
+                if cost < least:
+                    best, least = current, cost
+        return best
 
     def _order(self, plan: Plan) -> tuple[int, ...]:
         place = {operator.name: i for i, operator in enumerate(self.dag.problem.operators)}
         return tuple(place[step.operator] for step in plan.steps)
 
-    def _searched(self) -> LevelsPlan | None:
-        """The plan of the exact search, if it is better and addresses exist."""
-        found = search(self.dag, self.levels, self.cost, deadline=self._until(0.9))
+    def _searched(self, known: float) -> LevelsPlan | None:
+        """The plan of the exact search, if it costs less than `known` and addresses exist."""
+        found = search(self.dag, self.levels, known, deadline=self._until(0.9))
         if found.bound > self.bound:
-            self.bound, self.proved_by = min(found.bound, self.cost), "best-first search over moves"
+            self.bound, self.proved_by = min(found.bound, known), "best-first search over moves"
         if found.acts is None:
             return None
         proof = self._proof(found.cost, "best-first search over moves")
         return of_acts(self.dag, self.levels, found.acts, proof, time_limit=0.1 * self.time_limit, seed=self.seed)
 
+    def _placed(self) -> LevelsPlan:
+        """The cheapest plan that has addresses: one copy of each tensor at a time, or room kept for inner levels."""
+        plan = self._placed_homes()
+        if plan is not None and plan.certificate.objective <= self.cost:
+            return plan
+        other = self._placed_drops()
+        return other if plan is None or other.certificate.objective < plan.certificate.objective else plan
+
     def _placed_homes(self) -> LevelsPlan | None:
-        """The plan with one copy of each tensor at a time, if it is better and addresses exist."""
-        if self.homes is None or self.homes.cost >= self.cost:
-            return None
-        proof = self._proof(self.homes.cost, f"{self.homes_by}, one copy of each tensor at a time")
-        share = 0.05 * self.time_limit
-        return of_homes(self.dag, self.levels, self.homes, proof, time_limit=share, seed=self.seed)
+        """The plan with one copy of each tensor at a time and addresses, some room left free if that is what it takes;
+        None if it is no better than what keeps room for inner levels, or none is found.
+        """
+        best: LevelsPlan | None = None
+        for homes, name in sorted(self.homes, key=lambda entry: entry[0].cost):
+            for slack in _SLACKS:
+                if homes.cost >= min(self.cost, best.certificate.objective if best is not None else math.inf):
+                    break
+                plan = self._homes_with_slack(homes, name, slack)
+                if plan is not None:
+                    best = plan if best is None else min(best, plan, key=lambda one: one.certificate.objective)
+                    break
+                if slack and time.perf_counter() > self._until(1.0):
+                    break
+        return best
+
+    def _homes_with_slack(self, homes: Homes, name: str, slack: int) -> LevelsPlan | None:
+        if slack:
+            spare = [level.capacity // slack for level in self.levels]
+            limit = 0.1 * self.time_limit
+            tighter = best_homes(self.dag, homes.order, self.levels, time_limit=limit, spare=spare)
+            if tighter is None:
+                return None
+            homes, name = tighter, f"{name}, some room left"
+        proof = self._proof(homes.cost, f"{name}, one copy of each tensor at a time")
+        return of_homes(self.dag, self.levels, homes, proof, time_limit=0.05 * self.time_limit, seed=self.seed)
 
     def _offer_homes(self, homes: Homes | None, name: str) -> None:
-        if homes is not None and (self.homes is None or homes.cost < self.homes.cost):
-            self.homes, self.homes_by = homes, name
+        if homes is not None:
+            self.homes.append((homes, name))
+            self.least = min(self.least, homes.cost)
 
-    def _placed(self) -> LevelsPlan:
+    def _placed_drops(self) -> LevelsPlan:
         """Addresses level by level from the outside; what finds none drops a little more, and so do levels within."""
         assert self.best is not None
         order, drops = self.best
@@ -174,10 +252,30 @@ class _Work:
         cost = self._price(drops)
         if cost < self.cost:
             self.cost, self.best, self.found_by = cost, (order, drops), f"{name}, replacement in all levels"
+            self.least = min(self.least, cost)
 
     def _done(self) -> bool:
         late = self.best is not None and time.perf_counter() > self._until(0.8)
-        return late or self.cost <= self.bound * (1 + 1e-9)
+        return late or self.least <= self.bound * (1 + 1e-9)
 
     def _until(self, share: float) -> float:
         return self.began + share * self.time_limit
+
+
+def _crossed(dag: Dag) -> Problem:
+    """The problem in which an operator also needs room for the largest input, parameter or output that it touches.
+
+    That one passes through the level behind the first beside the operator, and has a copy on either side meanwhile.
+    """
+    tensors, operators = list(dag.problem.tensors), []
+    names = {tensor.name for tensor in tensors}
+    for i, operator in enumerate(dag.problem.operators):
+        most = max((dag.size[a] for a in bits(dag.touch[i] & (dag.off_chip | dag.results))), default=0)
+        name = f"{operator.name} passes"
+        while name in names:
+            name += "'"
+        if most:
+            names.add(name)
+            tensors.append(Tensor(name, most))
+        operators.append(Operator(operator.name, operator.inputs, operator.outputs + ((name,) if most else ())))
+    return Problem(tuple(tensors), tuple(operators))

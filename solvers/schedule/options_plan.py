@@ -18,8 +18,6 @@ from peakline.solvers.schedule.runs import Runs, events
 
 __all__ = ["place_in_turn", "placed", "written"]
 
-_MOST_SEARCHED = 600  # rectangles; the exact search goes one level deeper for each
-
 Offsets = Mapping[tuple[int, int], int]
 """Offset of a tensor that arrives at a step."""
 
@@ -29,10 +27,7 @@ def placed(
 ) -> Plan | None:
     """The plan with addresses, or None if none were found; an output in place shares its input's address."""
     stays = _Stays(dag, steps)
-    few = len(stays.boxes) <= _MOST_SEARCHED
-    found = allocate(
-        Instance.of(stays.boxes), capacity, time_limit=max(seconds, 0.1), method="auto" if few else "heuristics"
-    )
+    found = allocate(Instance.of(stays.boxes), capacity, time_limit=max(seconds, 0.1))
     if found.offsets is None:
         return None
     offsets = {key: found.offsets[box] for key, box in stays.box.items()}
