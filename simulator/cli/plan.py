@@ -151,7 +151,8 @@ def _curve(
         if found is None:
             print(f"{format_bytes(budget):>12}  nothing fits")
         else:
-            cells = (format_bytes(found.peak), format_time(found.seconds), f"{found.overhead:.1%}", f"{found.gap:.2%}")
+            overhead = round(found.overhead, 3) + 0.0  # no minus before a zero
+            cells = (format_bytes(found.peak), format_time(found.seconds), f"{overhead:.1%}", f"{found.gap:.2%}")
             print(
                 f"{format_bytes(budget):>12}  {cells[0]:>12}  {cells[1]:>10}  {cells[2]:>8}  {cells[3]:>6}", flush=True
             )

@@ -37,10 +37,11 @@ def tables(plan: OffloadPlan) -> list[Table]:
 
 def headline(plan: OffloadPlan) -> list[str]:
     """Five lines: does it fit, how long does it take, how good is that, where does it lie, what does it wait for."""
+    overhead = round(plan.overhead, 3) + 0.0  # no minus before a zero
     words = [
         f"Fits: {format_bytes(plan.peak)} of the {format_bytes(plan.room)} that {format_bytes(plan.budget)} of "
         f"{plan.device.name} leave to tensors; {format_bytes(plan.baseline_peak)} as it is",
-        f"Time: {format_time(plan.seconds)} a step, {plan.overhead:+.1%} against {format_time(plan.baseline_seconds)} "
+        f"Time: {format_time(plan.seconds)} a step, {overhead:+.1%} against {format_time(plan.baseline_seconds)} "
         "with memory enough",
         f"Proof: no plan of its kind {_bound(plan)} (gap {plan.gap:.2%}); {plan.method}",
     ]
