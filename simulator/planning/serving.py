@@ -347,7 +347,7 @@ def _refusal(model: str, found: Device, capacity: int, batch: int, problem: Bloc
     floor = None if least_bytes is None else math.ceil(least_bytes) + context
     said = f"{model} cannot be served on {found.name} with these memories: even a batch of {batch} does not fit. "
     if floor is not None:
-        buffer = sizes.largest * max(way.weights + way.neurons + way.late_weights for way in problem.passes)
+        buffer = max(way.largest + way.neurons for way in problem.passes)
         windows = f", windows of neurons {format_bytes(round(problem.window))}" if problem.window else ""
         said += (
             f"The least of the device is {format_bytes(floor)}, and {format_bytes(capacity)} may be used: context "

@@ -134,27 +134,41 @@ class _Rows:
     def first(self, passes: Sequence[Pass], took: Sequence[Any]) -> Any:
         """Seconds of the prompts: one layer by itself, whose copies come before their use, and the others after it; or
         what they save, after the first two slots."""
-        pieces, layers = self.block.sizes.pieces, self.block.sizes.layers
-        found, way = self.pulp.LpVariable("first", 0), passes[0]
+        layers = self.block.sizes.layers
+        found, way, pieces = self.pulp.LpVariable("first", 0), passes[0], passes[0].pieces
         rest = layers * self.pulp.lpSum(p.times * t for p, t in zip(passes, took)) - took[0]
         begin = next(piece.weights for piece in pieces if piece.weights)
         final = next(piece.prompting for piece in reversed(pieces) if piece.weights)
         slot = way.seconds * sum(piece.prompting for piece in pieces if piece.cached) / way.slots
         self.program += found >= rest + way.seconds
-        came: list[Any] = []
-        loaded: dict[str, Any] = {}
         for place in self.block.places[1:]:
-            size = self.weights[place] * way.weights + (self.neurons[place] * way.neurons if self.neurons else 0.0)
-            came.append(size * (1.0 / self.rate(place, False)) + self.used["w", place] * self.latency(place, False))
-            for link in self.route(place, False):
-                loaded[link] = loaded.get(link, 0.0) + size * (1.0 / self.block.around.links[link].bandwidth)
             save = self.cache[place] * (way.saved / self.rate(place, True))
             save += self.used["c", place] * self.latency(place, True)
             count = layers * sum(p.times * p.slots for p in passes) - BUFFERS
-            self.program += found >= came[-1] * begin + BUFFERS * slot + save * max(count, 0.0)
-        for seconds in (*came, *loaded.values()):
+            arrives = self.arrival(way)[0]
+            self.program += found >= arrives * begin + BUFFERS * slot + save * max(count, 0.0)
+        for seconds in self.arrival(way):
             self.program += found >= rest + seconds * begin + way.seconds
             self.program += found >= rest + seconds + way.seconds * final
+        return found
+
+    def arrival(self, way: Pass) -> list[Any]:
+        """Seconds until a layer's weights have come, when nothing else does: by tier, and by link."""
+        found: list[Any] = []
+        loaded: dict[str, Any] = {}
+        for place in self.block.places[1:]:
+            size = self.weights[place] * way.weights + (self.neurons[place] * way.neurons if self.neurons else 0.0)
+            found.append(size * (1.0 / self.rate(place, False)) + self.used["w", place] * self.latency(place, False))
+            for link in self.route(place, False):
+                loaded[link] = loaded.get(link, 0.0) + size * (1.0 / self.block.around.links[link].bandwidth)
+        return [*found, *loaded.values()]
+
+    def begin(self, passes: Sequence[Pass]) -> Any:
+        """Seconds until decoding begins after prompts whose weights came in other pieces: nothing came ahead."""
+        found = self.pulp.LpVariable("begin", 0)
+        if passes[-1].pieces != passes[-2].pieces:
+            for seconds in self.arrival(passes[-1]):
+                self.program += found >= seconds
         return found
 
     def least_first(self, passes: Sequence[Pass], took: Sequence[Any]) -> Any:
@@ -223,13 +237,13 @@ class _Rows:
             took += f * (way.late_neurons / self.rate(place, False, True))
             return took + self.used["f", place] * (latency * bool(way.late_neurons))
         assert event.load is not None
-        share = event.share * self.block.sizes.pieces[event.load.piece].weights / rate
+        share = event.share * way.pieces[event.load.piece].weights / rate
         return (w * way.weights + f * way.neurons) * share + self.used["w", place] * latency
 
     def waits(self, way: Pass, took: Any, cached: bool, sliced: bool) -> None:
         """Every event of a layer after those it waits for, of this layer or of one `took` earlier."""
-        pieces, places = self.block.sizes.pieces, self.block.places[1:]
-        events = list(layer(pieces, way, cached, sliced))
+        pieces, places = way.pieces, self.block.places[1:]
+        events = list(layer(way, cached, sliced))
         kinds = {kind: [n for n, e in enumerate(events) if e.kind == kind] for kind in ("use", "save", "weights")}
         uses = kinds["use"]
         coming = [n for n, e in enumerate(events) if e.kind in ("cache", "late", "weights")]
@@ -346,12 +360,13 @@ def solve(
         rows.waits(way.coarse(SLOTS), seconds, cached and way.cached > 0, sliced)
     for name in ("weights", "cache", "neurons") if near else ():
         for place, share in getattr(rows, name).items():
-            rows.program += share <= getattr(near, name)[place] + _NEAR
+            rows.program += share <= (getattr(near, name)[place] and getattr(near, name)[place] + _NEAR)
             rows.program += share >= getattr(near, name)[place] - _NEAR
     for row in seen:
         rows.program += took[row.number] >= row.value(rows)
     prompts = rows.first(block.passes[:-1], took)
     total = prompts + block.sizes.layers * block.passes[-1].times * took[-1]
+    total += rows.begin(block.passes) if block.passes[-1].times else 0.0
     rows.program.setObjective(total + rows.least_first(block.passes, took))
     for _ in range(CUTS):
         if not rows.solve():
@@ -361,7 +376,8 @@ def solve(
     value = rows.pulp.value
 
     def of(shares: Mapping[str, Any]) -> dict[str, float]:
-        return {place: min(max(float(value(v)), 0.0), 1.0) for place, v in shares.items()}
+        found = {place: min(float(value(v)), 1.0) for place, v in shares.items()}
+        return {place: share if share > _NEAR / 10 else 0.0 for place, share in found.items()}
 
     return Shares(
         of(rows.weights), of(rows.cache), of(rows.neurons), float(value(total)), float(value(prompts)),

@@ -11,6 +11,7 @@ slots are about to save. So
 * the weights of a piece come once those that leave room have been used: while one piece computes, the ones after the
   next are on their way. Where the cache comes in as well, they do so in *slices*, one after every other slot, so that
   neither waits long for the other on the link;
+* of a mixture, prompts need every expert: they come in parts, one after the other, behind the rest of the layer;
 * what is known late (experts after their router, neurons after their attention) comes once the layer before has ended.
 
 Copies of one direction and one tier follow each other, as on a CUDA stream.
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 
 from peakline.planning.serving_sizes import Piece, Sizes
 
-__all__ = ["BUFFERS", "Event", "Load", "Pass", "decoding", "layer", "loads", "prompts"]
+__all__ = ["BUFFERS", "Event", "Load", "Pass", "decoding", "early", "layer", "loads", "prompts"]
 
 BUFFERS = 2
 """Units of everything that comes or goes on the device at once: one in use, one on its way."""
@@ -47,6 +48,7 @@ class Pass:
         cached: of the cache that one slot reads.
         saved: of the cache that is written after every `every` slots.
         decodes: it generates a token.
+        pieces: in which the layer's weights come in.
         copies: that a slot's bytes come and go in.
     """
 
@@ -62,7 +64,13 @@ class Pass:
     saved: float
     every: int
     decodes: bool
+    pieces: tuple[Piece, ...]
     copies: float = 1.0
+
+    @property
+    def largest(self) -> float:
+        """Bytes of weights that come in at a time, at most."""
+        return max(piece.weights for piece in self.pieces) * (self.weights + self.late_weights)
 
     def coarse(self, slots: int) -> Pass:
         """The pass in at most so many slots, each of several."""
@@ -81,7 +89,7 @@ def decoding(s: Sizes, batch: int, batches: int, prefetch: float, times: int) ->
     neurons = s.sparse.beside(block).loaded if s.sparse else 0.0
     return Pass(
         "", times, batches * s.units, batches * s.step_seconds, s.read(block) - s.gathered - late, 0.0, late, neurons,
-        s.cache * batch / s.units, s.appended * batch, s.units, True,
+        s.cache * batch / s.units, s.appended * batch, s.units, True, s.pieces,
     )  # fmt: skip
 
 
@@ -92,6 +100,7 @@ def prompts(s: Sizes, batch: int, batches: int) -> tuple[Pass, ...]:
             "prompt", chunk.times, batches * s.units, batches * chunk.seconds,
             s.read(batch * batches * chunk.tokens) - s.gathered, s.gathered, 0.0, 0.0,
             chunk.cached * s.appended * batch / s.units, chunk.tokens * s.appended * batch / s.units, 1, False,
+            s.pieces_of(batch * batches * chunk.tokens),
         )
         for chunk in s.chunks
     )  # fmt: skip
@@ -123,6 +132,13 @@ def loads(pieces: Sequence[Piece]) -> list[list[Load]]:
     return [sorted(some, key=lambda load: (load.ahead, load.piece)) for some in found]
 
 
+def early(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+    """What the layers before would have brought before the first of a kind begins: (piece, layers further on)."""
+    all_ = [load for some in loads(pieces) for load in some]
+    deepest = max((load.ahead for load in all_), default=0)
+    return [(load.piece, load.ahead - back) for back in range(deepest, 0, -1) for load in all_ if load.ahead >= back]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A step in a layer.
@@ -142,14 +158,14 @@ class Event:
     share: float = 1.0
 
 
-def layer(pieces: Sequence[Piece], way: Pass, cached: bool, sliced: bool) -> Iterator[Event]:
+def layer(way: Pass, cached: bool, sliced: bool) -> Iterator[Event]:
     """The events of a layer in the order of their issue.
 
     Args:
         cached: some of the cache comes in.
         sliced: weights come in slices between the slots; else in one copy after the first two.
     """
-    for number, (piece, coming) in enumerate(zip(pieces, loads(pieces))):
+    for number, (piece, coming) in enumerate(zip(way.pieces, loads(way.pieces))):
         slots = way.slots if piece.cached else 1
         late = number == 0 and bool(way.late_weights or way.late_neurons)
         for slot in range(slots):
@@ -157,7 +173,7 @@ def layer(pieces: Sequence[Piece], way: Pass, cached: bool, sliced: bool) -> Ite
                 yield Event("cache", number, slot)
             if late and slot == 0:
                 yield Event("late", number)
-            for load, share in _shares(coming, pieces, *_portion(slot, slots, piece.cached and cached and sliced)):
+            for load, share in _shares(coming, way.pieces, *_portion(slot, slots, piece.cached and cached and sliced)):
                 yield Event("weights", number, slot, load, share)
             yield Event("use", number, slot, None, 1.0 / slots)
             if piece.cached and (slot + 1) % way.every == 0:

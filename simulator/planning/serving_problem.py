@@ -62,9 +62,9 @@ class Block:
 
     def needs(self, shares: Any) -> Any:
         """Bytes of the device: what lies there, buffers for what comes and goes, windows and workspaces."""
-        read = max(way.weights + way.late_weights for way in self.passes)
+        read = max(way.largest for way in self.passes)
         saved = max((way.saved for way in self.passes if way.decodes), default=0.0)
-        came = (1 - shares.weights["device"]) * (read * self.sizes.largest)
+        came = (1 - shares.weights["device"]) * read
         came += (1 - shares.cache["device"]) * (self.slot + saved)
         windows = (1 - shares.neurons["device"]) * self.window if shares.neurons else 0.0
         return self.lies("device", shares) + BUFFERS * came + windows + self.sizes.working

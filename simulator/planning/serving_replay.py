@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from peakline.planning.serving_passes import BUFFERS, Event, Pass, layer, loads
+from peakline.planning.serving_passes import BUFFERS, Event, Pass, early, layer, loads
 from peakline.planning.serving_problem import Block, Seen, Shares
 from peakline.streams import Hold, Link, Program, Task, Timeline, simulate
 from peakline.streams import Tier as StreamTier
@@ -18,7 +18,7 @@ _NEURONS = "neurons read"
 LAYERS = 8
 """Layers that are simulated where only the time from one to the next is asked for."""
 
-TASKS = 10_000
+TASKS = 2_000
 """Tasks above which half as many are."""
 
 _TENSORS = ("weights", "cache", "neurons")
@@ -76,6 +76,7 @@ class _Issue:
         self.slots: list[list[int]] = []  # per slot: what has to end before its buffers are free
         self.saves: list[list[int]] = []
         self.ended: dict[tuple[int, int], int] = {}  # (layer, piece): last use
+        self.last: dict[int, int] = {}  # layer: its last piece
         self._lies()
 
     def _lies(self) -> None:
@@ -104,7 +105,7 @@ class _Issue:
 
     def weights(self, way: Pass, at: tuple[int, int], share: float, after: Sequence[int]) -> None:
         """A part of a piece's weights."""
-        size = share * self.block.sizes.pieces[at[1]].weights
+        size = share * way.pieces[at[1]].weights
         of = self.shares
         sizes = {p: size * (of.weights[p] * way.weights + of.neurons.get(p, 0.0) * way.neurons) for p in self.back}
         some = self.arrived.setdefault(at, [])
@@ -112,13 +113,11 @@ class _Issue:
 
     def event(self, event: Event, number: int, way: Pass, ahead: Sequence[Pass]) -> None:
         """Issue one event of a layer; `ahead` are the passes of the layers to come, this one first."""
-        s, of, piece = self.block.sizes, self.shares, self.block.sizes.pieces[event.piece]
-        where, count = f"{number}.{event.piece}.{event.slot}", len(s.pieces)
-        previous = self.ended.get((number, event.piece - 1) if event.piece else (number - 1, count - 1))
-        free = [] if previous is None else [previous]
+        of, piece = self.shares, way.pieces[event.piece]
+        where, free = f"{number}.{event.piece}.{event.slot}", self.before(number, event.piece)
         if event.kind == "weights":
             assert event.load is not None
-            if event.load.ahead < len(ahead):
+            if event.load.ahead < len(ahead) and ahead[event.load.ahead].pieces == way.pieces:
                 self.weights(ahead[event.load.ahead], (number + event.load.ahead, event.load.piece), event.share, free)
         elif event.kind == "cache":
             sizes = {p: of.cache[p] * way.cached for p in self.back}
@@ -134,31 +133,38 @@ class _Issue:
         else:
             self.save(where, way)
 
+    def before(self, number: int, piece: int) -> list[int]:
+        """The last use of the piece before."""
+        if piece:
+            return [self.ended[number, piece - 1]]
+        return [self.ended[number - 1, self.last[number - 1]]] if number else []
+
     def use(self, event: Event, number: int, way: Pass, share: float) -> None:
         """Computing of a slot, or of a piece without the cache."""
-        s = self.block.sizes
-        slots = round(1.0 / event.share)
-        came = [*self.cached] if s.pieces[event.piece].cached else []
+        slots, piece = round(1.0 / event.share), way.pieces[event.piece]
+        came = [*self.cached] if piece.cached else []
         drops = [buffer for _, buffer in came]
         if event.slot == 0:
             came += [*self.arrived.get((number, event.piece), []), *(self.late if event.piece == 0 else [])]
         if event.slot == slots - 1:
             drops += [buffer for _, buffer in self.arrived.pop((number, event.piece), [])]
-            if event.piece == len(s.pieces) - 1:
+            if event.piece == len(way.pieces) - 1:
                 drops += [buffer for _, buffer in self.late]
                 self.late = []
         after, holds = [task for task, _ in came], []
-        saves = s.pieces[event.piece].cached and (event.slot + 1) % way.every == 0
+        saves = piece.cached and (event.slot + 1) % way.every == 0
         if saves:
             after += self.saves[-BUFFERS] if len(self.saves) >= BUFFERS else []
             holds = [Hold(f"saved {len(self.saves)}.{p}", "device", n) for p, n in self.saved(way).items()]
         if self.window(number, event, way):
-            holds.append(Hold(f"window {number % s.layers}", "device", int(self.window(number, event, way))))
+            holds.append(
+                Hold(f"window {number % self.block.sizes.layers}", "device", int(self.window(number, event, way)))
+            )
         took = way.seconds * share * event.share
         name = f"{way.name} layer {number}.{event.piece}.{event.slot}".strip()
         done = self.program.add(Task(name, "compute", took, 0, (), tuple(after), tuple(holds), tuple(drops), "forward"))
-        self.ended[number, event.piece] = done
-        if s.pieces[event.piece].cached:
+        self.ended[number, event.piece], self.last[number] = done, event.piece
+        if piece.cached:
             self.cached = []
             self.slots.append([done])
 
@@ -211,25 +217,19 @@ def replayed(
     second = [way for way in block.passes if way.decodes]
     order = [way for way in [*first, *second * steps] for _ in range(layers)]
     last = len(order)
-    issue, pieces = _Issue(block, shares), block.sizes.pieces
+    issue = _Issue(block, shares)
     issue.decoded = len(first) * layers
-    deepest = max((load.ahead for some in loads(pieces) for load in some), default=0)
-    early = [
-        (load.piece, load.ahead - back)
-        for back in range(deepest, 0, -1)
-        for some in loads(pieces)
-        for load in some
-        if load.ahead >= back
-    ]
+    deepest = max(load.ahead for way in block.passes for some in loads(way.pieces) for load in some)
     order += order[-1:] * (BEYOND + deepest) * endless
-    for piece, ahead in early:  # what earlier layers would have brought
-        if ahead < len(order):
-            issue.weights(order[ahead], (ahead, piece), 1.0, ())
     for number, way in enumerate(order[: last + BEYOND * endless]):
-        for event in layer(pieces, way, shares.cached and way.cached > 0, shares.sliced):
+        if not number or order[number - 1].pieces != way.pieces:  # what earlier layers of the kind would have brought
+            for piece, ahead in early(way.pieces):
+                if number + ahead < len(order) and order[number + ahead].pieces == way.pieces:
+                    issue.weights(order[number + ahead], (number + ahead, piece), 1.0, issue.before(number, 0))
+        for event in layer(way, shares.cached and way.cached > 0, shares.sliced):
             issue.event(event, number, way, order[number : number + deepest + 1])
     done = simulate(issue.program)
-    marks = [done.runs[issue.ended[number, len(pieces) - 1]].end for number in range(last)]
+    marks = [done.runs[issue.ended[number, issue.last[number]]].end for number in range(last)]
     ends = marks[layers - 1 :: layers]
     half = max(layers // 2, 1)
     periods = [(marks[i] - (marks[i - half] if i >= half else 0.0)) / half for i in range(layers - 1, last, layers)]
@@ -243,7 +243,7 @@ def measured(block: Block, shares: Shares) -> tuple[float, float, float]:
     """
     passes, sizes = block.passes, block.sizes
     steps = min(max(STEPS, -(-SETTLED // sizes.layers)), round(passes[-1].times))
-    tasks = (4 * passes[-1].slots + 3 * len(sizes.pieces)) * (len(passes) + steps)
+    tasks = (4 * passes[-1].slots + 3 * max(len(way.pieces) for way in passes)) * (len(passes) + steps)
     done = replayed(block, shares, steps, max(ALL // tasks, 6))
     left = sizes.layers - done.layers
     took = [b - a + left * period for a, b, period in zip((0.0, *done.ends), done.ends, done.periods)]
@@ -258,7 +258,7 @@ def periods(block: Block, shares: Shares) -> list[float]:
     """Seconds from one layer to the next in every pass, once it has settled."""
     tasks = 4 * block.passes[-1].slots * (len(block.passes) + 1)
     layers = LAYERS if LAYERS * tasks <= TASKS else LAYERS // 2
-    steps = -(-SETTLED // (2 * layers)) if block.passes[-1].times else 0
+    steps = SETTLED // (2 * LAYERS) if block.passes[-1].times else 0
     done = replayed(block, shares, steps, layers).periods
     return [*done[: len(block.passes) - 1], *done[-1:]][: len(block.passes)]
 

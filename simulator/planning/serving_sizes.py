@@ -24,6 +24,9 @@ STRETCH = 1024
 CHUNKS = 4
 """Passes of the prompts that are told apart: of more, those that follow each other are taken to be alike."""
 
+PARTS = 8
+"""Parts in which a layer's experts come in while prompts are read, at most: one by one where there are few."""
+
 STREAM_UNITS = ("layer", "operator")
 """What of the weights comes in at a time."""
 
@@ -104,14 +107,25 @@ class Sizes:
     chunks: tuple[Chunk, ...] = ()
 
     @property
-    def largest(self) -> float:
-        """Share of a layer's streamed weights that comes in at a time, at most."""
-        return max(piece.weights for piece in self.pieces)
-
-    @property
     def gathered(self) -> float:
         """Bytes of a layer's weights that come in by neurons."""
         return self.sparse.part.bytes if self.sparse else 0.0
+
+    def pieces_of(self, tokens: int) -> tuple[Piece, ...]:
+        """In which a layer comes in for the prompts: of a mixture, what is no expert, and then the experts in parts.
+
+        Their shares of the computing are those of the parameters that a token uses.
+        """
+        if not self.expert_count:
+            return self.pieces
+        parts, read = min(self.expert_count, PARTS), self.read(tokens)
+        experts = self.experts * self.touched(tokens)
+        used = self.experts * self.chosen / self.expert_count
+        rest = (self.weights - self.experts) / (self.weights - self.experts + used)
+        first = Piece("rest", 1.0 - experts / read, rest, True, rest)
+        share = experts / read / parts
+        some = (Piece(f"experts {i}", share, (1 - rest) / parts, False, (1 - rest) / parts) for i in range(parts))
+        return first, *some
 
     def touched(self, tokens: int) -> float:
         """Share of a layer's experts that some of the tokens choose, evenly and each for itself."""

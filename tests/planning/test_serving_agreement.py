@@ -77,7 +77,7 @@ def blocks(draw):
     return Block(sizes, passes, around, room, 0.0, count, cache / units, kept)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(blocks())
 def test_solver_and_replay_differ_by_less_than_a_percent_and_nothing_exceeds_its_memory(block):
     least = bound(block)
