@@ -371,7 +371,7 @@ def _meter() -> Callable[[Progress], None]:
             drawn = now
             best, bound = progress.incumbent, progress.bound
             gap = f", gap {(best - bound) / best:.1%}" if best else ""
-            text = f"best {best} B, bound {bound} B{gap}, {progress.seconds_left:.0f} s left"
+            text = f"best {best:,} B, bound {bound:,} B{gap}, {progress.seconds_left:.0f} s left"
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     return draw

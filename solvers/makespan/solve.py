@@ -66,8 +66,10 @@ def fastest(
     seconds = seconds_of(problem, compute_rate)
     began = time.perf_counter()
     least = schedule(problem, capacity, time_limit=(0.35 if overlap else 1.0) * time_limit, seed=seed)
+    if stopped := "interrupted" in least.certificate.method:
+        time_limit = time.perf_counter() - began
     work = _Work(Dag.of(problem), capacity, seconds, bandwidth, compute_rate, least, began, time_limit, seed)
-    work.report = progress or work.report
+    work.report, work.stopped = progress or work.report, stopped
     return work.overlapped() if overlap else work.in_turn()
 
 
@@ -99,6 +101,7 @@ class _Work:
         self.best: tuple[Timed, tuple[int, ...]] | None = None
         self.time = math.inf
         self.bound, self.proved_by, self.found_by = 0.0, "", ""
+        self.stopped = False  # by the keyboard, before any look at time
 
     # -- one thing at a time ------------------------------------------------------------------------------------------
 
@@ -126,8 +129,11 @@ class _Work:
             )
         self._as_it_is()
         try:
-            self._improve()
+            if not self.stopped:
+                self._improve()
         except KeyboardInterrupt:
+            self.stopped = True
+        if self.stopped:
             self.found_by += ", interrupted"
         assert self.best is not None
         timed, offsets = self.best

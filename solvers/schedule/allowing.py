@@ -65,7 +65,8 @@ def schedule_allowing(
     work.refuse_too_small()
     work.without_options()
     try:
-        work.improve()
+        if not work.interrupted:
+            work.improve()
     except KeyboardInterrupt:
         work.interrupted = True
     return work.result()
@@ -115,7 +116,9 @@ class _Work:
         except (Infeasible, NotFound) as error:
             self.refusal = str(error)
         else:
-            self.offer(self.passing_by(plan), plan.certificate.method.split("; bound")[0])
+            self.offer(self.passing_by(plan), plan.certificate.method.split("; bound")[0].removesuffix(", interrupted"))
+            if "interrupted" in plan.certificate.method:
+                self.interrupted, self.time_limit = True, time.perf_counter() - self.began
         floor = traffic_bound_allowing(self.dag, self.capacity, self.options)
         self.prove(floor, f"what must leave at the fullest operator, with {', '.join(self.options)}")
         if not self.done():

@@ -40,7 +40,7 @@ class Curve:
         largest_working_set: M_R; no smaller scratchpad will do.
         smallest_peak: M_P of the best order found; nothing need move twice from here on.
         knee: position of the point from which on growing pays least beside what it has paid before; None for a
-            straight line, or if nothing moves twice anywhere.
+            straight line, if nothing moves twice anywhere, or after an interruption.
     """
 
     points: tuple[Point, ...]
@@ -60,7 +60,8 @@ def capacity_sweep(
 ) -> Curve:
     """The curve from M_R to M_P at `points` evenly spaced capacities, `time_limit` seconds for all of them.
 
-    Every plan is replayed. `progress(done, points)` is called before each point.
+    Every plan is replayed. `progress(done, points)` is called before each point. A keyboard interrupt ends the curve
+    with the point that it met.
 
     Raises ValueError for fewer than 2 points or a time limit not above 0.
     """
@@ -76,6 +77,8 @@ def capacity_sweep(
         progress(k, len(capacities))
         plan = schedule(problem, capacity, time_limit=0.8 * time_limit / len(capacities), seed=seed)
         found.append(Point(capacity, replay(problem, plan).non_compulsory, plan.certificate.lower_bound))
+        if "interrupted" in plan.certificate.method:
+            break
     best = found[0].non_compulsory
     for k, point in enumerate(found):
         best = min(best, point.non_compulsory)
@@ -84,7 +87,8 @@ def capacity_sweep(
     for k in range(len(found) - 1, -1, -1):
         bound = max(bound, found[k].bound)
         found[k] = Point(found[k].capacity, found[k].non_compulsory, bound)
-    return Curve(tuple(found), problem.compulsory, least, order.peak, knee(found))
+    bend = knee(found) if len(found) == len(capacities) else None
+    return Curve(tuple(found), problem.compulsory, least, order.peak, bend)
 
 
 def knee(points: Sequence[Point]) -> int | None:

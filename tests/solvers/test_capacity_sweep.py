@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from schedule_cases import least_traffic_by_enumeration, problems, smallest_peak
 
 from peakline.cli import main
 from peakline.plot_schedule import plot_addresses, plot_capacity
+from peakline.solvers.plan import Plan
 from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.schedule import schedule
 from peakline.solvers.schedule.sweep import Point, capacity_sweep, knee
@@ -68,3 +70,15 @@ def test_the_map_shows_every_stay_within_the_capacity() -> None:
     tops = [path.get_extents().y1 for collection in ax.collections for path in collection.get_paths()]
     assert max(tops) <= plan.capacity
     assert plot_capacity(capacity_sweep(CROSSING, points=2)).get_xlabel() == "scratchpad in B"
+
+
+def test_an_interrupted_sweep_keeps_the_points_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = capacity_sweep(CROSSING, points=3)
+
+    def interrupted_at_once(problem: Problem, capacity: int, **options: object) -> Plan:
+        plan = schedule(problem, capacity)
+        proof = replace(plan.certificate, method=f"{plan.certificate.method}, interrupted")
+        return replace(plan, certificate=proof)
+
+    monkeypatch.setattr("peakline.solvers.schedule.sweep.schedule", interrupted_at_once)
+    assert capacity_sweep(CROSSING, points=3).points == whole.points[:1]
