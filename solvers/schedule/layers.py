@@ -58,8 +58,11 @@ class Layer:
         )  # fmt: skip
 
 
-def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal]) -> Layer:
-    """All states one operator further, before any is compared; `runs` lead from the layer's ideals to `ideals`."""
+def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal], below: Words) -> Layer:
+    """All states one operator further, before any is compared; `runs` lead from the layer's ideals to `ideals`.
+
+    A state of the k-th of these has paid less than `below[k]`.
+    """
     ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
     counts = (ends[1:] - ends[:-1])[runs.ideal]
     run = np.repeat(np.arange(len(counts)), counts)
@@ -80,11 +83,13 @@ def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal]) -> Layer
     bound_to[state[chosen]] = True
     keep = ~bound_to[state]
     keep[chosen[once]] = True
+    keep &= layer.paid[state] < below[runs.to[run]]
     run, state, out, stored, held, back, short = (v[keep] for v in (run, state, out, stored, held, back, short))
 
     which, number = np.unique(layer.ideal, return_inverse=True)
     used, at = [layer.ideals[g] for g in which], number.ravel()[state]
-    pair, evicted, freed, price = _evictions(used, at, runs, run, out, stored, short)
+    spare = below[runs.to[run]] - layer.paid[state]
+    pair, evicted, freed, price = _evictions(used, at, runs.touched[run], out, stored, short, spare)
     run, state, out, stored, held, back = (v[pair] for v in (run, state, out, stored, held, back))
     dear = _dear(used)[at[pair]]
     return Layer(
@@ -104,11 +109,12 @@ def _dear(ideals: list[Ideal]) -> Words:
 
 
 def _evictions(
-    ideals: list[Ideal], at: Words, runs: Runs, run: Words, out: Words, stored: Words, short: Words
+    ideals: list[Ideal], at: Words, touched: Words, out: Words, stored: Words, short: Words, spare: Words
 ) -> tuple[Words, Words, Words, Words]:
     """For every (run, state) all minimal evictions that make room: the pair's number, slots, grains freed, price.
 
-    `at` is the position in `ideals` of each pair's ideal.
+    `at` is the position in `ideals` of each pair's ideal; what is evicted costs less than `spare`, and at least a grain
+    a grain.
 
     Tensors are taken or not from the largest to the smallest, until enough is free: then the last one taken is the
     smallest, and without it too little would be.
@@ -126,11 +132,11 @@ def _evictions(
     pair = np.flatnonzero(short > 0)
     ideal = at[pair]
     missing, mask, price = short[pair], np.zeros(len(pair), dtype=np.int64), np.zeros(len(pair), dtype=np.int64)
-    fixed = out[pair] | runs.touched[run[pair]]
+    fixed = out[pair] | touched[pair]
     rest = np.zeros(len(pair), dtype=np.int64)
     for k in range(most):
         rest += size[ideal, k] * (1 - ((fixed >> place[ideal, k]) & 1))
-    alive = rest >= missing
+    alive = (rest >= missing) & (missing < spare[pair])
     pair, ideal, missing, mask, price, fixed, rest = (
         v[alive] for v in (pair, ideal, missing, mask, price, fixed, rest)
     )
@@ -141,7 +147,8 @@ def _evictions(
         free = (amount > 0) & (((fixed >> bit) & 1) == 0)
         rest = rest - amount * free
         cost = amount * (1 + (dear[ideal, k] & ~(stored[pair] >> bit) & 1))
-        enough = free & (amount >= missing)
+        left = spare[pair] - price
+        enough = free & (amount >= missing) & (cost < left)
         done.append(
             (
                 pair[enough],
@@ -151,7 +158,7 @@ def _evictions(
             )
         )
         skip = rest >= missing
-        more = free & ~enough & (rest >= missing - amount)
+        more = free & (amount < missing) & (rest >= missing - amount) & (missing - amount + cost < left)
         pair, ideal, fixed, rest, missing, mask, price = (
             np.concatenate([pair[skip], pair[more]]),
             np.concatenate([ideal[skip], ideal[more]]),
@@ -283,7 +290,8 @@ def layers(
     cut = _Cut()
     seen = 1
     for _ in range((moves.segment.stop & ~moves.segment.start).bit_count()):
-        expanded = expand(graph, layer, *next_ideals(graph, layer.ideals))
+        runs, ideals = next_ideals(graph, layer.ideals)
+        expanded = expand(graph, layer, runs, ideals, np.full(len(ideals), most, dtype=np.int64))
         layer.forget()
         layer = _select(graph, distinct(expanded, most), most, width, cut)
         seen += len(layer)

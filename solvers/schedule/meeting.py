@@ -15,7 +15,7 @@ also what any order must have out at an operator j that has yet to run: e grains
 
     max(0, e_j − |Y|) + max(0, e_j − c_j − |T|)
 
-are paid apart from q. The smaller front moves, and neither ever gets to the widest layers of the other half.
+are paid apart from q, Y and T counting only what may be out beside j. The smaller front moves, and neither ever gets to the widest layers of the other half.
 
 What may run at once does so in the forward direction alone: moving operators in both could undo each other.
 """
@@ -99,6 +99,9 @@ class Meeting:
         return Found(path, cost * self.graph.unit, cost * self.graph.unit, ends.states)
 
 
+_Worth = Callable[[Ideal, Layer, slice], Words]
+
+
 class _Ends:
     """The two fronts, and the layers that lead back from them."""
 
@@ -107,6 +110,7 @@ class _Ends:
         graph = self.graph
         self.ahead = [_one(steps.ideals[0], int(graph.held_at_first()[0]))]
         self.behind = [_one(steps.ideals[-1], int(steps.ideals[-1][0].sizes.sum()))]
+        self._beside: dict[int, Words] = {}
         self.states = 2
         self.apart = len(steps.runs)  # layers between the fronts
 
@@ -124,23 +128,19 @@ class _Ends:
         self.apart -= 1
         k = len(self.ahead) - 1  # operators executed before the front
         if len(self.ahead[-1]) <= len(self.behind[-1]):
-            front = expand(self.graph, self.ahead[-1], self.steps.runs[k], self.steps.ideals[k + 1])
-            self._step(self.ahead, front, self._after)
+            self._step(self.ahead, self.steps.runs[k], k + 1, self._after)
         else:
-            m = k + self.apart  # of the new layer
-            front = expand(self.graph, self.behind[-1], self.steps.undone(m), self.steps.ideals[m])
-            self._step(self.behind, front, self._before)
+            self._step(self.behind, self.steps.undone(k + self.apart), k + self.apart, self._before)
 
-    def _step(self, passed: list[Layer], expanded: Layer, worth: Callable[[Ideal, Layer, slice], Words]) -> None:
-        reached = self._beyond(len(passed) if passed is self.ahead else None)
-        passed[-1].forget()
-        layer = distinct(expanded, self.most)
-        ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
+    def _step(self, passed: list[Layer], runs: Runs, to: int, worth: _Worth) -> None:
+        front, ideals = passed[-1], self.steps.ideals[to]
+        reached = self._from_behind(to) if passed is self.ahead else self._from_ahead(to)
+        layer = distinct(expand(self.graph, front, runs, ideals, self.most - reached), self.most)
+        front.forget()
+        ends = np.searchsorted(layer.ideal, np.arange(len(ideals) + 1))
         kept: list[npt.NDArray[np.intp]] = []
-        for g, ideal in enumerate(layer.ideals):
-            part = slice(int(ends[g]), int(ends[g + 1]))
-            if part.start == part.stop or reached[g] >= self.most:
-                continue
+        for g in np.unique(layer.ideal):
+            ideal, part = ideals[g], slice(int(ends[g]), int(ends[g + 1]))
             value = layer.paid[part] + np.maximum(worth(ideal, layer, part), reached[g])
             chosen = np.flatnonzero(value < self.most)
             chosen = chosen[np.argsort(value[chosen], kind="stable")] + part.start
@@ -148,50 +148,66 @@ class _Ends:
         passed.append(layer.take(np.concatenate(kept) if kept else np.zeros(0, dtype=np.intp)))
         self.states += len(passed[-1])
 
-    def _beyond(self, ahead: int | None) -> Words:
-        """For each ideal of the new layer the least that the other end must pay, apart from what both may."""
-        runs, k = self.steps.runs, len(self.ahead) - 1
-        if ahead is not None:  # from behind back to layer `ahead`
-            at = ahead + self.apart
-            least = self._apart(self.behind[-1])
-            for n in range(at - 1, ahead - 1, -1):
-                new = np.full(len(self.steps.ideals[n]), _NEVER, dtype=np.int64)
-                np.minimum.at(new, runs[n].ideal, least[runs[n].to])
-                least = new
-            return least
+    def _from_behind(self, to: int) -> Words:
+        """For each ideal of layer `to` the least that is paid behind it, apart from what is paid before it as well."""
+        least = self._apart(self.behind[-1])
+        for n in range(to + self.apart - 1, to - 1, -1):
+            new = np.full(len(self.steps.ideals[n]), _NEVER, dtype=np.int64)
+            np.minimum.at(new, self.steps.runs[n].ideal, least[self.steps.runs[n].to])
+            least = new
+        return least
+
+    def _from_ahead(self, to: int) -> Words:
+        """For each ideal of layer `to` the least that is paid before it, apart from what is paid behind it as well."""
         least = self._apart(self.ahead[-1])
-        for n in range(k, k + self.apart):
+        for n in range(to - self.apart, to):
             new = np.full(len(self.steps.ideals[n + 1]), _NEVER, dtype=np.int64)
-            np.minimum.at(new, runs[n].to, least[runs[n].ideal])
+            np.minimum.at(new, self.steps.runs[n].to, least[self.steps.runs[n].ideal])
             least = new
         return least
 
     def _apart(self, layer: Layer) -> Words:
-        """Of each ideal the least that its states have paid for what nobody beyond the ideal can have paid as well."""
+        """Of each ideal the least that its states have paid, but for what the other end may have paid as well."""
         least = np.full(len(layer.ideals), _NEVER, dtype=np.int64)
         ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
-        for g, ideal in enumerate(layer.ideals):
-            part = slice(int(ends[g]), int(ends[g + 1]))
-            if part.start < part.stop:
-                out, stored = _weights(ideal, layer, part)
-                least[g] = int((layer.paid[part] - out - stored).min())
+        for g in np.unique(layer.ideal):
+            ideal, part = layer.ideals[g], slice(int(ends[g]), int(ends[g + 1]))
+            out, stored = ((words[part][:, None] >> ideal.places) & 1 for words in (layer.out, layer.stored))
+            least[g] = int((layer.paid[part] - (out + stored) @ ideal.sizes).min())
         return least
 
     def _after(self, ideal: Ideal, layer: Layer, part: slice) -> Words:
+        """What is to come, by the bounds on the operators left."""
         return to_come(self.graph, ideal, layer.out[part], layer.stored[part])
 
     def _before(self, ideal: Ideal, layer: Layer, part: slice) -> Words:
         """What operators yet to be undone need out, whatever the order, beyond what is out or stored."""
         floors = self.graph.floors
-        executed = [floors.column[j] for j in bits(ideal.executed & ~self.graph.segment.start)]
-        excess, cheap = floors.excess[executed], floors.cheap[executed]
-        crowded = excess > 0
-        if not crowded.any():
+        crowded = np.array([floors.column[j] for j in bits(ideal.executed & floors.inside)], dtype=np.intp)
+        crowded = crowded[floors.excess[crowded] > 0]
+        if not len(crowded):
             return np.zeros(part.stop - part.start, dtype=np.int64)
-        out, stored = _weights(ideal, layer, part)
-        e, c = excess[crowded], cheap[crowded]
-        apart = np.maximum(e - out[:, None], 0) + np.maximum(e - c - stored[:, None], 0)
+        e, c = floors.excess[crowded], floors.cheap[crowded]
+        size = np.array([self._out_at(a)[crowded] for a in ideal.tensors], dtype=np.float64)
+        size = size.reshape(len(ideal.tensors), len(crowded))
+        out, stored = _bits(ideal, layer.out[part]) @ size, _bits(ideal, layer.stored[part]) @ size
+        apart = np.maximum(e - out, 0) + np.maximum(e - c - stored, 0)
         return np.asarray(apart.max(axis=1), dtype=np.int64)
+
+    def _out_at(self, a: int) -> Words:
+        """Grains of a tensor at the operators beside which it may be out, 0 at the others."""
+        found = self._beside.get(a)
+        if found is None:
+            dag, floors = self.graph.dag, self.graph.floors
+            first = 1 << dag.maker[a] if dag.maker[a] >= 0 else dag.users[a]
+            found = self._beside[a] = np.array(
+                [
+                    0 if dag.touch[j] >> a & 1 or not first & ~dag.descendants[j] else self.graph.size[a]
+                    for j in floors.operators
+                ],
+                dtype=np.int64,
+            )
+        return found
 
     def join(self) -> tuple[int, tuple[tuple[int, int], ...] | None]:
         """The cheapest pair of states of one ideal, if it is below what is known."""
@@ -239,9 +255,3 @@ def _trace(graph: Graph, passed: list[Layer], at: int) -> list[tuple[int, int]]:
 def _bits(ideal: Ideal, words: Words) -> npt.NDArray[np.float64]:
     """[state, live tensor]: 1 where the tensor's bit is set."""
     return ((words[:, None] >> ideal.places) & 1).astype(np.float64)
-
-
-def _weights(ideal: Ideal, layer: Layer, part: slice) -> tuple[Words, Words]:
-    """Grains out and stored of each state."""
-    out, stored = ((words[part][:, None] >> ideal.places) & 1 for words in (layer.out, layer.stored))
-    return out @ ideal.sizes, stored @ ideal.sizes
