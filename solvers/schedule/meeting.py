@@ -15,9 +15,12 @@ also what any order must have out at an operator j that has yet to run: e grains
 
     max(0, e_j − |Y|) + max(0, e_j − c_j − |T|)
 
-are paid apart from q, Y and T counting only what may be out beside j. The smaller front moves, and neither ever gets to the widest layers of the other half.
+are paid apart from q, Y and T counting only what may be out beside j. The smaller front moves, so that neither has to
+hold the widest layers of the other half.
 
-What may run at once does so in the forward direction alone: moving operators in both could undo each other.
+A state that another dominates is not missed where ends meet: evicting a more before the ideal costs s_a (and the store
+once), and saves no more than that in the sum above. What may run at once does so in the forward direction alone:
+moving operators in both could undo each other.
 """
 
 from __future__ import annotations
