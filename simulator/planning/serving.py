@@ -160,7 +160,7 @@ class Placement:
             "prompt": self.prompt, "generate": self.generate, "batch": self.batch, "batches": self.batches,
             "weights": self.weights, **({"neurons": self.neurons} if self.neurons else {}),
             "cache": self.cache, "device_bytes": round(self.device_bytes), "prompt_seconds": self.prompt_seconds,
-            "step_seconds": self.step_seconds, "solved_step_seconds": self.shares.step, "seconds": self.seconds,
+            "step_seconds": self.step_seconds, "seconds": self.seconds, "solved_seconds": self.shares.seconds,
             "tokens_per_second": self.throughput, "tokens_per_second_bound": 1.0 / self.lower_bound,
             "gap": self.gap, "bound_by": self.bound_by, "notes": list(self.around.notes),
         }  # fmt: skip

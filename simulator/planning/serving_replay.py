@@ -68,7 +68,8 @@ class _Issue:
         self.near = dict(self.back)  # the way of neurons
         sparse = block.sizes.sparse
         if sparse and sparse.rate:
-            self.program.links[_NEURONS] = Link(_NEURONS, sparse.rate)
+            latency = around.links["ssd read"].latency
+            self.program.links[_NEURONS] = Link(_NEURONS, sparse.rate, latency)
             self.near = {p: tuple(_NEURONS if n == "ssd read" else n for n in way) for p, way in self.back.items()}
         self.arrived: dict[tuple[int, int], list[tuple[int, str]]] = {}  # (layer, piece): copies and their buffers
         self.late: list[tuple[int, str]] = []
