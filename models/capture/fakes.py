@@ -56,7 +56,8 @@ class Faker:
     def _on_shared_storage(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A look at a storage that several tensors share; None where the tensor has its own."""
         memory = tensor.untyped_storage()
-        if memory.nbytes() == tensor.numel() * tensor.element_size() and memory._cdata not in self._storages:
+        own = memory.nbytes() in (0, tensor.numel() * tensor.element_size())  # 0: emptied until it is needed
+        if own and memory._cdata not in self._storages:
             if tensor.is_contiguous():
                 fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
                 self._storages[memory._cdata] = fake

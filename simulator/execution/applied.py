@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from peakline.execution.iteration import Handle, Iteration
 from peakline.execution.packing import PackedMemory
 from peakline.execution.parameters import Parameters
+from peakline.execution.rehearsal import rehearsed
 from peakline.execution.script import PACKED, Script, script_of
 from peakline.execution.stores import Files, HostMemory, Store, checked_folder
 
@@ -129,11 +130,12 @@ class Applied:
         """Begin."""
         self.script, self.stores, self._undo, self._parameters = script, stores, undo, parameters
         self.iteration: Iteration | None = None
-        self._lingering: set[int] = set()
+        self._lingering: set[int] | None = None
+        self._rehearsing = False
         self._mode = _Following(self)
         self._saving = saved_tensors_hooks(self._pack, _unpack)
         self._hooks = [
-            module.register_forward_pre_hook(self._enter, prepend=True),
+            module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             module.register_forward_hook(self._leave, always_call=True),
         ]
         self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -161,18 +163,25 @@ class Applied:
     ) -> None:
         self.remove()
 
-    def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        if self._parameters is not None:
-            self.iteration = None
-            self._parameters.scatter()
-        if torch.is_grad_enabled():
-            self.iteration = Iteration(self.script, self.stores, self._lingering, self._parameters)
+    def _enter(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if self._rehearsing:
             return
         self.iteration = None
+        if self._parameters is not None:
+            self._parameters.scatter()
+        if torch.is_grad_enabled():
+            if self._lingering is None:
+                self._rehearsing = True
+                self._lingering = rehearsed(self.script, module, args, kwargs)
+                self._rehearsing = False
+            self.iteration = Iteration(self.script, self.stores, self._lingering, self._parameters)
+            return
         if self._parameters is not None:
             self._parameters.gather(to_change=False)
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if self._rehearsing:
+            return
         if self.iteration is not None:
             self.iteration.leave()
         elif self._parameters is not None:

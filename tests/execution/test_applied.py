@@ -20,6 +20,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import peakline as pk  # noqa: E402
+from peakline.execution.rehearsal import rehearsed  # noqa: E402
+from peakline.execution.script import script_of  # noqa: E402
 
 WITHIN = 0.02
 STEPS = 10
@@ -109,6 +111,62 @@ def test_variables_that_a_forward_keeps_hold_no_memory_beyond_the_plan(
     again, as_well, _ = trained(case, plan, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(losses, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(gradients, as_well, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6])
+@pytest.mark.parametrize("allow", [("recompute",), ("swap",)], ids="+".join)
+def test_the_first_step_under_a_plan_is_within_it_as_well(share: float, allow: tuple[str, ...], tmp_path: Path) -> None:
+    case = replace(BY_NAME["unet"], name="keeping", module=Keeping)
+    plan = planned(case, share, *allow)
+    applied: list[Any] = []
+
+    def make() -> Callable[[], None]:
+        module, inputs, optimizer = case.build()
+        step = case.step(module, inputs, optimizer)
+        step()  # the optimizer has its states
+        applied.append(plan.apply(module, optimizer, folder=tmp_path))
+        return step
+
+    try:
+        assert measured_peak(make, steps=1) == pytest.approx(plan.peak, rel=WITHIN)
+    finally:
+        applied[0].remove()
+
+
+@each
+@pytest.mark.parametrize("allow", [("recompute",), ("recompute", "swap")], ids="+".join)
+def test_the_rehearsal_finds_out_what_the_first_step_would_have(
+    case: Case, allow: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(case, 0.65, *allow)
+    module, inputs, optimizer = case.build()
+    state = torch.get_rng_state()
+    tensors = {name: (id(t), t._version) for name, t in module.state_dict(keep_vars=True).items()}
+    found = rehearsed(script_of(plan), module, (), inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: (id(t), t._version) for name, t in module.state_dict(keep_vars=True).items()} == tensors
+    monkeypatch.setattr("peakline.execution.applied.rehearsed", lambda *_: set())
+    with plan.apply(module, optimizer, folder=tmp_path) as applied:
+        loss_of(module(**inputs)).backward()
+        assert found == applied._lingering
+
+
+def test_a_pass_that_cannot_be_rehearsed_is_learned_from_instead(tmp_path: Path) -> None:
+    class Choosing(Keeping):
+        """Looks at a value on the way, as fake tensors cannot."""
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            loss = super().forward(x, y)
+            assert float(loss.detach()) > 0
+            return loss
+
+    case = replace(BY_NAME["unet"], name="keeping", module=Keeping)
+    plan = planned(case, 0.7, "recompute")
+    module, inputs, _ = replace(case, module=Choosing).build()
+    assert rehearsed(script_of(plan), module, (), inputs) == set()
+    with plan.apply(module) as applied:
+        module(**inputs).backward()
+        assert applied._lingering
 
 
 def test_what_is_returned_is_never_emptied(tmp_path: Path) -> None:
