@@ -43,10 +43,10 @@ def solver_available() -> bool:
         return False
 
 
-def furthest_use(dag: Dag, order: Sequence[int], capacity: int) -> Replacement:
+def furthest_use(dag: Dag, order: Sequence[int], capacity: int, *, spare: int = 0) -> Replacement:
     """Evict what is used again last (Belady 1966), of equals the largest; a rule, not an optimum for unequal sizes.
 
-    The capacity must hold the largest working set.
+    The capacity must hold the largest working set. `spare` bytes of it stay free wherever an operator needs fewer.
     """
     steps = uses(dag, order)
     at = [0] * len(dag.size)  # uses that have passed, per tensor
@@ -56,7 +56,7 @@ def furthest_use(dag: Dag, order: Sequence[int], capacity: int) -> Replacement:
     for i in order:
         touched = {*dag.inputs[i], *dag.outputs[i]}
         held += sum(dag.size[a] for a in touched if a not in resident)
-        while held > capacity:
+        while held > max(capacity - spare, dag.working_sets[i]):
             victim = max((a for a in resident if a not in touched), key=lambda a: (resident[a], dag.size[a], -a))
             dropped.add((victim, at[victim] - 1))
             held -= dag.size[victim]
@@ -72,15 +72,18 @@ def furthest_use(dag: Dag, order: Sequence[int], capacity: int) -> Replacement:
     return Replacement(Schedule(tuple(order), kept), traffic(dag, kept), 0)
 
 
-def best_replacement(dag: Dag, order: Sequence[int], capacity: int, *, time_limit: float = 30.0) -> Replacement:
+def best_replacement(
+    dag: Dag, order: Sequence[int], capacity: int, *, time_limit: float = 30.0, spare: int = 0
+) -> Replacement:
     """The gaps to drop that move the fewest bytes in this order, by PuLP and HiGHS.
 
-    Where the solver is missing or finds nothing in time, the rule `furthest_use` with a bound of 0.
+    `spare` bytes of the capacity stay free wherever an operator needs fewer. Where the solver is missing or finds
+    nothing in time, the rule `furthest_use` with a bound of 0.
     """
-    rule = furthest_use(dag, order, capacity)
+    rule = furthest_use(dag, order, capacity, spare=spare)
     if rule.cost == 0 or not solver_available() or time_limit <= 0:
         return rule
-    model = _Model(dag, order, capacity)
+    model = _Model(dag, order, capacity, spare)
     solution = model.solve(time_limit)
     if solution is None or solution.cost > rule.cost:
         return Replacement(rule.schedule, rule.cost, solution.bound if solution else 0)
@@ -90,9 +93,9 @@ def best_replacement(dag: Dag, order: Sequence[int], capacity: int, *, time_limi
 class _Model:
     """The integer program of one order."""
 
-    def __init__(self, dag: Dag, order: Sequence[int], capacity: int) -> None:
+    def __init__(self, dag: Dag, order: Sequence[int], capacity: int, spare: int = 0) -> None:
         pulp = self.pulp = import_module("pulp")
-        self.dag, self.order, self.capacity = dag, tuple(order), capacity
+        self.dag, self.order, self.capacity, self.spare = dag, tuple(order), capacity, spare
         self.unit = grain(dag)  # keeps the solver's numbers small
         self.rows = self._crowded_slots()
         self.gaps = sorted({gap for _, covering in self.rows for gap in covering})
@@ -133,7 +136,8 @@ class _Model:
         around: set[Gap] = set()
         for t, i in enumerate(self.order):
             around = {gap for gap in around if gap[3] >= t} | set(opened[t])
-            excess = sum(self.dag.size[gap[0]] for gap in around) + self.dag.working_sets[i] - self.capacity
+            room = max(self.capacity - self.spare, self.dag.working_sets[i])
+            excess = sum(self.dag.size[gap[0]] for gap in around) + self.dag.working_sets[i] - room
             if excess > 0:
                 key = frozenset(around)
                 rows[key] = max(rows.get(key, 0), excess)

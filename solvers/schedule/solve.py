@@ -29,6 +29,7 @@ from peakline.solvers.schedule.pack import pack
 from peakline.solvers.schedule.postpone import postpone
 from peakline.solvers.schedule.rolling import place_at_least_cost
 from peakline.solvers.schedule.search import Found, beam, search
+from peakline.solvers.schedule.spare import Placed, place_with_spare
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.schedule.timed import by_program, small_enough
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
@@ -48,6 +49,8 @@ _MOST_SEARCHED = 1_200  # operators of a piece; the states of larger ones take t
 _FIRST_STATES = 2_000  # of A* before other processes are started
 _STRETCHED = 0.3  # of a piece's time: to improve the beam's plan stretch by stretch before the contest, at most
 _WEIGHT = 3.0  # of improving it further, among the contest's entries
+_ANY = 1 << 62  # bytes: whatever a plan moves
+_CRUMBS = 1_000  # part of the traffic that addresses may add without another attempt
 _MOST_STATES = 1_000_000  # of A*, about 2 kB each
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
 
@@ -370,8 +373,7 @@ class _Work:
         best, method = self.best, self.found_by
         placed = self._pack(best, self.capacity)
         if placed is None:
-            limit = time.perf_counter() + 0.25 * self.time_limit
-            best, offsets = place_at_least_cost(self.dag, best, self.capacity, deadline=limit, seed=self.seed)
+            best, offsets = self._placed_dearer(best)
             more = traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)
             method += f", {more} bytes more so that addresses exist" if more else ""
         else:
@@ -380,6 +382,22 @@ class _Work:
             traffic(self.dag, best.dropped), self.bound, f"{method}; bound: {self.proved_by}", self._elapsed()
         )
         return to_plan(self.dag, best, offsets, self.capacity, proof)
+
+    def _placed_dearer(self, best: Schedule) -> Placed:
+        """The cheaper of two ways: with some of the capacity left free, and step by step with further drops."""
+        now = time.perf_counter()
+        left = max(0.0, self.began + self.time_limit - now)
+        middle = now + 0.12 * self.time_limit + 0.5 * left
+        end = middle + 0.13 * self.time_limit
+        common = (self.dag, best, self.capacity)
+        spared = place_with_spare(*common, most=_ANY, deadline=middle, seed=self.seed)
+        if spared is not None and self._dearer(spared, best) * _CRUMBS <= traffic(self.dag, best.dropped):
+            return spared
+        turned = place_at_least_cost(*common, deadline=end, seed=self.seed)
+        return turned if spared is None or self._dearer(turned, best) < self._dearer(spared, best) else spared
+
+    def _dearer(self, placed: Placed, best: Schedule) -> int:
+        return traffic(self.dag, placed[0].dropped) - traffic(self.dag, best.dropped)
 
     def _pack(self, candidate: Schedule, capacity: int | None) -> tuple[tuple[int, ...], int] | None:
         return pack(self.dag, candidate, capacity, time_limit=0.1 * self.time_limit, seed=self.seed)
