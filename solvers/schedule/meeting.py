@@ -40,7 +40,7 @@ from peakline.solvers.schedule.states import Moves
 __all__ = ["Meeting"]
 
 _MOST_STATES = 8_000_000  # 32 bytes each
-_MOST_IDEALS = 400_000  # of the whole graph, about 1 kB each
+_MOST_RUNS = 1_500_000  # of the whole graph, about 0.4 kB each
 _NEVER = 1 << 60  # of an ideal that no state of the other end leads to
 
 
@@ -53,19 +53,19 @@ class Meeting:
 
     @classmethod
     def of(cls, moves: Moves, *, deadline: float) -> Meeting | None:
-        """None past the deadline, with more than 400,000 ideals, or where more than 62 tensors may be alive at once."""
+        """None past the deadline, with more than 1,500,000 runs, or where more than 62 tensors may be alive at once."""
         graph = Graph(moves)
         if not graph.possible:
             return None
         ideals: list[list[Ideal]] = [[graph.first()]]
         runs: list[Runs] = []
-        count = 1
+        count = 0
         for _ in range((graph.segment.stop & ~graph.segment.start).bit_count()):
             led, found = next_ideals(graph, ideals[-1])
             ideals.append(found)
             runs.append(led)
-            count += len(found)
-            if count > _MOST_IDEALS or time.perf_counter() > deadline:
+            count += len(led.operator)
+            if count > _MOST_RUNS or time.perf_counter() > deadline:
                 return None
         return cls(graph, ideals, runs)
 
