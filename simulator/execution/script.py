@@ -187,7 +187,7 @@ def _recomputation(plan: OffloadPlan, script: Script, forward: set[int]) -> None
             back
             for item, key, (_, back) in zip(problem.items, keys.items, keys.gaps)
             if not item.extra and not item.away and back is not None and key in forward
-            and profile.slot_of[profile.program.births[key]] == keys.segments[segment]
+            and profile.piece_of[profile.program.births[key]] == keys.segments[segment]
         )  # fmt: skip
         script.actions[first].append(Action("recompute", segment))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from peakline.planning.coarse import coarse, fine, root
+from peakline.planning.coarse import coarse, fine, parted, root
 from peakline.planning.execute import executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, saved
 from peakline.planning.packing import Codec, packings
@@ -19,13 +19,19 @@ from peakline.solvers.offload.linear import Infeasible, bound, solve
 from peakline.solvers.offload.problem import Decisions, Packing, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
-__all__ = ["Attempt", "hosted", "modes", "parts", "stretches"]
+__all__ = ["Attempt", "hosted", "modes", "others"]
 
-ATTEMPTS = 8
+ATTEMPTS = 10
 """Budgets that the solver is given at most."""
 
-STEPS = 128
+STEPS = 1024
 """The first reserve is this part of what must leave; the next ones add twice as much each time."""
+
+ROUNDED = 0.01
+"""Where rounding is further above the bound, the mixed-integer program is asked as well."""
+
+INTEGERS = 2
+"""Mixed-integer programs that are solved at most for one budget."""
 
 CONFIRMED = 0.001
 """A replay within this of the solver's time has nothing to win from a larger reserve."""
@@ -49,24 +55,23 @@ LENGTHS = (1, 2, 4)
 """Steps of such a part."""
 
 
-def parts(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profile]:
-    """The same programs with a few operators to a slot, where they are small: parts of a layer are executed again.
+def others(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profile]:
+    """The same programs in other pieces, for budgets that layers do not reach, or do not serve best.
 
-    One layer after the other is all that a deep model needs; a single block has nothing else to choose from.
+    Parts of layers hold less while they run again, stretches of two and of √n layers need fewer inputs to be kept.
+    Where a program is small, a few operators are a piece: a single block has nothing else to choose from. A captured
+    step is carried out layer by layer, or in parts of layers.
     """
     for taken in profiles if "recompute" in words else ():
-        for length in LENGTHS if len(taken.steps) <= SMALL else ():
-            yield fine(taken, length)
-
-
-def stretches(profiles: list[Profile], words: tuple[str, ...]) -> Iterator[Profile]:
-    """The same programs with √n layers to a stretch: fewer layer inputs to keep, for the smallest budgets.
-
-    A captured step is carried out layer by layer, so it has none.
-    """
-    for taken in profiles if "recompute" in words else ():
-        if root(taken) > 1 and not is_captured(taken.estimate.graph):
-            yield coarse(taken, root(taken))
+        if len(taken.steps) <= SMALL:
+            yield from (fine(taken, length) for length in LENGTHS)
+            continue
+        parts = parted(taken)
+        yield parts
+        if all(step.block.family is None for step in taken.steps):
+            yield parted(parts)
+        if not is_captured(taken.estimate.graph):
+            yield from (coarse(taken, length) for length in dict.fromkeys((2, root(taken))) if length > 1)
 
 
 def hosted(taken: Profile, words: tuple[str, ...]) -> int:
@@ -148,11 +153,12 @@ class Attempt:
         best: tuple[Decisions, Timeline] | None = None
         first = step = max((problem.peak - room) // STEPS, 1)
         low, high, reserve, short = 0, room, 0, 0  # reserves that are too small, and that are large enough or too large
+        kept = 0  # the reserve of the best
         until = time.process_time() + self.time_limit
         for _ in range(ATTEMPTS):
             smaller = replace(problem, budget=room - reserve)
             try:
-                decisions = solve(smaller, time_limit=self.time_limit, lower_bound=lower)
+                decisions = solve(smaller, time_limit=self.time_limit, lower_bound=lower, integers=False)
             except Infeasible as error:
                 if not reserve:
                     raise
@@ -165,13 +171,31 @@ class Attempt:
                 else:
                     low = reserve
                 if found is not None and (best is None or found[1].makespan < best[1].makespan):
-                    best = found
+                    best, kept = found, reserve
             if high - low <= first or (best is not None and time.process_time() > until):
                 break
             reserve = (low + high) // 2 if high < room else low + max(step, short + short // 8)
             step *= 2
         if best is None:
             raise Infeasible(room, room + short)
+        return self._in_integers(problem, keys, room - kept, lower, best)
+
+    def _in_integers(
+        self, problem: Problem, keys: Keys, target: int, lower: float, best: tuple[Decisions, Timeline]
+    ) -> tuple[Decisions, Timeline]:
+        """The best, or what the mixed-integer program decides for the same budget where rounding lost much."""
+        room = problem.budget
+        for _ in range(INTEGERS if best[1].makespan > lower * (1 + ROUNDED) else 0):
+            try:
+                decisions = solve(replace(problem, budget=target), time_limit=self.time_limit / 2, lower_bound=lower)
+            except Infeasible:
+                break
+            found, short = self._replayed(problem, keys, decisions, room)
+            if found is not None and found[1].makespan < best[1].makespan:
+                best = found
+            if found is not None or decisions.seconds >= best[1].makespan:
+                break
+            target -= short + short // 8
         return best
 
     def _replayed(

@@ -146,12 +146,12 @@ class _Writer:
     def _starts(self) -> dict[int, int]:
         """First backward step that reads something a segment saved, by segment."""
         found: dict[int, int] = {}
-        slot_of = {slot: i for i, slot in enumerate(self.keys.segments)}
+        segment_of = {piece: i for i, piece in enumerate(self.keys.segments)}
         for i, item in enumerate(self.problem.items):
             birth, back = self.profile.program.births[self.keys.items[i]], self.keys.gaps[i][1]
             if item.extra or item.away or back is None or birth >= self.profile.turn:
                 continue
-            number = slot_of.get(self.profile.slot_of[birth])
+            number = segment_of.get(self.profile.piece_of[birth])
             if number is not None:
                 found[number] = min(found.get(number, back), back)
         return found
@@ -365,7 +365,8 @@ class _Writer:
         if step.operator.attributes.get("host"):
             task = self._host_turn(step, profile.seconds[i])
         else:
-            task = self._compute(step.name, profile.seconds[i], step.operator.phase, step.touches, holds)
+            touched = (*step.touches, *(part.key for part, _ in self._leaving.get(i, []) if part.present))
+            task = self._compute(step.name, profile.seconds[i], step.operator.phase, touched, holds)
         drops = [f"workspace {i}"] if inside else []
         for key in self.dropped_after.get(i, []):
             drops += self._gone(key)

@@ -12,7 +12,8 @@ from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.hardware.units import format_bytes
 from peakline.models.graph import Graph
-from peakline.planning.attempt import Attempt, hosted, modes, parts, stretches
+from peakline.planning.attempt import Attempt, hosted, modes, others
+from peakline.planning.coarse import sharp
 from peakline.planning.extract import profile
 from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, bytes_of, one_of, slowdown_of, words_of
 from peakline.planning.outcome import SCHEMA, Decision, Made, NothingFits, OffloadPlan
@@ -24,6 +25,9 @@ from peakline.streams import Timeline
 from peakline.timeline import step_seconds
 
 __all__ = ["ALLOWED", "SCHEMA", "Decision", "NothingFits", "OffloadPlan", "bytes_of", "plan"]
+
+SLOTS = 256
+"""Slots that a step is cut into at least: copies may start and end at their borders."""
 
 ROUNDING = 4 << 20
 """Bytes at most that a tight plan leaves to the alignment of addresses."""
@@ -95,10 +99,11 @@ def plan(
     codec = CODECS[quantise] if "quantise-activations" in words else None
     profiles = [profile(before, turns=turns, host=hosted) for turns, hosted in modes(words, around)]
     profiles = [taken for taken in profiles if around is None or beside(around, hosted(taken, words)) is not None]
-    search = Search(
-        [Attempt(taken, words, around, time_limit, codec) for taken in [*profiles, *parts(profiles, words)]],
-        [Attempt(taken, words, around, time_limit, codec) for taken in stretches(profiles, words)], fit,
-    )  # fmt: skip
+    first, further = (
+        [Attempt(sharp(one, SLOTS), words, around, time_limit, codec) for one in ways]
+        for ways in (profiles, others(profiles, words))
+    )
+    search = Search(first, further, fit)
     seconds = sum(step_seconds(before))
     least: int | None = None
     if objective == "memory":

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from peakline.planning.coarse import coarse, root
+from peakline.planning.coarse import coarse, forward, root
 from peakline.planning.execute import executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, profile
 from peakline.planning.tiers import Surroundings
@@ -33,7 +33,7 @@ from peakline.streams import Deadlock, Timeline, simulate
 __all__ = ["POLICIES", "Outcome", "compare", "decided", "good_enough"]
 
 AHEAD = 2
-"""Slots before its use at which a policy asks a tensor back: while the layer before the previous one runs."""
+"""Layers before its use at which a policy asks a tensor back: while the layer before the previous one runs."""
 
 
 Choice: TypeAlias = Callable[[], Decisions]
@@ -180,7 +180,7 @@ def uniform_selection(taken: Profile, problem: Problem) -> list[Choice]:
 def longest_idle_first(taken: Profile, problem: Problem) -> list[Choice]:
     """Saved activations by bytes · slots of idleness, in growing numbers, to the first tier."""
     movable = [i for i, item in enumerate(problem.items) if item.movable and not item.extra and item.returns]
-    movable.sort(key=lambda i: -problem.items[i].bytes * (problem.items[i].idle[1] - problem.items[i].idle[0] + 1))
+    movable.sort(key=lambda i: -problem.items[i].bytes * (problem.items[i].returns[0] - problem.items[i].leaves[0][0]))
     return [partial(decided, problem, set(), dict.fromkeys(movable[:n], 1.0)) for n in range(len(movable) + 1)]
 
 
@@ -206,7 +206,7 @@ def _kind(name: str) -> str:
 
 def _layers(taken: Profile, problem: Problem) -> set[int]:
     """Segments that repeat: the layers; all segments where nothing repeats."""
-    first = {taken.program.steps[start].name: start for start, _ in taken.slots}
+    first = {taken.program.steps[start].name: start for start, _ in forward(taken)}
     found = {l for l, s in enumerate(problem.segments) if taken.program.steps[first[s.name]].block.repeat > 1}
     return found or set(range(len(problem.segments)))
 
@@ -262,10 +262,10 @@ def decided(problem: Problem, executed: set[int], moved: dict[int, float]) -> De
         share.append(tuple(out if t == 0 else 0.0 for t in range(len(problem.tiers))))
         gone = item.group >= 0 and item.group in again
         kept.append(1.0 - out if (i in needed or not item.extra) and not gone else 0.0)
-    due = [0.0] * len(problem.slots)
+    due, asked = [0.0] * len(problem.slots), _asked(problem)
     for i, item in enumerate(problem.items):
         for slot in item.returns if share[i] and share[i][0] else ():
-            due[max(slot - AHEAD, 0)] += item.bytes * share[i][0]
+            due[asked[slot]] += item.bytes * share[i][0]
     curve, total = [], 0.0
     for bytes_ in due:
         total += bytes_
@@ -274,3 +274,12 @@ def decided(problem: Problem, executed: set[int], moved: dict[int, float]) -> De
         tuple(share), tuple(g in again for g in range(len(problem.groups))), tuple(kept),
         tuple(tuple(curve) if t == 0 else (0.0,) * len(curve) for t in range(len(problem.tiers))), 0.0, 0.0, "policy",
     )  # fmt: skip
+
+
+def _asked(problem: Problem) -> list[int]:
+    """The slot at whose start a tensor is asked back that each slot needs: as many seconds ahead as layers take."""
+    layers = 2 * max(len(problem.segments), 1)  # forward and backward
+    lead, starts = AHEAD * problem.seconds / layers, [0.0]
+    for slot in problem.slots:
+        starts.append(starts[-1] + slot.seconds)
+    return [max(bisect_right(starts, starts[s] - lead) - 1, 0) for s in range(len(problem.slots))]

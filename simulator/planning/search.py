@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from peakline.planning.addresses import reserved_by, staying
-from peakline.planning.attempt import Attempt
+from peakline.planning.attempt import GREEDY, Attempt
 from peakline.planning.chains import Chain, chain_of
 from peakline.planning.execute import DEVICE
 from peakline.planning.extract import Keys
@@ -32,6 +32,9 @@ PROBES = 6
 
 WIDE = 0.02
 """Where a plan is further above its bound, the decisions for the smallest budget and all of the room are tried too."""
+
+NEARLY = 0.002
+"""Other pieces whose bound is no further below a plan than this part are not tried."""
 
 CHAIN = "dynamic programme over the chain of layers (Rotor)"
 
@@ -62,7 +65,7 @@ class Search:
 
     Attributes:
         attempts: the ways.
-        coarse: further ones, for budgets that these do not reach.
+        coarse: further ones, for budgets that these do not reach or do not serve best.
         fit: `allocated` or `reserved`.
     """
 
@@ -91,16 +94,16 @@ class Search:
         """The same, as far as each budget is looked at for itself."""
         outcomes: list[Found] = []
         refused: list[Attempt] = []
-        for group in (self.attempts, self.coarse):
-            for attempt in group if not outcomes else ():
-                try:
-                    outcomes.append(self._within(attempt, room, aim))
-                except Infeasible:
-                    refused.append(attempt)
-        lower = min((found.decisions.lower_bound for found in outcomes), default=0.0)
+        for attempt in self.attempts:
+            try:
+                outcomes.append(self._within(attempt, room, aim))
+            except Infeasible:
+                refused.append(attempt)
+        lower = min((found.decisions.lower_bound for found in outcomes), default=NEVER)
         if outcomes:
-            lower = min([lower, *(self._bound(attempt, aim) for attempt in refused if attempt in self.attempts)])
-        if min((found.timeline.makespan for found in outcomes), default=NEVER) > lower * (1 + WIDE):
+            lower = min([lower, *(self._bound(attempt, aim) for attempt in refused)])
+        lower = min(lower, self._in_other_pieces(room, aim, outcomes))
+        if not outcomes or min(found.timeline.makespan for found in outcomes) > lower * (1 + WIDE):
             outcomes += [found for found in self._tight if outcomes and found.needs(self.fit) <= room]
             outcomes += self._chained(room)
         if not outcomes:
@@ -108,8 +111,25 @@ class Search:
         best = min(outcomes, key=lambda found: found.timeline.makespan)
         by_chain = min((chain.lower_bound(room) for chain in self._chains.values()), default=NEVER)
         if best.decisions.method == CHAIN:  # of another class: stages may run more than twice
-            lower = min(lower or by_chain, by_chain)
+            lower = min(lower, by_chain)
         return best, lower
+
+    def _in_other_pieces(self, room: int, aim: int, outcomes: list[Found]) -> float:
+        """Add what the further attempts find that may still be faster; the least of the bounds that were looked at."""
+        best = min((found.timeline.makespan for found in outcomes), default=NEVER)
+        asis = min((sum(attempt.profile.seconds) for attempt in self.attempts), default=0.0)
+        if best <= asis * (1 + GREEDY):
+            return NEVER
+        bounds = sorted(((self._bound(attempt, aim), n) for n, attempt in enumerate(self.coarse)))
+        for lower, number in bounds:
+            if lower * (1 + NEARLY) >= best:
+                break
+            try:
+                outcomes.append(self._within(self.coarse[number], room, aim))
+            except Infeasible:
+                continue
+            best = min(best, outcomes[-1].timeline.makespan)
+        return min((lower for lower, _ in bounds), default=NEVER)
 
     # ---- sequential models ----------------------------------------------------------------------------------------
     @cached_property

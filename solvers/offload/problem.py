@@ -1,17 +1,18 @@
 """The problem in plain numbers: slots of work in a fixed order, items that may leave memory meanwhile, and tiers.
 
 A *slot* is a stretch of the program; it has its seconds, and the bytes that are alive at its fullest moment if nothing
-leaves. An *item* is a tensor (or many of one kind) with a time in which nobody needs it. It may stay; it may be moved
-to a tier and back, whole or in part; it may be held in fewer bits where it is (*packed*); or it may be dropped and made
-again by its *group*: the operators that must be executed together to have it again. Groups of one *segment* (a layer)
-are executed in one go, in the slot where the first of the segment's items is needed again.
+leaves. A *moment* is an operator, or some operators of a slot between which nothing becomes idle or is used again:
+memory must be enough at each. An *item* is a tensor (or many of one kind) with a time in which nobody needs it. It may
+stay; it may be moved to a tier and back, whole or in part; it may be held in fewer bits where it is (*packed*); or it
+may be dropped and made again by its *group*: the operators that must be executed together to have it again. Groups of
+one *segment* (a layer) are executed in one go, in the slot where the first of the segment's items is needed again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Decisions", "Group", "Item", "Packing", "Problem", "Segment", "Slot", "Tier"]
+__all__ = ["Decisions", "Group", "Item", "Moment", "Packing", "Passing", "Problem", "Segment", "Slot", "Tier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,23 @@ class Slot:
 
     seconds: float
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment at which memory must be enough.
+
+    Attributes:
+        slot: during which it is.
+        bytes: alive if nothing leaves.
+        group: the group that is executed again just then, −1 where the program itself runs.
+        inside: bytes that this second execution holds for sure, of what is no item: its results, operands, workspace.
+    """
+
+    slot: int
+    bytes: int
+    group: int = -1
+    inside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,7 @@ class Packing:
     Attributes:
         bytes: of the packed item, scales included.
         pack, unpack: seconds of computing, in the slot after which it leaves and in the one at whose start it is back.
-        idle: (first, last) slots at whose fullest moment only the packed bytes are there.
+        idle: (first, last) moments at which only the packed bytes are there.
     """
 
     bytes: int
@@ -61,8 +79,8 @@ class Item:
     Attributes:
         name: for people.
         bytes: its size.
-        idle: (first, last) slots at whose fullest moment it is alive and nobody uses it; memory is saved there by
-            dropping it, or taken there by keeping an `extra` one.
+        idle: (first, last) moments at which it is alive and nobody uses it; memory is saved there by dropping it, or
+            taken there by keeping an `extra` one.
         group: number of the group that makes it again, −1 if none may.
         leaves: slots after which it may leave; (slot, whether its bytes must be written).
         returns: slots at whose start it must be back.
@@ -71,6 +89,7 @@ class Item:
         must_move: it must be (a gradient for an optimizer on the host).
         gone_by: slot at whose start the tier must have it all (the host's turn), or None.
         extra: nothing holds it in `idle` unless it is kept for a group's sake.
+        lingers: last moment at which an extra one that is kept may still be there, where that is after `idle`.
         packing: what it is in fewer bits, or None if it may not be packed.
     """
 
@@ -86,6 +105,15 @@ class Item:
     gone_by: int | None = None
     extra: bool = False
     packing: Packing | None = None
+    lingers: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Bytes that a second execution makes beside items, and the (first, last) moments at which they may be there."""
+
+    bytes: int
+    span: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +126,7 @@ class Group:
         segment: the segment it belongs to.
         items: numbers of items that must be there: kept, moved back in time, or of the same segment and made again.
         groups: groups of the same segment whose results it needs and which are no items themselves.
+        passing: what it holds meanwhile beside items.
     """
 
     name: str
@@ -105,15 +134,15 @@ class Group:
     segment: int
     items: tuple[int, ...] = ()
     groups: tuple[int, ...] = ()
+    passing: tuple[Passing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Groups that are executed in one go at the start of slot `slot`, passing `transient` bytes that are soon freed."""
+    """Groups that are executed in one go in slot `slot`."""
 
     name: str
     slot: int
-    transient: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +152,7 @@ class Problem:
     Attributes:
         budget: bytes of device memory.
         common: bytes/s out and back of the link that the ways to all tiers share; None if each has its own.
+        moments: in the order of time; empty where every slot has but its fullest one, with the slot's number.
     """
 
     slots: tuple[Slot, ...]
@@ -132,6 +162,12 @@ class Problem:
     tiers: tuple[Tier, ...]
     budget: int
     common: tuple[float, float] | None = None
+    moments: tuple[Moment, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Moment, ...]:
+        """The moments, or the fullest one of every slot."""
+        return self.moments or tuple([Moment(number, slot.bytes) for number, slot in enumerate(self.slots)])
 
     @property
     def seconds(self) -> float:
