@@ -18,7 +18,11 @@ from __future__ import annotations
 
 import heapq
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
+from math import inf
+from operator import or_
 
 from peakline.solvers.dag import Dag, bits
 
@@ -76,10 +80,14 @@ def windows(
     found: dict[int, list[tuple[int, float]]] = {}
     place = {i: n for n, i in enumerate(dag.problem.given_order)}
     fits: dict[tuple[int, int], int] = {}
+    by_size = sorted((size, 1 << a) for a, size in enumerate(dag.size))
+    below = [0, *accumulate((mask for _, mask in by_size), or_)]
+    small = [below[bisect_right(by_size, (capacity - own, inf))] for own in dag.working_sets]  # tensors that fit alone
 
     def beside(i: int, tensors: int) -> int:
+        tensors &= small[i]
         if (i, tensors) not in fits:
-            fits[i, tensors] = _largest_fit([dag.size[a] for a in bits(tensors)], capacity - dag.working_sets[i])
+            fits[i, tensors] = _largest_fit(dag, tensors, capacity - dag.working_sets[i])
         return fits[i, tensors]
 
     for j in range(len(dag)):
@@ -97,24 +105,26 @@ def windows(
                 needed |= dag.reads[i]
             needed &= there
             moving = (dag.weigh(needed) - beside(j, needed)) / bandwidth
-            if moving > 0:
-                moving -= sum(min(seconds[i], beside(i, needed & ~dag.touch[i]) / bandwidth) for i in between)
+            for i in between:
+                if moving <= 0:
+                    break
+                moving -= min(seconds[i], beside(i, needed & ~dag.touch[i]) / bandwidth)
             if moving > 0:
                 pairs.append((k, sum(seconds[i] for i in between) + moving))
         found[j] = pairs
     return found
 
 
-def _largest_fit(sizes: list[int], room: int) -> int:
-    """Most bytes that some of these sizes have together within `room`; of many sizes a bound on it."""
-    small = [size for size in sizes if size <= room]
-    if sum(small) <= room:
-        return sum(small)
-    if len(small) > _MOST_SUMMED:
+def _largest_fit(dag: Dag, tensors: int, room: int) -> int:
+    """Most bytes of tensors, each of which fits alone, that fit together; of many tensors a bound on it."""
+    total = dag.weigh(tensors)
+    if total <= room:
+        return total
+    if tensors.bit_count() > _MOST_SUMMED:
         return room
     sums = {0}
-    for size in small:
-        sums |= {total + size for total in sums if total + size <= room}
+    for a in bits(tensors):
+        sums |= {have + dag.size[a] for have in sums if have + dag.size[a] <= room}
     return max(sums)
 
 

@@ -9,10 +9,12 @@ from dataclasses import replace
 from peakline.solvers.alternatives import Choices
 from peakline.solvers.dag import Dag
 from peakline.solvers.makespan.bounds import ROUNDING, time_bound
+from peakline.solvers.makespan.link import streamed
 from peakline.solvers.makespan.solve import fastest, seconds_of
 from peakline.solvers.plan import Plan
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.choosing import best_choice, refuse_too_small, traffic_of_any_choice
+from peakline.solvers.schedule.fixed_order import furthest_use
 
 __all__ = ["fastest_choosing"]
 
@@ -49,14 +51,20 @@ def fastest_choosing(
         assert plan.time is not None
         return plan.time.makespan, plan.time.lower_bound
 
-    def floor(problem: Problem) -> float:
+    def floor(problem: Problem, quick: bool) -> float:
         if len(problem.operators) > _MOST_BOUNDED:
             return 0.0
-        return time_bound(Dag.of(problem), capacity, seconds_of(problem, compute_rate), bandwidth)[0]
+        deadline = 0.0 if quick else math.inf  # windows take long
+        return time_bound(Dag.of(problem), capacity, seconds_of(problem, compute_rate), bandwidth, deadline=deadline)[0]
+
+    def estimate(problem: Problem) -> float:
+        dag, seconds = Dag.of(problem), seconds_of(problem, compute_rate)
+        made = streamed(dag, furthest_use(dag, problem.given_order, capacity).schedule, capacity, seconds, bandwidth)
+        return made[1] if made is not None else math.inf
 
     avoidable = traffic_of_any_choice(choices, capacity)
     least = _of_any_choice(choices, bandwidth, compute_rate, avoidable)
-    found = best_choice(choices, capacity, solve, value, floor, least, time_limit)
+    found = best_choice(choices, capacity, solve, value, floor, estimate, least, time_limit)
     timing, proof = found.plan.time, found.plan.certificate
     assert timing is not None
     method = f"{timing.method.split('; bound')[0]}, {found.method}"

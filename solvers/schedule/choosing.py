@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice, product
 
@@ -18,6 +18,7 @@ from peakline.solvers.bounds import traffic_bound
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Operator, Problem, ProblemError
+from peakline.solvers.schedule.fixed_order import furthest_use
 from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
 
 __all__ = ["best_choice", "refuse_too_small", "schedule_choosing", "smallest_capacity", "traffic_of_any_choice"]
@@ -25,10 +26,14 @@ __all__ = ["best_choice", "refuse_too_small", "schedule_choosing", "smallest_cap
 _MOST_CHOICES = 256  # all of which are solved
 _MOST_BOUNDED = 400  # operators for each of which the tensors alive under any choice are sought
 _LARGEST_EXPANSION = 20_000  # parts
-_SHARE = 0.25  # of the time left that one choice, or bounding all of them, may take
+_SHARE = 0.25  # of the time left that one choice, or ranking all of them, may take
+_RESERVE = 0.35  # of the time left, for bounds of the choices that were not solved
 
 Solve = Callable[[Problem, float], Plan]
 """(a choice carried out, seconds) → its plan."""
+
+Floor = Callable[[Problem, bool], float]
+"""(a choice carried out, whether it must be quick) → what bounds its plans without solving it."""
 
 Choice = dict[str, str]
 
@@ -48,12 +53,15 @@ def schedule_choosing(choices: Choices, capacity: int, *, time_limit: float = 60
     def solve(problem: Problem, seconds: float) -> Plan:
         return schedule(problem, capacity, time_limit=seconds, seed=seed)
 
-    def floor(problem: Problem) -> float:
+    def floor(problem: Problem, quick: bool) -> float:
         return traffic_bound(Dag.of(problem), capacity) if len(problem.operators) <= _MOST_BOUNDED else 0
+
+    def estimate(problem: Problem) -> float:
+        return furthest_use(Dag.of(problem), problem.given_order, capacity).cost
 
     found = best_choice(
         choices, capacity, solve, lambda plan: (plan.certificate.objective, plan.certificate.lower_bound), floor,
-        traffic_of_any_choice(choices, capacity), time_limit,
+        estimate, traffic_of_any_choice(choices, capacity), time_limit,
     )  # fmt: skip
     plan = found.plan
     proof = Certificate(
@@ -77,18 +85,21 @@ def best_choice(
     capacity: int,
     solve: Solve,
     value: Callable[[Plan], tuple[float, float]],
-    floor: Callable[[Problem], float],
+    floor: Floor,
+    estimate: Callable[[Problem], float],
     bound_of_all: float,
     time_limit: float,
 ) -> Chosen:
     """The plan with the least `value(plan)[0]`; `value(plan)[1]` bounds its choice, `floor` a choice not yet solved.
+
+    `estimate` says what a choice may cost: the most promising are solved first.
 
     Raises NotFound if no choice could be solved in time.
     """
     began = time.perf_counter()
     options = feasible_options(choices, capacity)
     count = math.prod(len(listed) for listed in options.values())
-    work = _Work(choices, solve, value, floor, began + time_limit)
+    work = _Work(choices, solve, value, floor, estimate, began + time_limit)
     if count <= _MOST_CHOICES:
         complete = work.all_of(options, count)
         bound = max(bound_of_all, work.least_bound)
@@ -154,9 +165,10 @@ class _Work:
 
     def __init__(
         self, choices: Choices, solve: Solve, value: Callable[[Plan], tuple[float, float]],
-        floor: Callable[[Problem], float], deadline: float,
+        floor: Floor, estimate: Callable[[Problem], float], deadline: float,
     ) -> None:  # fmt: skip
         self.choices, self.solve, self.value, self.floor, self.deadline = choices, solve, value, floor, deadline
+        self.estimate = estimate
         self.best: tuple[Choice, Plan] | None = None
         self.cost = math.inf
         self.least_bound = math.inf
@@ -196,35 +208,53 @@ class _Work:
         """A bound on the plans of a choice, without solving it."""
         key = tuple(sorted(choice.items()))
         if key not in self.floors:
-            self.floors[key] = self.floor(self.choices.expand(choice))
+            self.floors[key] = self.floor(self.choices.expand(choice), False)
         return self.floors[key]
 
     def all_of(self, options: Mapping[str, list[str | None]], count: int) -> bool:
-        """Solve every choice, the one with the least bound first; whether there was time for all.
+        """Solve every choice, the most promising first; whether each was solved, or bounded by what is better.
 
-        Each may take a share of the time left; of a choice that is not solved its bound counts.
+        Each may take a share of the time left; of a choice that is not solved its floor counts.
         """
-        listed: Iterator[tuple[str | None, ...]] = product(*options.values())
+        ranked: list[tuple[float, int, int, float, Choice]] = []
         began = time.perf_counter()
-        ranked: list[tuple[float, int, int, Choice]] = []
-        for taken in islice(listed, count):
+        for taken in islice(product(*options.values()), count):
             choice = _taken(dict(zip(options, taken)))
             parts = sum(self.parts(name, choice.get(name)) for name in options)
             hurry = time.perf_counter() - began > _SHARE * (self.deadline - began)
             try:
-                ranked.append((0.0 if hurry else self.floor_of(choice), parts, len(ranked), choice))
+                problem = self.choices.expand(choice)
             except ProblemError as refusal:  # cuts that do not meet: no choice
                 self.refusal = str(refusal)
-        for n, (floor, _, _, choice) in enumerate(sorted(ranked)):
-            left = self.deadline - time.perf_counter()
-            if self.best is not None and (left <= 0 or floor >= self.cost):
+                continue
+            promise = 0.0 if hurry else self.estimate(problem)
+            ranked.append((promise, parts, len(ranked), 0.0 if hurry else self.floor(problem, True), choice))
+        ranked.sort()
+        solved = 0
+        until = self.deadline - (0 if len(ranked) == 1 else _RESERVE * (self.deadline - time.perf_counter()))
+        for n, (_, _, _, floor, choice) in enumerate(ranked):
+            left = until - time.perf_counter()
+            if self.best is not None and left <= 0:
+                break
+            solved = n + 1
+            if floor >= self.cost:
                 self.least_bound = min(self.least_bound, floor)
-                return floor >= self.cost
+                continue
             self.attempt(choice, max(_SHARE * left, left / (count - n)))
             if self.cost == 0:
                 self.least_bound = 0
                 return True
-        return True
+        return self.bounded(ranked[solved:])
+
+    def bounded(self, unsolved: list[tuple[float, int, int, float, Choice]]) -> bool:
+        """Bound what was not solved, the least floor first; whether none of it can be better than the best."""
+        below = False
+        for _, _, _, floor, choice in sorted(unsolved, key=lambda entry: entry[3]):
+            if floor < self.cost and time.perf_counter() < self.deadline:
+                floor = max(floor, self.floor_of(choice))
+            self.least_bound = min(self.least_bound, floor)
+            below |= floor < self.cost
+        return not below
 
     def parts(self, operator: str, taken: str | None) -> int:
         return 1 if taken is None else len(self.choices.named(operator, taken).parts)
