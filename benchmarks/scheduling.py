@@ -76,7 +76,7 @@ def _title(name: str) -> str:
 
 def wired() -> Iterator[tuple[str, Problem]]:
     """Stages of RandWire, parameters streaming past."""
-    for nodes, seed in ((12, 1), (20, 0), (20, 1), (32, 0)):
+    for nodes, seed in ((12, 1), (20, 0), (20, 1), (32, 0), (32, 1), (32, 2), (40, 0)):
         yield f"RandWire stage, {nodes} nodes, seed {seed}", without_parameters(stage(nodes, seed))
 
 
