@@ -27,7 +27,7 @@ _MOST_CHOICES = 256  # all of which are solved
 _MOST_BOUNDED = 400  # operators for each of which the tensors alive under any choice are sought
 _LARGEST_EXPANSION = 20_000  # parts
 _SHARE = 0.25  # of the time left that one choice, or ranking all of them, may take
-_RESERVE = 0.35  # of the time left, for bounds of the choices that were not solved
+_RESERVE = 0.6  # of the time left that bounds of choices which are not solved may take at most
 
 Solve = Callable[[Problem, float], Plan]
 """(a choice carried out, seconds) → its plan."""
@@ -231,7 +231,7 @@ class _Work:
             ranked.append((promise, parts, len(ranked), 0.0 if hurry else self.floor(problem, True), choice))
         ranked.sort()
         solved = 0
-        until = self.deadline - (0 if len(ranked) == 1 else _RESERVE * (self.deadline - time.perf_counter()))
+        until = self.deadline - self.reserve([choice for *_, choice in ranked])
         for n, (_, _, _, floor, choice) in enumerate(ranked):
             left = until - time.perf_counter()
             if self.best is not None and left <= 0:
@@ -245,6 +245,14 @@ class _Work:
                 self.least_bound = 0
                 return True
         return self.bounded(ranked[solved:])
+
+    def reserve(self, ranked: list[Choice]) -> float:
+        """Seconds to keep for bounding all choices but one; what the first one's bound takes tells."""
+        began = time.perf_counter()
+        if len(ranked) > 1:
+            self.floor_of(ranked[0])
+        now = time.perf_counter()
+        return min((now - began) * 1.3 * (len(ranked) - 1), _RESERVE * max(0.0, self.deadline - now))
 
     def bounded(self, unsolved: list[tuple[float, int, int, float, Choice]]) -> bool:
         """Bound what was not solved, the least floor first; whether none of it can be better than the best."""
