@@ -7,7 +7,7 @@ import time
 from peakline.solvers.contest import Answer, Report
 from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.layers import layers
-from peakline.solvers.schedule.meeting import Meeting
+from peakline.solvers.schedule.meeting import meet
 from peakline.solvers.schedule.neighbourhoods import Path, improve_piece
 from peakline.solvers.schedule.search import beam, search
 from peakline.solvers.schedule.states import Moves
@@ -49,12 +49,12 @@ def by_meeting(
     def tick() -> None:
         report(best)
 
-    steps = Meeting.of(Moves(dag, piece, capacity), deadline=time.perf_counter() + _SHARE * seconds)
+    moves = Moves(dag, piece, capacity)
     above, tried = known, 0
-    while steps is not None and best.bound < above and time.perf_counter() < deadline:
+    while best.bound < above and time.perf_counter() < deadline:
         target = known if above == known and tried == _HALVINGS else (best.bound + above + 1) // 2
         until = deadline if target == known else time.perf_counter() + 0.5 * (deadline - time.perf_counter())
-        found = steps.below(target, deadline=until, tick=tick)
+        found = meet(moves, target, deadline=until, tick=tick)
         if found is not None and found.moves is not None:
             return Answer(found.moves, found.cost, found.cost)
         if found is None:

@@ -17,7 +17,7 @@ from peakline.solvers.floors import NEVER
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment
 
-__all__ = ["Graph", "Ideal", "Runs", "Words", "backwards", "next_ideals", "slots"]
+__all__ = ["Graph", "Ideal", "Runs", "Words", "next_ideals", "previous_ideals", "slots"]
 
 Words = npt.NDArray[np.int64]
 
@@ -190,6 +190,16 @@ class Graph:
         ready = sum(1 << i for i in bits(segment.stop & ~segment.start) if not dag.before[i] & ~segment.start)
         return Ideal(self, segment.start, segment.live, ready, 0)
 
+    def last(self) -> Ideal:
+        """All of the segment has run; `ready` is what may be undone."""
+        dag, segment = self.dag, self.segment
+        ready = sum(1 << i for i in bits(self.floors.inside) if not dag.after[i] & segment.stop)
+        live = 0
+        for a, users in enumerate(dag.users):
+            if users & segment.stop and dag.readers[a] & ~segment.stop:
+                live |= 1 << a
+        return Ideal(self, segment.stop, live, ready, 0)
+
 
 @dataclass(slots=True)
 class Runs:
@@ -255,13 +265,32 @@ def next_ideals(graph: Graph, ideals: list[Ideal]) -> tuple[Runs, list[Ideal]]:
     return graph.runs(from_, to, kinds), found
 
 
-def backwards(graph: Graph, before: list[Ideal], runs: Runs, after: list[Ideal]) -> Runs:
-    """The same runs undone: from the ideals of `after` to those of `before`."""
-    kinds = [
-        graph.undo(i, graph.dag.touch[i] & after[f].live, graph.dag.touch[i] & ~before[e].live)
-        for e, i, f in zip(runs.ideal.tolist(), runs.operator.tolist(), runs.to.tolist())
-    ]
-    return graph.runs(runs.to.tolist(), runs.ideal.tolist(), kinds)
+def previous_ideals(graph: Graph, ideals: list[Ideal]) -> tuple[Runs, list[Ideal]]:
+    """What may be undone in each ideal, and the ideals with one operator less; `ready` is what may be undone there."""
+    dag, inside = graph.dag, graph.floors.inside
+    numbers: dict[int, int] = {}
+    found: list[Ideal] = []
+    from_, to, kinds = [], [], []
+    for g, ideal in enumerate(ideals):
+        for i in bits(ideal.ready):
+            executed = ideal.executed ^ 1 << i
+            touch = dag.touch[i]
+            number = numbers.get(executed)
+            if number is None:
+                number = numbers[executed] = len(found)
+                ready = ideal.ready ^ 1 << i
+                for j in bits(dag.before[i] & inside):
+                    if not dag.after[j] & executed:
+                        ready |= 1 << j
+                live = ideal.live & ~touch
+                for a in dag.inputs[i]:
+                    if dag.users[a] & executed:
+                        live |= 1 << a
+                found.append(Ideal(graph, executed, live, ready, 0))
+            from_.append(g)
+            to.append(number)
+            kinds.append(graph.undo(i, touch & ideal.live, touch & ~found[number].live))
+    return graph.runs(from_, to, kinds), found
 
 
 def _stand_ins(graph: Graph, i: int, new: int, dead: int) -> tuple[int, int]:

@@ -32,90 +32,61 @@ import numpy as np
 import numpy.typing as npt
 
 from peakline.solvers.dag import bits
-from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, backwards, next_ideals
+from peakline.solvers.schedule.ideals import Graph, Ideal, Words, next_ideals, previous_ideals
 from peakline.solvers.schedule.layers import Layer, distinct, expand, to_come, undominated
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
-__all__ = ["Meeting"]
+__all__ = ["meet"]
 
 _MOST_STATES = 8_000_000  # 32 bytes each
-_MOST_RUNS = 1_500_000  # of the whole graph, about 0.4 kB each
+_MOST_PAIRS = 200_000_000  # of ideals of both fronts that are compared at a step
+_ROWS = 256  # of them at a time
+_BITS = 62
+_WORD = (1 << _BITS) - 1
 _NEVER = 1 << 60  # of an ideal that no state of the other end leads to
 
 
-class Meeting:
-    """A segment with all of its ideals, to be solved below one cost after another."""
+def meet(
+    moves: Moves,
+    known: int,
+    *,
+    deadline: float,
+    most_states: int = _MOST_STATES,
+    tick: Callable[[], None] = lambda: None,
+) -> Found | None:
+    """The least traffic through the segment if it is below `known` bytes, else a proof that none is.
 
-    def __init__(self, graph: Graph, ideals: list[list[Ideal]], runs: list[Runs]) -> None:
-        self.graph, self.ideals, self.runs = graph, ideals, runs
-        self._undone: dict[int, Runs] = {}
-
-    @classmethod
-    def of(cls, moves: Moves, *, deadline: float) -> Meeting | None:
-        """None past the deadline, with more than 1,500,000 runs, or where more than 62 tensors may be alive at once."""
-        graph = Graph(moves)
-        if not graph.possible:
-            return None
-        ideals: list[list[Ideal]] = [[graph.first()]]
-        runs: list[Runs] = []
-        count = 0
-        for _ in range((graph.segment.stop & ~graph.segment.start).bit_count()):
-            led, found = next_ideals(graph, ideals[-1])
-            ideals.append(found)
-            runs.append(led)
-            count += len(led.operator)
-            if count > _MOST_RUNS or time.perf_counter() > deadline:
-                return None
-        return cls(graph, ideals, runs)
-
-    def undone(self, k: int) -> Runs:
-        """The runs from the ideals of k operators to those of k + 1, backwards."""
-        if k not in self._undone:
-            self._undone[k] = backwards(self.graph, self.ideals[k], self.runs[k], self.ideals[k + 1])
-        return self._undone[k]
-
-    def below(
-        self,
-        known: int,
-        *,
-        deadline: float,
-        most_states: int = _MOST_STATES,
-        tick: Callable[[], None] = lambda: None,
-    ) -> Found | None:
-        """The least traffic through the segment if it is below `known` bytes, else a proof that none is.
-
-        None past the deadline, or if more than `most_states` states would have to be kept. `tick` is called after every
-        layer.
-        """
-        ends = _Ends(self, -(-known // self.graph.unit))
-        while not ends.met:
-            ends.go_on()
-            tick()
-            if ends.hopeless:
-                return Found(None, known, known, ends.states)
-            if time.perf_counter() > deadline or ends.states > most_states:
-                return None
-        cost, path = ends.join()
-        if path is None:
+    None past the deadline, if more than `most_states` states would have to be kept, or where more than 62 tensors may
+    be alive at once. `tick` is called after every layer.
+    """
+    graph = Graph(moves)
+    if not graph.possible:
+        return None
+    ends = _Ends(graph, -(-known // graph.unit))
+    while not ends.met:
+        ends.go_on()
+        tick()
+        if ends.hopeless:
             return Found(None, known, known, ends.states)
-        return Found(path, cost * self.graph.unit, cost * self.graph.unit, ends.states)
-
-
-_Worth = Callable[[Ideal, Layer, slice], Words]
+        if time.perf_counter() > deadline or ends.states > most_states:
+            return None
+    cost, path = ends.join()
+    if path is None:
+        return Found(None, known, known, ends.states)
+    return Found(path, cost * graph.unit, cost * graph.unit, ends.states)
 
 
 class _Ends:
     """The two fronts, and the layers that lead back from them."""
 
-    def __init__(self, steps: Meeting, most: int) -> None:
-        self.steps, self.graph, self.most = steps, steps.graph, most
-        graph = self.graph
-        self.ahead = [_one(steps.ideals[0], int(graph.held_at_first()[0]))]
-        self.behind = [_one(steps.ideals[-1], int(steps.ideals[-1][0].sizes.sum()))]
-        self._beside: dict[int, Words] = {}
+    def __init__(self, graph: Graph, most: int) -> None:
+        self.graph, self.most = graph, most
+        first, last = graph.first(), graph.last()
+        self.ahead, self.behind = [_one(first)], [_one(last)]
         self.states = 2
-        self.apart = len(steps.runs)  # layers between the fronts
+        self.apart = len(graph.floors.operators)  # layers between the fronts
+        self._beside: dict[int, Words] = {}
 
     @property
     def met(self) -> bool:
@@ -129,17 +100,14 @@ class _Ends:
     def go_on(self) -> None:
         """One layer further from the end with fewer states."""
         self.apart -= 1
-        k = len(self.ahead) - 1  # operators executed before the front
-        if len(self.ahead[-1]) <= len(self.behind[-1]):
-            self._step(self.ahead, self.steps.runs[k], k + 1, self._after)
-        else:
-            self._step(self.behind, self.steps.undone(k + self.apart), k + self.apart, self._before)
-
-    def _step(self, passed: list[Layer], runs: Runs, to: int, worth: _Worth) -> None:
-        front, ideals = passed[-1], self.steps.ideals[to]
-        reached = self._from_behind(to) if passed is self.ahead else self._from_ahead(to)
+        forward = len(self.ahead[-1]) <= len(self.behind[-1])
+        passed, other = (self.ahead, self.behind) if forward else (self.behind, self.ahead)
+        front = passed[-1]
+        runs, ideals = (next_ideals if forward else previous_ideals)(self.graph, front.ideals)
+        reached = self._reached(ideals, other[-1], forward)
         layer = distinct(expand(self.graph, front, runs, ideals, self.most - reached), self.most)
         front.forget()
+        worth = self._after if forward else self._before
         ends = np.searchsorted(layer.ideal, np.arange(len(ideals) + 1))
         kept: list[npt.NDArray[np.intp]] = []
         for g in np.unique(layer.ideal):
@@ -148,26 +116,27 @@ class _Ends:
             chosen = np.flatnonzero(value < self.most)
             chosen = chosen[np.argsort(value[chosen], kind="stable")] + part.start
             kept.append(undominated(ideal, layer, chosen))
-        passed.append(layer.take(np.concatenate(kept) if kept else np.zeros(0, dtype=np.intp)))
+        passed.append(_alone(layer.take(np.concatenate(kept) if kept else np.zeros(0, dtype=np.intp))))
         self.states += len(passed[-1])
 
-    def _from_behind(self, to: int) -> Words:
-        """For each ideal of layer `to` the least that is paid behind it, apart from what is paid before it as well."""
-        least = self._apart(self.behind[-1])
-        for n in range(to + self.apart - 1, to - 1, -1):
-            new = np.full(len(self.steps.ideals[n]), _NEVER, dtype=np.int64)
-            np.minimum.at(new, self.steps.runs[n].ideal, least[self.steps.runs[n].to])
-            least = new
-        return least
+    def _reached(self, ideals: list[Ideal], other: Layer, forward: bool) -> Words:
+        """For each ideal the least that is paid beyond the other front, apart from what both may have paid."""
+        least = self._apart(other)
+        if len(ideals) * len(least) > _MOST_PAIRS:
+            return np.full(len(ideals), least.min(initial=_NEVER), dtype=np.int64)
+        ours, theirs = self._words(ideals), self._words(other.ideals)
+        reached = np.empty(len(ideals), dtype=np.int64)
+        for k in range(0, len(ideals), _ROWS):
+            rows = slice(k, k + _ROWS)
+            less, more = (ours[rows, None], theirs[None]) if forward else (theirs[None], ours[rows, None])
+            reached[rows] = np.where((less & ~more).any(axis=2), _NEVER, least).min(axis=1, initial=_NEVER)
+        return reached
 
-    def _from_ahead(self, to: int) -> Words:
-        """For each ideal of layer `to` the least that is paid before it, apart from what is paid behind it as well."""
-        least = self._apart(self.ahead[-1])
-        for n in range(to - self.apart, to):
-            new = np.full(len(self.steps.ideals[n + 1]), _NEVER, dtype=np.int64)
-            np.minimum.at(new, self.steps.runs[n].to, least[self.steps.runs[n].ideal])
-            least = new
-        return least
+    def _words(self, ideals: list[Ideal]) -> Words:
+        """The executed operators of each ideal as rows of 62 bits a word."""
+        count = len(self.graph.dag)
+        rows = [[i.executed >> k & _WORD for k in range(0, count, _BITS)] for i in ideals]
+        return np.array(rows, dtype=np.int64).reshape(len(ideals), -(-count // _BITS))
 
     def _apart(self, layer: Layer) -> Words:
         """Of each ideal the least that its states have paid, but for what the other end may have paid as well."""
@@ -215,13 +184,15 @@ class _Ends:
     def join(self) -> tuple[int, tuple[tuple[int, int], ...] | None]:
         """The cheapest pair of states of one ideal, if it is below what is known."""
         ahead, behind = self.ahead[-1], self.behind[-1]
-        count = np.arange(len(ahead.ideals) + 1)
-        firsts, seconds = np.searchsorted(ahead.ideal, count), np.searchsorted(behind.ideal, count)
+        firsts = np.searchsorted(ahead.ideal, np.arange(len(ahead.ideals) + 1))
+        seconds = np.searchsorted(behind.ideal, np.arange(len(behind.ideals) + 1))
+        numbers = {ideal.executed: h for h, ideal in enumerate(behind.ideals)}
         best, pair = self.most, None
         for g, ideal in enumerate(ahead.ideals):
-            one, other = slice(int(firsts[g]), int(firsts[g + 1])), slice(int(seconds[g]), int(seconds[g + 1]))
-            if one.start == one.stop or other.start == other.stop:
+            h = numbers.get(ideal.executed)
+            if h is None:
                 continue
+            one, other = slice(int(firsts[g]), int(firsts[g + 1])), slice(int(seconds[h]), int(seconds[h + 1]))
             size = ideal.sizes.astype(np.float64)
             out, stored = _bits(ideal, ahead.out[one]) * size, _bits(ideal, ahead.stored[one]) * size
             both = out @ _bits(ideal, behind.out[other]).T + stored @ _bits(ideal, behind.stored[other]).T
@@ -238,9 +209,16 @@ class _Ends:
         return (*reversed(first), *second)
 
 
-def _one(ideals: list[Ideal], held: int) -> Layer:
+def _one(ideal: Ideal) -> Layer:
     zero = np.zeros(1, dtype=np.int64)
-    return Layer(ideals, zero, zero, zero, np.array([held], dtype=np.int64), zero, zero, zero)
+    return Layer([ideal], zero, zero, zero, np.array([ideal.sizes.sum()], dtype=np.int64), zero, zero, zero)
+
+
+def _alone(layer: Layer) -> Layer:
+    """The layer without ideals that have no states."""
+    which, number = np.unique(layer.ideal, return_inverse=True)
+    layer.ideals, layer.ideal = [layer.ideals[g] for g in which], number.ravel()
+    return layer
 
 
 def _trace(graph: Graph, passed: list[Layer], at: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from schedule_cases import least_traffic_by_enumeration, problems, wired, workin
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.episodes import traffic
-from peakline.solvers.schedule.meeting import Meeting
+from peakline.solvers.schedule.meeting import meet
 from peakline.solvers.schedule.search import Found, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment
@@ -26,9 +26,7 @@ def whole(problem: Problem, spare: int = 0) -> Moves:
 
 
 def least_below(moves: Moves, known: int) -> Found:
-    meeting = Meeting.of(moves, deadline=inf)
-    assert meeting is not None
-    found = meeting.below(known, deadline=inf)
+    found = meet(moves, known, deadline=inf)
     assert found is not None
     return found
 
@@ -80,8 +78,4 @@ def test_nothing_is_found_below_the_least_and_the_least_below_any_more(seed: int
 
 
 def test_no_time_means_no_answer() -> None:
-    moves = whole(wired(3, 15))
-    meeting = Meeting.of(moves, deadline=inf)
-    assert meeting is not None
-    assert meeting.below(ANY, deadline=-inf) is None
-    assert Meeting.of(moves, deadline=-inf) is None
+    assert meet(whole(wired(3, 15)), ANY, deadline=-inf) is None
