@@ -159,7 +159,8 @@ class Placement:
             "schema": "peakline.place/1", "fits": True, "model": self.model, "device": self.device.name,
             "prompt": self.prompt, "generate": self.generate, "batch": self.batch, "batches": self.batches,
             "weights": self.weights, **({"neurons": self.neurons} if self.neurons else {}),
-            "cache": self.cache, "device_bytes": round(self.device_bytes), "prompt_seconds": self.prompt_seconds,
+            "cache": self.cache, "states": self.shares.states, "device_bytes": round(self.device_bytes),
+            "prompt_seconds": self.prompt_seconds,
             "step_seconds": self.step_seconds, "seconds": self.seconds, "solved_seconds": self.shares.seconds,
             "tokens_per_second": self.throughput, "tokens_per_second_bound": 1.0 / self.lower_bound,
             "gap": self.gap, "bound_by": self.bound_by, "notes": list(self.around.notes),
@@ -175,6 +176,7 @@ class Placement:
             ("weights", self.weights, s.weights * s.layers),
             *((("of them by neurons", self.neurons, s.gathered * s.layers),) if self.neurons else ()),
             ("cache", self.cache, s.cache * s.layers * self.block),
+            *((("hidden states", self.shares.states, self.problem.hidden),) if self.problem.hidden else ()),
         ):
             places = (format_bytes(round(shares.get(p, 0.0) * size)) if shares.get(p) else "-" for p in _PLACES)
             rows.append((name, format_bytes(round(size)), *places))
@@ -297,7 +299,8 @@ def place(
             passes = (*prompts(sizes, size, count), decoding(sizes, size, count, expert_prefetch, generate - 1))
             problem = Block(
                 sizes, passes, around, capacity - context, _window(sizes, size * count), size * count,
-                sizes.cache * size / sizes.units, kept,
+                sizes.cache * size / sizes.units, kept, max(way.states * way.slots for way in passes),
+                _waiting(sizes, size, count),
             )  # fmt: skip
             smallest = smallest or (problem, context)
             seconds = bound(problem)
@@ -374,6 +377,14 @@ def _window(s: Sizes, block: int) -> float:
         return 0.0
     beside = s.sparse.beside(block)
     return max(s.layers * beside.resident + BUFFERS * beside.loaded, BUFFERS * s.gathered)
+
+
+def _waiting(s: Sizes, batch: int, batches: int) -> float:
+    """Bytes of a block's batches that wait while another computes: a token of each, or, where all pass one matrix after
+    the other, their activations."""
+    if not s.pieces[0].cached:
+        return (batches - 1) * s.working
+    return s.hidden * batch * batches if batches > 1 else 0.0
 
 
 def _resident(given: int | None, sizes: Sizes) -> float | None:

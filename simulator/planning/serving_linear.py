@@ -39,6 +39,9 @@ __all__ = ["WAYS", "bound", "least", "limits", "solve"]
 SLOTS = 32
 """Slots of a layer that are told apart; of more, several are taken as one."""
 
+LITTLE = 0.01
+"""Share of the device below which hidden states are left there."""
+
 CUTS = 12
 """Rows for fair sharing that are looked for."""
 
@@ -63,8 +66,9 @@ class _Rows:
         self.block, self.program = block, self.pulp.LpProblem("placement", self.pulp.LpMinimize)
         self.weights, self.cache = self._shares("w"), self._shares("c")
         self.neurons = self._shares("f") if block.sizes.sparse else {}
+        self.states = self._shares("s")
         self.used: dict[tuple[str, str], Any] = {}
-        for name, shares in (("w", self.weights), ("c", self.cache), ("f", self.neurons)):
+        for name, shares in (("w", self.weights), ("c", self.cache), ("f", self.neurons), ("s", self.states)):
             for place in block.places[1:]:
                 used: Any = 0.0
                 if integer and shares and (self.latency(place, False) or self.latency(place, True)):
@@ -100,10 +104,12 @@ class _Rows:
         found: dict[tuple[str, str], Any] = {}
         for place in self.block.places[1:]:
             f = self.neurons.get(place, 0.0)
-            ahead = self.weights[place] * (way.weights + way.late_weights) + self.cache[place] * way.cached * way.slots
-            found[place, "ahead"] = ahead + f * way.neurons
+            ahead = self.weights[place] * (way.weights + way.late_weights) + f * way.neurons
+            slots = self.cache[place] * way.cached + self.states[place] * way.states
+            found[place, "ahead"] = ahead + slots * way.slots
             found[place, "gathered"] = f * way.late_neurons
-            found[place, "saved"] = self.cache[place] * (way.saved * way.slots / way.every)
+            saved = self.cache[place] * (way.saved * way.slots / way.every)
+            found[place, "saved"] = saved + self.states[place] * (way.states * way.slots)
         return found
 
     def limits(self, way: Pass) -> dict[str, Any]:
@@ -143,7 +149,8 @@ class _Rows:
         self.program += found >= rest + way.seconds
         for place in self.block.places[1:]:
             save = self.cache[place] * (way.saved / self.rate(place, True))
-            save += self.used["c", place] * self.latency(place, True)
+            save += self.states[place] * (way.states / self.rate(place, True))
+            save += (self.used["c", place] + self.used["s", place] * bool(way.states)) * self.latency(place, True)
             count = layers * sum(p.times * p.slots for p in passes) - BUFFERS
             arrives = self.arrival(way)[0]
             self.program += found >= arrives * begin + BUFFERS * slot + save * max(count, 0.0)
@@ -231,7 +238,9 @@ class _Rows:
         w, c, f = (shares.get(place, 0.0) for shares in (self.weights, self.cache, self.neurons))
         if event.kind in ("cache", "save"):
             size = way.saved if out else way.cached
-            return c * (size / rate) + self.used["c", place] * (way.copies * latency)
+            took = c * (size / rate) + self.used["c", place] * (way.copies * latency * bool(size))
+            took += self.states[place] * (way.states / rate)
+            return took + self.used["s", place] * (way.copies * latency * bool(way.states))
         if event.kind == "late":
             took = w * (way.late_weights / rate) + self.used["w", place] * (latency * bool(way.late_weights))
             took += f * (way.late_neurons / self.rate(place, False, True))
@@ -272,6 +281,10 @@ class _Rows:
             if event.kind == "cache":
                 i = event.slot - BUFFERS
                 after(n, slots[i % len(slots)], _laps(i, len(slots)), lasts)
+                if not way.decodes:  # what the slot two before saved, and what the layer before handed on, are away
+                    after(n, kinds["save"][i % len(slots)], _laps(i, len(slots)), lasts)
+                    if way.states:
+                        after(n, kinds["save"][event.slot], 1, lasts)
             elif event.kind == "save":
                 after(n, slots[event.slot], 0, lasts)
             elif event.kind != "use":
@@ -311,7 +324,7 @@ def least(block: Block, place: str) -> float | None:
 def limits(block: Block, shares: Shares, way: Pass) -> dict[str, float]:
     """Seconds that each resource takes for a layer of a pass: computing, what waits for it, and links."""
     rows = _Rows(block, integer=False)
-    rows.weights, rows.cache, rows.neurons = shares.weights, shares.cache, shares.neurons
+    rows.weights, rows.cache, rows.neurons, rows.states = shares.weights, shares.cache, shares.neurons, shares.states
     return {name: float(seconds) for name, seconds in rows.limits(way).items()}
 
 
@@ -334,12 +347,15 @@ def bound(block: Block) -> float | None:
     return float(rows.pulp.value(rows.program.objective)) if rows.solve() else None
 
 
-WAYS = ((False, False), (True, False), (True, True))
-"""How copies are cut: the cache on the device, or elsewhere and weights in one copy or in slices."""
+WAYS = (
+    (False, False, False), (True, False, False), (True, True, False),
+    (False, True, True), (True, False, True), (True, True, True),
+)  # fmt: skip
+"""How copies are cut: the cache comes in; weights in slices; hidden states come in."""
 
 
 def solve(
-    block: Block, cached: bool, sliced: bool, seen: Sequence[Seen] = (), near: Shares | None = None
+    block: Block, way_: tuple[bool, bool, bool], seen: Sequence[Seen] = (), near: Shares | None = None
 ) -> Shares | None:
     """The best shares with copies cut in one of the `WAYS`; None if the block does not fit.
 
@@ -347,18 +363,22 @@ def solve(
         seen: rows that the replay of earlier solutions gave.
         near: shares that it stays next to.
     """
-    if block.kept is not None and cached != (block.kept < 1.0):
+    cached, sliced, handed = way_
+    if (block.kept is not None and cached != (block.kept < 1.0)) or (handed and block.hidden < LITTLE * block.room):
         return None
     rows = _Rows(block, integer=True)
     rows.fits()
     if not cached:
         rows.program += rows.cache["device"] == 1
+    if not handed:
+        rows.program += rows.states["device"] == 1
     took = [rows.pulp.LpVariable(f"T{i}", 0) for i in range(len(block.passes))]
     for way, seconds in zip(block.passes, took):
         for limit in rows.limits(way).values():
             rows.program += seconds >= limit
-        rows.waits(way.coarse(SLOTS), seconds, cached and way.cached > 0, sliced)
-    for name in ("weights", "cache", "neurons") if near else ():
+        comes = (cached and way.cached > 0) or (handed and way.states > 0)
+        rows.waits(way.coarse(SLOTS), seconds, comes, sliced)
+    for name in ("weights", "cache", "neurons", "states") if near else ():
         for place, share in getattr(rows, name).items():
             rows.program += share <= (getattr(near, name)[place] and getattr(near, name)[place] + _NEAR)
             rows.program += share >= getattr(near, name)[place] - _NEAR
@@ -380,8 +400,8 @@ def solve(
         return {place: share if share > _NEAR / 10 else 0.0 for place, share in found.items()}
 
     return Shares(
-        of(rows.weights), of(rows.cache), of(rows.neurons), float(value(total)), float(value(prompts)),
-        block.sizes.layers * float(value(took[-1])), tuple(float(value(t)) for t in took), cached, sliced,
+        of(rows.weights), of(rows.cache), of(rows.neurons), of(rows.states), float(value(total)), float(value(prompts)),
+        block.sizes.layers * float(value(took[-1])), tuple(float(value(t)) for t in took), cached, sliced, handed,
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ slots are about to save. So
 * the weights of a piece come once those that leave room have been used: while one piece computes, the ones after the
   next are on their way. Where the cache comes in as well, they do so in *slices*, one after every other slot, so that
   neither waits long for the other on the link;
+* what a batch of prompts hands from layer to layer (its hidden states) comes and goes as the cache does, where it does
+  not stay; with one batch, or in a decoding step, there is too little of it to move;
 * of a mixture, prompts need every expert: they come in parts, one after the other, behind the rest of the layer;
 * what is known late (experts after their router, neurons after their attention) comes once the layer before has ended.
 
@@ -50,6 +52,7 @@ class Pass:
         decodes: it generates a token.
         pieces: in which the layer's weights come in.
         copies: that a slot's bytes come and go in.
+        states: bytes of hidden states that a slot reads, and writes for the layer after.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Pass:
     decodes: bool
     pieces: tuple[Piece, ...]
     copies: float = 1.0
+    states: float = 0.0
 
     @property
     def largest(self) -> float:
@@ -78,7 +82,13 @@ class Pass:
             return self
         many = self.slots / slots
         return replace(
-            self, slots=slots, cached=many * self.cached, saved=many * self.saved / self.every, every=1, copies=many
+            self,
+            slots=slots,
+            cached=many * self.cached,
+            states=many * self.states,
+            saved=many * self.saved / self.every,
+            every=1,
+            copies=many,
         )
 
 
@@ -100,7 +110,8 @@ def prompts(s: Sizes, batch: int, batches: int) -> tuple[Pass, ...]:
             "prompt", chunk.times, batches * s.units, batches * chunk.seconds,
             s.read(batch * batches * chunk.tokens) - s.gathered, s.gathered, 0.0, 0.0,
             chunk.cached * s.appended * batch / s.units, chunk.tokens * s.appended * batch / s.units, 1, False,
-            s.pieces_of(batch * batches * chunk.tokens),
+            s.pieces_of(batch * batches * chunk.tokens), 1.0,
+            s.hidden * batch * chunk.tokens / s.units if batches > 1 and s.pieces[0].cached else 0.0,
         )
         for chunk in s.chunks
     )  # fmt: skip

@@ -24,6 +24,8 @@ class Block:
         window: bytes on the device of the neurons that lie elsewhere.
         sequences: of the block.
         slot: of a batch's cache, the bytes that one slot holds.
+        hidden: bytes of the hidden states of a block's prompts, where there are several batches.
+        beside: bytes always on the device for the batches that wait: what they keep between pieces, or tokens.
         kept: the share of the cache that stays on the device, where it is given.
     """
 
@@ -35,6 +37,8 @@ class Block:
     sequences: int
     slot: float
     kept: float | None = None
+    hidden: float = 0.0
+    beside: float = 0.0
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -42,16 +46,17 @@ class Block:
         return ("device", *(tier.name for tier in self.around.tiers))
 
     def lies(self, place: str, shares: Any) -> Any:
-        """Bytes of weights and cache that lie in a place, by its shares (numbers, or unknowns)."""
+        """Bytes of weights, cache and hidden states that lie in a place, by its shares (numbers, or unknowns)."""
         s = self.sizes
         weights = shares.weights[place] * (s.weights - s.gathered)
         if shares.neurons:
             weights += shares.neurons[place] * s.gathered
-        return (weights + shares.cache[place] * s.cache * self.sequences) * s.layers
+        held = (weights + shares.cache[place] * s.cache * self.sequences) * s.layers
+        return held + shares.states[place] * self.hidden
 
     def meets(self, shares: Shares) -> bool:
         """Whether copies slow each other down: from two tiers, or in and out over a link too slow for both."""
-        tensors = (shares.weights, shares.cache, shares.neurons)
+        tensors = (shares.weights, shares.cache, shares.neurons, shares.states)
         used = [r for r in self.around.routes if any(at.get(r.tier.name, 0.0) > _NOTHING for at in tensors)]
         rates = {name: link.bandwidth for name, link in self.around.links.items()}
         return len(used) > 1 or any(
@@ -67,7 +72,8 @@ class Block:
         came = (1 - shares.weights["device"]) * read
         came += (1 - shares.cache["device"]) * (self.slot + saved)
         windows = (1 - shares.neurons["device"]) * self.window if shares.neurons else 0.0
-        return self.lies("device", shares) + BUFFERS * came + windows + self.sizes.working
+        came += (1 - shares.states["device"]) * (2 * max(way.states for way in self.passes))  # in, and out
+        return self.lies("device", shares) + BUFFERS * came + windows + self.sizes.working + self.beside
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,27 @@ class Shares:
     """A solution.
 
     Attributes:
-        weights, cache, neurons: shares by place.
+        weights, cache, neurons, states: shares by place.
         seconds, prompts, step: of all passes, of those of the prompts, and of one decoding step, as solved.
         layers: seconds from one layer to the next in every pass, as solved.
-        cached, sliced: how copies are cut (`serving_passes.layer`).
+        cached, sliced, handed: how copies are cut (`serving_passes.layer`).
     """
 
     weights: dict[str, float]
     cache: dict[str, float]
     neurons: dict[str, float]
+    states: dict[str, float]
     seconds: float
     prompts: float
     step: float
     layers: tuple[float, ...]
     cached: bool
     sliced: bool
+    handed: bool = False
+
+    def comes(self, way: Pass) -> bool:
+        """Something comes in for every slot of a pass."""
+        return (self.cached and way.cached > 0) or (self.handed and way.states > 0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class Seen:
 
     Attributes:
         number: of the pass.
-        at, slopes: by tensor (`weights`, `cache`, `neurons`) and place.
+        at, slopes: by tensor (`weights`, `cache`, `neurons`, `states`) and place.
     """
 
     number: int

@@ -21,7 +21,7 @@ LAYERS = 8
 TASKS = 2_000
 """Tasks above which half as many are."""
 
-_TENSORS = ("weights", "cache", "neurons")
+_TENSORS = ("weights", "cache", "neurons", "states")
 
 BEYOND = 2
 """Layers that go on after the last one, where it should be like any other."""
@@ -76,6 +76,7 @@ class _Issue:
         self.cached: list[tuple[int, str]] = []
         self.slots: list[list[int]] = []  # per slot: what has to end before its buffers are free
         self.saves: list[list[int]] = []
+        self.handed: dict[int, list[int]] = {}  # slot: copies of what the layer before handed on
         self.ended: dict[tuple[int, int], int] = {}  # (layer, piece): last use
         self.last: dict[int, int] = {}  # layer: its last piece
         self._lies()
@@ -86,10 +87,11 @@ class _Issue:
         for place in b.places:
             weights = at.weights.get(place, 0.0) * (s.weights - s.gathered) + at.neurons.get(place, 0.0) * s.gathered
             held = (weights + at.cache.get(place, 0.0) * s.cache * b.sequences) * s.layers
+            held += at.states.get(place, 0.0) * b.hidden
             if place not in self.program.tiers:
                 self.program.tiers[place] = StreamTier(place)
             self.program.initial.append(Hold(f"lies in {place}", place, int(held)))
-        self.program.initial.append(Hold("workspaces", "device", int(s.working)))
+        self.program.initial.append(Hold("workspaces", "device", int(s.working + b.beside)))
 
     def copies(
         self, name: str, sizes: dict[str, float], after: Sequence[int], ways: dict[str, tuple[str, ...]]
@@ -124,6 +126,9 @@ class _Issue:
             sizes = {p: of.cache[p] * way.cached for p in self.back}
             wait = self.slots[-BUFFERS] if len(self.slots) >= BUFFERS else []
             self.cached = self.copies(f"cache {where}", sizes, wait, self.back)
+            sizes = {p: of.states[p] * way.states for p in self.back}
+            wait = [*wait, *self.handed.get(event.slot, [])]
+            self.cached += self.copies(f"states {where}", sizes, wait, self.back)
         elif event.kind == "late":
             sizes = {p: of.weights[p] * way.late_weights for p in self.back}
             self.late = self.copies(f"late {where}", sizes, free, self.back)
@@ -132,7 +137,7 @@ class _Issue:
         elif event.kind == "use":
             self.use(event, number, way, piece.computing_of(way.decodes))
         else:
-            self.save(where, way)
+            self.save(where, event.slot, way)
 
     def before(self, number: int, piece: int) -> list[int]:
         """The last use of the piece before."""
@@ -156,11 +161,11 @@ class _Issue:
         saves = piece.cached and (event.slot + 1) % way.every == 0
         if saves:
             after += self.saves[-BUFFERS] if len(self.saves) >= BUFFERS else []
-            holds = [Hold(f"saved {len(self.saves)}.{p}", "device", n) for p, n in self.saved(way).items()]
-        if self.window(number, event, way):
-            holds.append(
-                Hold(f"window {number % self.block.sizes.layers}", "device", int(self.window(number, event, way)))
-            )
+            outs = self.saved(way).items()
+            holds = [Hold(f"saved {what} {len(self.saves)}.{p}", "device", n) for (what, p), n in outs]
+        window = int(self.window(number, event, way))
+        if window:
+            holds.append(Hold(f"window {number % self.block.sizes.layers}", "device", window))
         took = way.seconds * share * event.share
         name = f"{way.name} layer {number}.{event.piece}.{event.slot}".strip()
         done = self.program.add(Task(name, "compute", took, 0, (), tuple(after), tuple(holds), tuple(drops), "forward"))
@@ -181,20 +186,26 @@ class _Issue:
     decoded = 0
     """The first layer of the first decoding step."""
 
-    def saved(self, way: Pass) -> dict[str, int]:
-        """Bytes that go out after a slot, by place."""
-        found = {p: int(self.shares.cache[p] * way.saved) for p in self.out}
-        return {p: n for p, n in found.items() if n}
+    def saved(self, way: Pass) -> dict[tuple[str, str], int]:
+        """Bytes that go out after a slot, by what they are and their place."""
+        found = {("cache", p): int(self.shares.cache[p] * way.saved) for p in self.out}
+        found |= {("states", p): int(self.shares.states[p] * way.states) for p in self.out}
+        return {key: n for key, n in found.items() if n}
 
-    def save(self, where: str, way: Pass) -> None:
+    def save(self, where: str, slot: int, way: Pass) -> None:
         """Copies out of what a slot made."""
-        turn, gone = len(self.saves), []
-        for place, moved in self.saved(way).items():
+        turn = len(self.saves)
+        gone: list[int] = []
+        handed: list[int] = []
+        for (what, place), moved in self.saved(way).items():
             task = Task(
-                f"save {where}", f"to {place}", 0.0, moved, self.out[place], tuple(self.slots[-1][:1]), (),
-                (f"saved {turn}.{place}",), "offload",
+                f"save {what} {where}", f"to {place}", 0.0, moved, self.out[place], tuple(self.slots[-1][:1]), (),
+                (f"saved {what} {turn}.{place}",), "offload",
             )  # fmt: skip
             gone.append(self.program.add(task))
+            if what == "states":
+                handed.append(gone[-1])
+        self.handed[slot] = handed
         self.saves.append(gone)
         if not way.decodes:  # the buffer of a slot is free when what it made has left
             self.slots[-1] = self.slots[-1] + gone
@@ -227,7 +238,7 @@ def replayed(
             for piece, ahead in early(way.pieces):
                 if number + ahead < len(order) and order[number + ahead].pieces == way.pieces:
                     issue.weights(order[number + ahead], (number + ahead, piece), 1.0, issue.before(number, 0))
-        for event in layer(way, shares.cached and way.cached > 0, shares.sliced):
+        for event in layer(way, shares.comes(way), shares.sliced):
             issue.event(event, number, way, order[number : number + deepest + 1])
     done = simulate(issue.program)
     marks = [done.runs[issue.ended[number, issue.last[number]]].end for number in range(last)]

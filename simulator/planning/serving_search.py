@@ -45,7 +45,7 @@ class Option:
     size: int
     count: int
     problem: Block = field(compare=False)
-    cut: tuple[bool, bool] = field(default=WAYS[0], compare=False)
+    cut: tuple[bool, bool, bool] = field(default=WAYS[0], compare=False)
     shares: Shares | None = field(default=None, compare=False)
     rows: tuple[Seen, ...] = field(default=(), compare=False)
     tried: tuple[tuple[Shares, tuple[float, ...]], ...] = field(default=(), compare=False)
@@ -77,7 +77,7 @@ def fastest(options: Sequence[Option]) -> Option | None:
 
 def _solved(option: Option, near: Shares | None = None) -> Option | None:
     """The option as its linear program says."""
-    shares = solve(option.problem, *option.cut, option.rows, near)
+    shares = solve(option.problem, option.cut, option.rows, near)
     if shares is None:
         return None
     tokens = option.size * option.count * (option.problem.passes[-1].times + 1.0)

@@ -88,6 +88,7 @@ class Sizes:
         sparse: the feed-forward part, where only active neurons of it come in.
         pieces: in which a layer comes in, in the order of their use; one, or its operators.
         chunks: passes of the prompts.
+        hidden: bytes of what one layer hands to the next, for one token of one sequence.
     """
 
     layers: int
@@ -105,6 +106,7 @@ class Sizes:
     sparse: Sparse | None = None
     pieces: tuple[Piece, ...] = (Piece("", 1.0, 1.0, True),)
     chunks: tuple[Chunk, ...] = ()
+    hidden: float = 0.0
 
     @property
     def gathered(self) -> float:
@@ -169,6 +171,7 @@ def sizes_of(
         heads,
         units,
         *_experts(graph, batch, layers),
+        hidden=_hidden(graph, batch),
         chunks=_chunks(prompt, chunk, float(part.time) / layers, float(prompts.time) / layers),
     ), step.memory.context
 
@@ -186,6 +189,12 @@ def _chunks(prompt: int, chunk: int | None, first: float, seconds: float) -> tup
     tokens, kinds = -(-prompt // count), min(count, CHUNKS)
     middles = [(count / kinds) * (kind + 0.5) - 0.5 for kind in range(kinds)]
     return tuple(Chunk(count / kinds, tokens, tokens * i, first + more * i) for i in middles)
+
+
+def _hidden(graph: Graph, tokens: int) -> float:
+    """Bytes per token of what the repeated layers hand on: what their last operator makes."""
+    made = [o.outputs[0] for block, o in graph.operators() if block.repeat > 1]
+    return float(graph.tensors[made[-1]].bytes) / tokens if made else 0.0
 
 
 def _heads(graph: Graph) -> int:
