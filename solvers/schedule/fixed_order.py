@@ -73,18 +73,19 @@ def furthest_use(dag: Dag, order: Sequence[int], capacity: int, *, spare: int = 
 
 
 def best_replacement(
-    dag: Dag, order: Sequence[int], capacity: int, *, time_limit: float = 30.0, spare: int = 0
+    dag: Dag, order: Sequence[int], capacity: int, *, time_limit: float = 30.0, spare: int = 0, gap: float = 0.0
 ) -> Replacement:
     """The gaps to drop that move the fewest bytes in this order, by PuLP and HiGHS.
 
-    `spare` bytes of the capacity stay free wherever an operator needs fewer. Where the solver is missing or finds
+    `spare` bytes of the capacity stay free wherever an operator needs fewer; a `gap` above 0, as a share of the
+    traffic, is near enough to stop. Where the solver is missing or finds
     nothing in time, the rule `furthest_use` with a bound of 0.
     """
     rule = furthest_use(dag, order, capacity, spare=spare)
     if rule.cost == 0 or not solver_available() or time_limit <= 0:
         return rule
     model = _Model(dag, order, capacity, spare)
-    solution = model.solve(time_limit)
+    solution = model.solve(time_limit, gap)
     if solution is None or solution.cost > rule.cost:
         return Replacement(rule.schedule, rule.cost, solution.bound if solution else 0)
     return solution
@@ -143,11 +144,11 @@ class _Model:
                 rows[key] = max(rows.get(key, 0), excess)
         return [(excess, sorted(covering)) for covering, excess in rows.items()]
 
-    def solve(self, time_limit: float) -> Replacement | None:
+    def solve(self, time_limit: float, gap: float = 0.0) -> Replacement | None:
         """The drops found and the solver's bound, rounded up to what sizes can add up to."""
         pulp = self.pulp
         began = time.perf_counter()
-        solver = pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, gapAbs=0.5, threads=1)
+        solver = pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=gap, gapAbs=0.5, threads=1)
         try:
             self.model.solve(solver)
         except pulp.PulpSolverError:
@@ -160,7 +161,8 @@ class _Model:
             return None
         cost = traffic(self.dag, dropped)
         # a time-out with an incumbent also counts as solved: only a run that ended before its limit proves anything
-        proven = self.model.sol_status == pulp.LpSolutionOptimal and time.perf_counter() - began < time_limit
+        solved = self.model.sol_status == pulp.LpSolutionOptimal and not gap
+        proven = solved and time.perf_counter() - began < time_limit
         return Replacement(Schedule(self.order, dropped), cost, cost if proven else _dual_bound(self.model) * self.unit)
 
     def _fits(self, dropped: frozenset[tuple[int, int]]) -> bool:

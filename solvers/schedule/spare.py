@@ -24,8 +24,12 @@ Placed = tuple[Schedule, tuple[int, ...]]
 
 _FIRST = 200  # part of the capacity that the first reserve is
 _LARGEST = 4  # part of the capacity that the last one is
+_GROWTH = 2  # of reserves, until one does
 _CLOSE = 1.3  # times a reserve that failed: one that does is small enough
-_SECONDS = 0.15  # of the time left, for one replacement and for one packing
+_REPLACING = 0.1  # of the time left, for one replacement
+_PACKING = 0.1  # of the time left, for one packing; those that are found are found at once
+_GAP = 0.003  # of a replacement's traffic that may be left to gain
+_SECONDS = 2.0  # for one replacement at least: less gives none that is good
 
 
 def place_with_spare(
@@ -40,12 +44,12 @@ def place_with_spare(
     spare = max(1, capacity // _FIRST)
     while spare <= capacity // _LARGEST and time.perf_counter() < deadline:
         smaller = best_replacement(
-            dag, schedule.order, capacity, time_limit=_part(deadline), spare=spare
+            dag, schedule.order, capacity, time_limit=max(_SECONDS, _part(_REPLACING, deadline)), spare=spare, gap=_GAP
         ).schedule  # fmt: skip
         if traffic(dag, smaller.dropped) >= most:
             does = spare  # it may, but is too dear
         else:
-            found = pack(dag, smaller, capacity, time_limit=_part(deadline), seed=seed)
+            found = pack(dag, smaller, capacity, time_limit=_part(_PACKING, deadline), seed=seed)
             placed = (smaller, found[0]) if found is not None else place_in_turn(dag, smaller, capacity)
             if traffic(dag, placed[0].dropped) < most:
                 best, most = placed, traffic(dag, placed[0].dropped)
@@ -55,9 +59,9 @@ def place_with_spare(
                 fails = spare
         if does and does <= max(_CLOSE * fails, fails + 1):
             break
-        spare = (fails + does) // 2 if does else 2 * spare
+        spare = (fails + does + 1) // 2 if does else _GROWTH * spare
     return best
 
 
-def _part(deadline: float) -> float:
-    return max(0.05, _SECONDS * (deadline - time.perf_counter()))
+def _part(share: float, deadline: float) -> float:
+    return max(0.05, share * (deadline - time.perf_counter()))
