@@ -353,13 +353,13 @@ def _refusal(model: str, found: Device, capacity: int, batch: int, problem: Bloc
         buffer = max(way.largest + way.neurons for way in problem.passes)
         windows = f", windows of neurons {format_bytes(round(problem.window))}" if problem.window else ""
         said += (
-            f"The least of the device is {format_bytes(floor)}, and {format_bytes(capacity)} may be used: context "
+            f"The least of the device is {_enough(floor)}, and {format_bytes(capacity)} may be used: context "
             f"{format_bytes(context)}, workspaces {format_bytes(round(sizes.working))}, {BUFFERS} buffers of up to "
             f"{format_bytes(round(buffer))} of weights and {format_bytes(round(problem.slot))} of cache{windows}, and "
             "what the other memories cannot hold. "
         )
     more = [
-        f"{tier.name}={format_bytes(math.ceil(needed))} (now {format_bytes(tier.capacity)})"
+        f"{tier.name}={_enough(needed)} (now {format_bytes(tier.capacity)})"
         for tier in problem.around.tiers
         if tier.capacity is not None and (needed := least(problem, tier.name)) and needed > tier.capacity
     ]
@@ -368,6 +368,13 @@ def _refusal(model: str, found: Device, capacity: int, batch: int, problem: Bloc
     else:
         said += "To fit, bring in less at a time: cache_unit, stream_unit, prompt_chunk, a smaller batch"
     return NoPlace(said, floor)
+
+
+def _enough(bytes_: float) -> str:
+    """The bytes in words of four digits, rounded up: what is asked for is enough."""
+    unit = 1024.0 ** int(math.log(max(bytes_, 1.0), 1024.0))
+    grain = 10.0 ** (len(str(int(bytes_ / unit))) - 4) * unit
+    return format_bytes(math.ceil(math.ceil(bytes_ / grain) * grain))
 
 
 def _window(s: Sizes, block: int) -> float:

@@ -26,6 +26,27 @@ def test_memories_that_are_too_small_are_the_answer_no(capsys):
     assert "give more host memory" in capsys.readouterr().out
 
 
+def test_the_floor_is_in_json_too(capsys):
+    assert run([*ASKED, "--budget", "1GiB", "--host", "64GiB", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert not data["fits"]
+    assert data["floor_bytes"] > 2**30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--generate", "0"), "generate: 0 is not a number of at least 1 token"),
+        (("--budget", "100GiB"), "budget: 100 GiB is more than rtx-3060-12gb has"),
+        (("--host", "-3GiB"), "host: '-3GiB' is negative"),
+        (("--ssd", "1TB", "--ssd-device", "rtx-4090"), "rtx-4090 is a gpu, not a drive"),
+    ],
+)
+def test_nonsense_is_named(options, message, capsys):
+    assert run([*ASKED, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_unknown_objective_is_bad_input(capsys):
     assert run([*ASKED, "--objective", "price"]) == 2
     assert "accepted: throughput, latency" in capsys.readouterr().err

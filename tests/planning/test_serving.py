@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from peakline.planning.serving import place, replay
+from peakline.planning.serving import NoPlace, place, replay
 
 GIB = 2**30
 
@@ -26,9 +26,65 @@ def test_a_model_that_fits_stays_on_the_device():
 )
 def test_the_replay_takes_the_promised_time_and_keeps_within_the_device(model, device, options):
     found = place(model, device, prompt=512, generate=32, batches=(1, 4), batch=(8, 32), **options)
-    done = replay(found, steps=3)
-    assert done.makespan / 3 == pytest.approx(found.step_seconds, rel=0.03)
-    assert done.peak("device") <= found.device.main.capacity
+    assert found.step_seconds == pytest.approx(found.shares.step, rel=0.01)
+    assert found.seconds == pytest.approx(found.shares.seconds, rel=0.01)
+    done = replay(found, steps=3, prompts=True)
+    assert done.makespan == pytest.approx(found.prompt_seconds + 3 * found.step_seconds, rel=0.02)
+    assert done.peak("device") <= found.device_bytes + 1 <= found.device.main.capacity
+    for tier in found.around.tiers:
+        assert done.peak(tier.name) <= tier.capacity
+
+
+def test_no_placement_is_faster_than_its_bound():
+    found = place("llama-2-7b", "rtx-3060-12gb", prompt=512, generate=32, host=64 * GIB, objective="latency")
+    assert 0.0 <= found.gap < 0.02
+    assert 1.0 / found.lower_bound >= found.throughput
+
+
+def test_what_comes_from_a_drive_passes_the_link_to_the_host():
+    """Two tiers have one link between them: beside 25 GB/s, a drive of 14 GB/s adds room and no speed."""
+    options = {"prompt": 128, "generate": 16, "batch": (1,), "objective": "latency"}
+    both = place("llama-3.1-70b", "rtx-4090", host=64 * GIB, ssd=10**12, **options)
+    away = (1 - both.weights["device"]) * both.sizes.weights * both.sizes.layers
+    assert both.weights["host"] > 0.1 < both.weights["ssd"]
+    assert both.step_seconds >= away / both.around.links["host in"].bandwidth * (1 - 1e-6)
+    assert both.step_seconds == pytest.approx(both.shares.step, rel=0.01)
+
+
+def test_batches_of_prompts_that_wait_keep_their_hidden_states_somewhere():
+    """Llama-3.1-70B hands 8,192 numbers of two bytes from layer to layer."""
+    found = place("llama-3.1-70b", "rtx-4090", prompt=512, generate=8, batch=(16,), batches=(4,), host=256 * GIB)
+    assert found.problem.hidden == 4 * 16 * 512 * 8192 * 2
+    assert sum(found.shares.states.values()) == pytest.approx(1.0)
+    assert place("llama-3.1-70b", "rtx-4090", prompt=512, generate=8, batch=(16,), batches=(1,)).problem.hidden == 0
+
+
+def test_the_floor_is_where_placing_begins():
+    options = {"prompt": 64, "generate": 8, "host": 64 * GIB, "batch": (1,), "batches": (1,)}
+    with pytest.raises(NoPlace, match="The least of the device is") as refused:
+        place("llama-2-7b", "rtx-3060-12gb", budget=GIB // 2, **options)
+    floor = refused.value.floor_bytes
+    assert place("llama-2-7b", "rtx-3060-12gb", budget=floor + 1024, **options).device_bytes <= floor + 1024
+    with pytest.raises(NoPlace):
+        place("llama-2-7b", "rtx-3060-12gb", budget=floor - 2**20, **options)
+
+
+def test_a_host_that_is_too_small_is_told_how_large_it_must_be():
+    options = {"prompt": 64, "generate": 8, "batch": (1,), "batches": (1,)}
+    with pytest.raises(NoPlace, match="host=") as refused:
+        place("llama-2-7b", "rtx-3060-12gb", budget="4 GiB", host="1 GiB", **options)
+    enough = str(refused.value).partition("host=")[2].partition(" (")[0]
+    assert place("llama-2-7b", "rtx-3060-12gb", budget="4 GiB", host=enough.replace(" ", ""), **options).weights["host"]
+
+
+def test_chunks_of_prompts_read_the_cache_of_those_before_them():
+    options = {"prompt": 16_384, "generate": 4, "batch": (1,), "batches": (1,), "resident_heads": 0}
+    found = place("llama-3-8b", "a100-80gb", prompt_chunk=2048, **options)
+    chunks = [way for way in found.problem.passes if not way.decodes]
+    assert sum(way.times for way in chunks) == 8
+    read = sum(way.times * way.cached for way in chunks)
+    assert read == pytest.approx(sum(range(8)) * 2048 * found.sizes.appended)
+    assert found.prompt_seconds == pytest.approx(found.shares.prompts, rel=0.01)
 
 
 def test_larger_blocks_share_the_weights_that_come_in():
@@ -152,6 +208,14 @@ def test_experts_that_are_guessed_come_while_the_layer_before_computes(prefetch)
     assert found.step_seconds >= away * found.sizes.read(1) * found.sizes.layers / found.around.common[1] * (1 - 1e-9)
     done = replay(found, steps=2)
     assert done.makespan / 2 == pytest.approx(found.step_seconds, rel=0.05)
+
+
+def test_prompts_bring_experts_in_parts():
+    sizes = mixture().sizes
+    pieces = sizes.pieces_of(64)
+    assert [piece.cached for piece in pieces] == [True] + 8 * [False]
+    assert sum(piece.weights for piece in pieces) == pytest.approx(1.0)
+    assert pieces[1].weights * sizes.read(64) == pytest.approx(sizes.experts / 8, rel=1e-6)
 
 
 def test_a_share_that_is_none_is_named():
