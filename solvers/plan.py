@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-__all__ = ["ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Timing", "Traffic", "document"]
+__all__ = [
+    "ALLOWED", "SCHEMA", "Certificate", "Plan", "PlanError", "Step", "Timing", "Traffic", "certificate_values",
+    "document",
+]  # fmt: skip
 
 SCHEMA = "peakline.plan/1"
 
@@ -70,6 +73,45 @@ class Traffic:
     def non_compulsory(self) -> int:
         """Bytes that a large enough scratchpad would not move."""
         return self.load + self.store - self.compulsory
+
+    def to_dict(self) -> dict[str, int]:
+        """The traffic as JSON values."""
+        moved = {"load": self.load, "store": self.store, "compulsory": self.compulsory}
+        return {**moved, "non_compulsory": self.non_compulsory}
+
+
+class Proven(Protocol):
+    """What a certificate says, of bytes or of weighted bytes."""
+
+    @property
+    def objective(self) -> float: ...
+
+    @property
+    def lower_bound(self) -> float: ...
+
+    @property
+    def gap(self) -> float: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+def certificate_values(proof: Proven) -> dict[str, Any]:
+    """A certificate as JSON values."""
+    return {
+        "objective": proof.objective,
+        "lower_bound": proof.lower_bound,
+        "gap": proof.gap,
+        "status": proof.status,
+        "method": proof.method,
+        "seconds": proof.seconds,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +218,6 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema `peakline.plan/1`."""
-        proof = self.certificate
         return {
             "schema": SCHEMA,
             **({"allow": list(self.allow)} if self.allow else {}),
@@ -184,21 +225,9 @@ class Plan:
             "capacity": self.capacity,
             "steps": [step.to_dict() for step in self.steps],
             "final_store": list(self.final_store),
-            "traffic": {
-                "load": self.traffic.load,
-                "store": self.traffic.store,
-                "compulsory": self.traffic.compulsory,
-                "non_compulsory": self.traffic.non_compulsory,
-            },
+            "traffic": self.traffic.to_dict(),
             "peak": self.peak,
-            "certificate": {
-                "objective": proof.objective,
-                "lower_bound": proof.lower_bound,
-                "gap": proof.gap,
-                "status": proof.status,
-                "method": proof.method,
-                "seconds": proof.seconds,
-            },
+            "certificate": certificate_values(self.certificate),
             **({"time": self.time.to_dict()} if self.time is not None else {}),
         }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
-from peakline.solvers.plan import PlanError, Traffic, document
+from peakline.solvers.plan import PlanError, Traffic, certificate_values, document
 
 __all__ = ["SCHEMA", "Bound", "Level", "LevelStep", "LevelsPlan", "Move"]
 
@@ -95,7 +95,6 @@ class LevelsPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema `peakline.levels-plan/1`."""
-        proof = self.certificate
         return {
             "schema": SCHEMA,
             "levels": [{"capacity": level.capacity, "weight": level.weight} for level in self.levels],
@@ -104,18 +103,8 @@ class LevelsPlan:
                 for s in self.steps
             ],
             "final": [move.to_dict() for move in self.final],
-            "traffic": [
-                {"load": t.load, "store": t.store, "compulsory": t.compulsory, "non_compulsory": t.non_compulsory}
-                for t in self.traffic
-            ],
-            "certificate": {
-                "objective": proof.objective,
-                "lower_bound": proof.lower_bound,
-                "gap": proof.gap,
-                "status": proof.status,
-                "method": proof.method,
-                "seconds": proof.seconds,
-            },
+            "traffic": [traffic.to_dict() for traffic in self.traffic],
+            "certificate": certificate_values(self.certificate),
         }
 
     def to_json(self) -> str:

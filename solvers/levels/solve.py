@@ -111,7 +111,7 @@ class _Work:
             self._offer(order, best_drops(self.dag, order, self.levels, time_limit=self._share()), name)
 
     def _share(self) -> float:
-        return min(self._until(0.85) - time.perf_counter(), 0.15 * self.time_limit)
+        return min(self._until(0.85) - time.perf_counter(), 0.25 * self.time_limit)
 
     def _links(self) -> list[tuple[str, tuple[int, ...]]]:
         """Bound each link by itself; the orders found on the way, also where what passes through takes room."""
@@ -178,7 +178,8 @@ class _Work:
     def _placed(self) -> LevelsPlan:
         """The cheapest plan that has addresses: one copy of each tensor at a time, or room kept for inner levels."""
         plan = self._placed_homes()
-        if plan is not None and plan.certificate.objective <= self.cost:
+        late = time.perf_counter() > self._until(1.0)
+        if plan is not None and (late or plan.certificate.objective <= self.cost):
             return plan
         other = self._placed_drops()
         return other if plan is None or other.certificate.objective < plan.certificate.objective else plan
@@ -196,8 +197,8 @@ class _Work:
                 if plan is not None:
                     best = plan if best is None else min(best, plan, key=lambda one: one.certificate.objective)
                     break
-                if slack and time.perf_counter() > self._until(1.0):
-                    break
+                if time.perf_counter() > self._until(1.0):
+                    return best
         return best
 
     def _homes_with_slack(self, homes: Homes, name: str, slack: int) -> LevelsPlan | None:
