@@ -82,7 +82,7 @@ def test_pieces_of_a_network_of_blocks_start_where_one_tensor_crosses():
 
 
 def test_just_above_the_floor_a_residual_network_takes_a_quarter_more_time_at_most():
-    step = pk.training_step("resnet-152", dtype="bf16", batch=16, optimizer="adamw-fused")
+    step = pk.training_step("resnet-152", dtype="bf16", batch=64, optimizer="adamw-fused")
     taken = sharp(profile(pk.estimate(step, "a100-80gb")), 256)
     beside = surroundings(taken.estimate.device, host=None, ssd=None)
     fixed = sum(int(taken.program.sizes[key]) for key in taken.program.resident)
