@@ -227,6 +227,16 @@ def test_the_best_choice_is_what_exhaustive_search_over_alternatives_finds(choic
     assert done.non_compulsory == plan.certificate.objective == plan.certificate.lower_bound == least
 
 
+@settings(max_examples=25, deadline=None)
+@given(tiled_problems(), st.integers(0, 5))
+def test_what_there_is_no_time_to_solve_is_bounded(choices: Choices, spare: int) -> None:
+    capacity = smallest_capacity(choices)[0] + spare
+    least = least_over_all_choices(choices, capacity)
+    plan = schedule_choosing(choices, capacity, time_limit=1e-3)
+    assert least is not None
+    assert plan.certificate.lower_bound <= least <= replay(choices.expand(plan.alternatives), plan).non_compulsory
+
+
 @settings(max_examples=40, deadline=None)
 @given(tiled_problems(), st.integers(0, 5))
 def test_the_bound_over_all_choices_is_below_each_of_them(choices: Choices, spare: int) -> None:

@@ -168,6 +168,11 @@ def test_tensors_in_one_level_at_a_time_move_what_their_homes_cost(
     plan = of_homes(dag, levels, homes, Bound(homes.cost, 0.0, "", 0.0), time_limit=1, seed=0)
     if plan is not None:  # addresses exist
         assert replay_levels(problem, plan).cost == pytest.approx(homes.cost)
+    roomier = best_homes(dag, dag.problem.given_order, levels, time_limit=5, spare=(1, 1, 1))
+    if roomier is not None:  # the outer levels can leave a byte free
+        assert roomier.cost >= homes.cost - 1e-6
+        plan = of_homes(dag, levels, roomier, Bound(roomier.cost, 0.0, "", 0.0), time_limit=1, seed=0)
+        assert plan is None or replay_levels(problem, plan).cost == pytest.approx(roomier.cost)
 
 
 SPILL = Problem(
