@@ -82,3 +82,29 @@ def test_an_interrupted_sweep_keeps_the_points_so_far(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("peakline.solvers.schedule.sweep.schedule", interrupted_at_once)
     assert capacity_sweep(CROSSING, points=3).points == whole.points[:1]
+
+
+def test_names_in_the_map_keep_to_their_rectangles() -> None:
+    long = "encoder.layer_{}.attention.self.query.weight_gradient"
+    chain = Problem(
+        (
+            Tensor("x", 8, "input"),
+            *(Tensor(long.format(k), 2 + 3 * (k % 4)) for k in range(12)),
+            Tensor("y", 4, "output"),
+        ),
+        tuple(
+            Operator(f"f{k}", ("x" if k == 0 else long.format(k - 1),), (long.format(k) if k < 12 else "y",))
+            for k in range(13)
+        ),
+    )
+    plan = schedule(chain, 24)
+    ax = plot_addresses(chain, plan)
+    ax.get_figure().canvas.draw()
+    boxes = [path.get_extents() for collection in ax.collections for path in collection.get_paths()]
+    named = [text for text in ax.texts if text.get_text()]
+    assert len(named) > len(boxes) / 2
+    for text in named:
+        drawn = text.get_window_extent().transformed(ax.transData.inverted())
+        assert any(
+            box.x0 <= drawn.x0 and drawn.x1 <= box.x1 and box.y0 <= drawn.y0 and drawn.y1 <= box.y1 for box in boxes
+        ), text.get_text()
