@@ -88,6 +88,7 @@ class Attempt:
     ) -> None:  # fmt: skip
         self.profile, self.words, self.around, self.time_limit, self.codec = taken, words, around, time_limit, codec
         self.whole = is_captured(taken.estimate.graph)
+        self._bounds: dict[int, float | Infeasible] = {}
         states = {"optimizer_state", "gradient"} if "offload-optimizer" in words else set()
         self.states = frozenset(states | ({"parameter"} if "offload-params" in words else set()))
         if around is not None and taken.host is not None:
@@ -106,6 +107,22 @@ class Attempt:
         )  # fmt: skip
         return (replace(problem, common=around.common) if around else problem), keys
 
+    def bound(self, room: int) -> float:
+        """Seconds that no plan of this way within `room` bytes can beat.
+
+        Raises:
+            Infeasible: not even that fits.
+        """
+        if room not in self._bounds:
+            try:
+                self._bounds[room] = bound(self.problem(room)[0], time_limit=self.time_limit)
+            except Infeasible as error:
+                self._bounds[room] = error
+        found = self._bounds[room]
+        if isinstance(found, Infeasible):
+            raise found
+        return found
+
     def within(self, room: int) -> tuple[Problem, Keys, Decisions, Timeline]:
         """The best decisions whose replay stays within `room` bytes.
 
@@ -113,7 +130,7 @@ class Attempt:
             Infeasible: there are none.
         """
         problem, keys = self.problem(room)
-        lower = bound(problem, time_limit=self.time_limit)
+        lower = self.bound(room)
         simple = self._simple(problem, keys, lower, lower * (1 + GREEDY))
         if simple is not None:
             return problem, keys, *simple

@@ -6,8 +6,9 @@ same allocations and frees, fragmentation counted (`reserved`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from peakline.planning.execute import DEVICE
 from peakline.planning.extract import Keys
 from peakline.planning.policies import decided
 from peakline.planning.whole import in_whole
-from peakline.solvers.offload.linear import NEVER, Infeasible, bound, least_budget, tightest
+from peakline.solvers.offload.linear import NEVER, Infeasible, least_budget, tightest
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Deadlock, Timeline
 
@@ -32,6 +33,9 @@ PROBES = 6
 
 WIDE = 0.02
 """Where a plan is further above its bound, the decisions for the smallest budget and all of the room are tried too."""
+
+PATIENCE = 12.0
+"""Seconds of computing from which on other pieces are not tried where there is a plan."""
 
 NEARLY = 0.002
 """Other pieces whose bound is no further below a plan than this part are not tried."""
@@ -67,11 +71,13 @@ class Search:
         attempts: the ways.
         coarse: further ones, for budgets that these do not reach or do not serve best.
         fit: `allocated` or `reserved`.
+        until: the processor's time from which on nothing further is tried where something was found.
     """
 
     attempts: Sequence[Attempt]
     coarse: Sequence[Attempt]
     fit: str = "allocated"
+    until: float = field(default_factory=lambda: time.process_time() + PATIENCE)
 
     # ---- the least time -------------------------------------------------------------------------------------------
     def fastest(self, room: int, aim: int) -> tuple[Found, float] | None:
@@ -94,7 +100,9 @@ class Search:
         """The same, as far as each budget is looked at for itself."""
         outcomes: list[Found] = []
         refused: list[Attempt] = []
-        for attempt in self.attempts:
+        for attempt in sorted(self.attempts, key=lambda attempt: self._bound(attempt, aim)):
+            if outcomes and self._bound(attempt, aim) >= min(found.timeline.makespan for found in outcomes):
+                continue  # nothing to win
             try:
                 outcomes.append(self._within(attempt, room, aim))
             except Infeasible:
@@ -118,11 +126,11 @@ class Search:
         """Add what the further attempts find that may still be faster; the least of the bounds that were looked at."""
         best = min((found.timeline.makespan for found in outcomes), default=NEVER)
         asis = min((sum(attempt.profile.seconds) for attempt in self.attempts), default=0.0)
-        if best <= asis * (1 + GREEDY):
+        if best <= asis * (1 + GREEDY) or (outcomes and time.process_time() > self.until):
             return NEVER
         bounds = sorted(((self._bound(attempt, aim), n) for n, attempt in enumerate(self.coarse)))
         for lower, number in bounds:
-            if lower * (1 + NEARLY) >= best:
+            if lower * (1 + NEARLY) >= best or (outcomes and time.process_time() > self.until):
                 break
             try:
                 outcomes.append(self._within(self.coarse[number], room, aim))
@@ -156,7 +164,7 @@ class Search:
 
     def _bound(self, attempt: Attempt, room: int) -> float:
         try:
-            return bound(attempt.problem(room)[0], time_limit=attempt.time_limit)
+            return attempt.bound(room)
         except Infeasible:
             return float("inf")
 
