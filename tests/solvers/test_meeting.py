@@ -15,7 +15,7 @@ from peakline.solvers.schedule.episodes import traffic
 from peakline.solvers.schedule.meeting import meet
 from peakline.solvers.schedule.search import Found, search
 from peakline.solvers.schedule.states import Moves
-from peakline.solvers.segments import Segment
+from peakline.solvers.segments import Segment, segments
 
 ANY = 10_000
 
@@ -75,6 +75,20 @@ def test_nothing_is_found_below_the_least_and_the_least_below_any_more(seed: int
         nothing = least_below(moves, least)
         assert (nothing.moves, nothing.bound) == (None, least)
     assert least_below(moves, least + 1).cost == least
+
+
+def test_pieces_between_other_pieces_meet_as_well() -> None:
+    """What is alive where a piece begins and ends is resident there."""
+    compared = 0
+    for seed in range(60):
+        problem = wired(seed, 16)
+        dag = Dag.of(problem)
+        for piece in segments(dag, independent=True):
+            moves = Moves(dag, piece, working_set(problem))
+            least = search(moves, 0, ANY, deadline=inf).cost
+            assert least_below(moves, ANY).cost == least
+            compared += least > 0 and (piece.start, piece.stop) != (0, dag.everything)
+    assert compared > 5
 
 
 def test_no_time_means_no_answer() -> None:
