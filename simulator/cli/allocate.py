@@ -54,7 +54,7 @@ def allocate(
 
     Exit codes: 0 placed (within the capacity, if given), 1 impossible or not found, 2 bad input.
     """
-    started = time.monotonic() - time.process_time()  # with what loading the interpreter took
+    started = time.monotonic()
     from peakline.solvers.allocation import allocate as solve
     from peakline.solvers.allocation import read_csv, write_csv
 
