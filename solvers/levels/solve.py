@@ -197,7 +197,7 @@ class _Work:
                 if plan is not None:
                     best = plan if best is None else min(best, plan, key=lambda one: one.certificate.objective)
                     break
-                if time.perf_counter() > self._until(1.0):
+                if time.perf_counter() > self._until(1.0 if best is not None else 1.2):
                     return best
         return best
 
@@ -210,7 +210,7 @@ class _Work:
                 return None
             homes, name = tighter, f"{name}, some room left"
         proof = self._proof(homes.cost, f"{name}, one copy of each tensor at a time")
-        return of_homes(self.dag, self.levels, homes, proof, time_limit=0.05 * self.time_limit, seed=self.seed)
+        return of_homes(self.dag, self.levels, homes, proof, time_limit=0.1 * self.time_limit, seed=self.seed)
 
     def _offer_homes(self, homes: Homes | None, name: str) -> None:
         if homes is not None:

@@ -48,7 +48,7 @@ def schedule_allowing(
 ) -> Plan:
     """The least non-compulsory traffic found within `capacity` bytes if plans may use the options in `allow`.
 
-    Options: bypass, in-place, recompute (see `options.py`). Never more than `schedule` finds in a third of the time.
+    Options: bypass, in-place, recompute (see `options.py`). Never more than `schedule` finds in half of the time.
     A keyboard interrupt ends the work early, and the best plan so far is returned with its gap.
 
     Raises ValueError for an unknown option; Infeasible, NotFound and ValueError as `schedule`.
@@ -112,7 +112,7 @@ class _Work:
     def without_options(self) -> None:
         """The best plan that uses none, and bounds that cost little."""
         try:
-            plan = schedule(self.reduced, self.capacity, time_limit=self.time_limit / 3, seed=self.seed)
+            plan = schedule(self.reduced, self.capacity, time_limit=self.time_limit / 2, seed=self.seed)
         except (Infeasible, NotFound) as error:
             self.refusal = str(error)
         else:
@@ -122,7 +122,7 @@ class _Work:
         floor = traffic_bound_allowing(self.dag, self.capacity, self.options)
         self.prove(floor, f"what must leave at the fullest operator, with {', '.join(self.options)}")
         if not self.done():
-            floor = remaking_bound(self.dag, self.capacity, self.options, deadline=self.until(0.4))
+            floor = remaking_bound(self.dag, self.capacity, self.options, deadline=self.until(0.55))
             self.prove(floor, f"what must be derived from what stays, with {', '.join(self.options)}")
 
     def passing_by(self, plan: Plan) -> Plan:
@@ -178,7 +178,7 @@ class _Work:
     def relieve(self) -> list[tuple[int, ...]]:
         """Solve the problem in which each operator saves the most that it may; its order."""
         problem, capacity = relieved(Dag.of(self.reduced), self.capacity, self.options)
-        left = min(self.time_limit / 3, self.until(0.7) - time.perf_counter())
+        left = min(self.time_limit / 4, self.until(0.7) - time.perf_counter())
         try:
             plan = schedule(problem, capacity, time_limit=max(0.05, left), seed=self.seed)
         except (Infeasible, NotFound):
