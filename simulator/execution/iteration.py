@@ -106,6 +106,7 @@ class Iteration:
         self._due = sorted(script.actions)
         self._done = 0
         self._behind = 0
+        self._leaving: list[tuple[int, Action]] = []
         self.busy = False
 
     @property
@@ -236,8 +237,9 @@ class Iteration:
                 "run: the loss is another than the captured one; capture and plan it again"
             )
         step = self.script.first_use.get(key, -1)
-        self._behind = max(self._behind, bisect_left(self.script.backward, (step, "")))
-        self._until(step)
+        begins = self.script.began.get(step, step)  # operators before the one that reads it may still be to come
+        self._behind = max(self._behind, bisect_left(self.script.backward, (begins, "")))
+        self._until(step, begins)
 
     def follow(self, operator: Any) -> None:
         """An operator of the backward pass is about to run: do all that comes before its step, if it is the next."""
@@ -257,16 +259,30 @@ class Iteration:
             finally:
                 self.busy = before
 
-    def _until(self, step: int) -> None:
+    def _until(self, step: int, begun: int | None = None) -> None:
+        """Do what comes before a step; parameters leave only up to `begun`, where that is an earlier one."""
+        begun = step if begun is None else begun
+        self._leave_until(begun)
         while self._done < len(self._due) and self._due[self._done] <= step:
-            actions = self.script.actions[self._due[self._done]]
+            due = self._due[self._done]
             self._done += 1
-            self.busy = True
-            try:
-                for action in actions:
-                    self._do(action)
-            finally:
-                self.busy = False
+            for action in self.script.actions[due]:
+                if action.kind == "leave" and due > begun:
+                    self._leaving.append((due, action))
+                else:
+                    self._perform(action)
+        self._leave_until(begun)
+
+    def _leave_until(self, step: int) -> None:
+        while self._leaving and self._leaving[0][0] <= step:
+            self._perform(self._leaving.pop(0)[1])
+
+    def _perform(self, action: Action) -> None:
+        self.busy = True
+        try:
+            self._do(action)
+        finally:
+            self.busy = False
 
     def _do(self, action: Action) -> None:
         if action.kind == "recompute":

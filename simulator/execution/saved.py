@@ -92,6 +92,7 @@ def _script(found: Mapping[str, Any]) -> Script:
         turns=[list(turn) for turn in found["turns"]],
         update=str(found["update"]),
         codec=found["codec"],
+        began=table("began", int),
     )
 
 

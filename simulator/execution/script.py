@@ -84,6 +84,8 @@ class Script:
         turns: names of the parameters of each turn of the optimizer.
         update: where the optimizer runs, `device` or `host`.
         codec: format of what is packed.
+        began: for each step of the backward pass the first of those of its module that it follows without a break:
+            autograd asks for all that a node has saved before the first of its operators runs.
     """
 
     expected: list[Expected]
@@ -106,6 +108,7 @@ class Script:
     turns: list[list[str]] = field(default_factory=list)
     update: str = "device"
     codec: str | None = None
+    began: dict[int, int] = field(default_factory=dict)
 
 
 def script_of(plan: OffloadPlan) -> Script:
@@ -134,6 +137,7 @@ def script_of(plan: OffloadPlan) -> Script:
         for i, step in enumerate(profile.steps)
         if step.operator.phase == "backward" and step.operator.type != "release"
     ]
+    script.began = _beginnings(plan, [step for step, _ in script.backward])
     _recomputation(plan, script, forward)
     _moves(plan, script, forward)
     _parameters(plan, script)
@@ -155,6 +159,19 @@ def _expected(plan: OffloadPlan) -> list[Expected]:
         shapes = tuple(tuple(int(n) for n in profile.program.storages[key].tensor.shape) for key in step.makes)
         line = str(step.operator.attributes.get("line", ""))
         found.append(Expected(i, step.operator.type, step.name, line, step.makes, shapes))
+    return found
+
+
+def _beginnings(plan: OffloadPlan, backward: list[int]) -> dict[int, int]:
+    """The first of the steps of the same module without a break, by step."""
+    steps, found = plan.made.profile.steps, dict[int, int]()
+    before: tuple[str, int, str] | None = None
+    first = 0
+    for i in backward:
+        here = (steps[i].block.name, steps[i].layer, steps[i].operator.module)
+        if here != before:
+            before, first = here, i
+        found[i] = first
     return found
 
 
