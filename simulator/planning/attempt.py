@@ -229,6 +229,8 @@ class Attempt:
                 timeline = self.carried_out(problem, keys, variant, room)
             except Deadlock as error:
                 short = error.needed - error.free
+            except ValueError:
+                continue  # something that is executed again reads what another piece let go
             else:
                 if best is None or timeline.makespan < best[1].makespan:
                     best = variant, timeline

@@ -117,8 +117,8 @@ class _Replayed:
     def __call__(self, choice: Choice) -> Timeline | None:
         decisions = choice()
         routes, links = (self.around.routes, self.around.links) if self.around else ((), {})
-        tasks = executed_program(self.taken, self.problem, self.keys, decisions, routes, links, self.room)
         try:
+            tasks = executed_program(self.taken, self.problem, self.keys, decisions, routes, links, self.room)
             found = simulate(tasks)
         except (Deadlock, ValueError):
             return None

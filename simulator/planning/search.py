@@ -291,7 +291,10 @@ def _narrowing(
     attempt: Attempt, problem: Problem, keys: Keys, decisions: Decisions, least: int
 ) -> Iterator[Timeline]:  # fmt: skip
     """Replays in less and less room: where copies wait for room they are in nobody's way."""
-    timeline = attempt.carried_out(problem, keys, decisions, None)
+    try:
+        timeline = attempt.carried_out(problem, keys, decisions, None)
+    except ValueError:
+        return  # something that is executed again reads what another piece let go
     yield timeline
     low, high = least, timeline.peak(DEVICE)
     while high - low > high // NEAR // 4:
