@@ -106,7 +106,7 @@ class Iteration:
         self._due = sorted(script.actions)
         self._done = 0
         self._behind = 0
-        self._leaving: list[tuple[int, Action]] = []
+        self._waiting: list[tuple[int, Action]] = []
         self.busy = False
 
     @property
@@ -260,22 +260,22 @@ class Iteration:
                 self.busy = before
 
     def _until(self, step: int, begun: int | None = None) -> None:
-        """Do what comes before a step; parameters leave only up to `begun`, where that is an earlier one."""
+        """Do what comes before a step; parameters come and go only up to `begun`, where that is an earlier one."""
         begun = step if begun is None else begun
-        self._leave_until(begun)
+        self._catch_up(begun)
         while self._done < len(self._due) and self._due[self._done] <= step:
             due = self._due[self._done]
             self._done += 1
             for action in self.script.actions[due]:
-                if action.kind == "leave" and due > begun:
-                    self._leaving.append((due, action))
+                if action.kind in ("leave", "bring") and due > begun:
+                    self._waiting.append((due, action))
                 else:
                     self._perform(action)
-        self._leave_until(begun)
+        self._catch_up(begun)
 
-    def _leave_until(self, step: int) -> None:
-        while self._leaving and self._leaving[0][0] <= step:
-            self._perform(self._leaving.pop(0)[1])
+    def _catch_up(self, step: int) -> None:
+        while self._waiting and self._waiting[0][0] <= step:
+            self._perform(self._waiting.pop(0)[1])
 
     def _perform(self, action: Action) -> None:
         self.busy = True
