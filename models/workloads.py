@@ -19,7 +19,16 @@ from peakline.models.origin import Origin, remember
 from peakline.models.weights import with_weights
 from peakline.models.workload import PHASE_NAMES, Family, Lora, Workload
 
-__all__ = ["ModelSource", "decode", "default_length", "forward", "inference", "prefill", "refuse_option", "training_step"]
+__all__ = [
+    "ModelSource",
+    "decode",
+    "default_length",
+    "forward",
+    "inference",
+    "prefill",
+    "refuse_option",
+    "training_step",
+]
 
 ModelSource: TypeAlias = str | PathLike[str] | Mapping[str, Any]
 """A catalogue name, a path to a `config.json` or its folder, or the configuration itself."""
