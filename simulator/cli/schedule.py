@@ -133,7 +133,7 @@ def schedule(
     asked = {"training": train, "prefill": prefill, "decode": decode, "inference": infer}
     rates = rates_of(objective, device, bandwidth, compute, overlap)
     given = {k: v for k, v in sizes.items() if v is not None}
-    problem, tiled = _problem(graph, asked, given, scope, only, rates)
+    problem, tiled = _problem(graph, asked, given, scope, only, rates, tile)
     if plot is not None:
         from peakline.files import check_target
         from peakline.plot import file_format
@@ -260,7 +260,13 @@ def _refuse_a_contest(jobs: int | None, method: str, elsewhere: list[str]) -> No
 
 
 def _problem(
-    graph: str, asked: dict[str, bool], options: dict[str, Any], scope: str, only: str | None, rates: Rates | None
+    graph: str,
+    asked: dict[str, bool],
+    options: dict[str, Any],
+    scope: str,
+    only: str | None,
+    rates: Rates | None,
+    tile: bool,
 ) -> tuple[Problem, Callable[[int | None], Choices]]:
     """What the argument names, as a scheduling problem, and its alternatives for a capacity (None: those of a file)."""
     from peakline.scheduling import part_of, problem_of, read_problem
@@ -279,6 +285,8 @@ def _problem(
     if isinstance(found, Choices):
         if scope != "all":
             raise ValueError(f"--scope {scope}: a file lists its own tensors; leave the others out there")
+        if tile and not found.alternatives:
+            raise ValueError(f"--tile: {graph} says nothing of how operators split; give them alternatives there")
         if only is not None and found.alternatives:
             raise ValueError(f"--only {only}: a part of a file that offers alternatives is not taken; give the part")
         given = Choices(found.problem if only is None else part_of(found.problem, only), found.alternatives)

@@ -72,6 +72,7 @@ def test_too_small_a_capacity_ends_in_1_and_says_what_would_do(by_hand: Path, ru
         (["--capacity", "12", "--only", "q"], "no operator's name starts with 'q'"),
         (["--capacity", "12", "--batch", "2"], "scheduled as it is"),
         (["--capacity", "twelve"], "twelve"),
+        (["--capacity", "12", "--tile"], "says nothing of how operators split"),
     ],
 )
 def test_bad_input_ends_in_2_with_one_line(by_hand: Path, run: Run, arguments: list[str], message: str) -> None:
