@@ -129,8 +129,30 @@ def _gradients(profile: Profile) -> dict[int, tuple[int, int]]:
             phases = [(i, profile.steps[i].operator.phase) for i in profile.touches[key]]
             before, after = [i for i, p in phases if p != "optimizer"], [i for i, p in phases if p == "optimizer"]
             if before and after and int(program.sizes[key]) >= (0 if profile.host else SMALL):
-                found[key] = (before[-1], after[0])
+                found[key] = (_completed(profile, before[-1]), after[0])
     return found
+
+
+def _completed(profile: Profile, step: int) -> int:
+    """The last step of the node of autograd's graph that a step belongs to: its gradients are a parameter's after that.
+
+    A linear layer's node multiplies twice and sums for the bias before `AccumulateGrad` sees any of the three. What
+    follows without a break and is called from the same line of the same module is taken to be of the same node.
+    """
+
+    def node(i: int) -> tuple[object, ...] | None:
+        one = profile.steps[i]
+        line = one.operator.attributes.get("line")
+        return (one.block.name, one.layer, one.operator.module, line) if line else None
+
+    last, mine = step, node(step)
+    for i in range(step + 1, len(profile.steps) if mine else 0):
+        if profile.steps[i].operator.type == "release":
+            continue
+        if node(i) != mine:
+            break
+        last = i
+    return last
 
 
 def _gradient_item(profile: Profile, moments: Moments, key: int, last: int, turn: int) -> Item:
