@@ -54,7 +54,7 @@ def curve(
     """Plans one budget after the other, as they are found; `Curve` collects them.
 
     Args:
-        budgets: bytes, or how many to spread evenly from half of the floor's way down to the step's own need.
+        budgets: bytes, or how many to spread evenly from the floor to the step's own need, at most the device's bytes.
         options: of `plan`.
 
     Yields:
@@ -62,7 +62,7 @@ def curve(
     """
     if isinstance(budgets, int):
         whole = plan(workload, device, **options)
-        top = whole.baseline_peak + whole.budget - whole.room
+        top = min(whole.baseline_peak + whole.budget - whole.room, whole.budget)
         floor = _floor(workload, device, options)
         given: list[int] = [floor + (top - floor) * i // max(budgets - 1, 1) for i in range(budgets)]
     else:

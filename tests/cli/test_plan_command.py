@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from cli_command import Run
 
+from peakline.hardware import device
+
 SIZES = "vit-b-16 --device a100-80gb --batch 16 --dtype bf16 --override layers=4"
 TORCH = importlib.util.find_spec("torch") is not None
 PROGRAM = """
@@ -202,6 +204,14 @@ def test_a_drive_that_the_plan_wears_out_is_told_how_fast(run: Run) -> None:
     done = run(f"plan {SIZES} {FINE} --allow swap --host 0 --ssd 1TB --ssd-device samsung-990-pro-2tb")
     assert done.code == 0
     assert "bytes to the drive: its rated endurance lasts" in done.out
+
+
+def test_a_curve_ends_at_the_bytes_of_the_device(run: Run) -> None:
+    sizes = "--batch 768 --dtype bf16 --override layers=4"
+    done = run(f"plan vit-b-16 --device rtx-3060-12gb {sizes} --allow recompute --curve 2 --json")
+    assert done.code == 0, done.err
+    largest = max(point["budget_bytes"] for point in json.loads(done.out))
+    assert largest == device("rtx-3060-12gb").main.capacity
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
