@@ -133,6 +133,10 @@ def _percent(seconds: float | None, base: float) -> str:
     return "–" if seconds is None else f"{max(seconds / base - 1, 0.0):+.1%}"
 
 
+HIGHEST = 30.0
+"""Percent up to which the picture is drawn; what is above is written at its edge."""
+
+
 def plot(rows: list[dict[str, Any]]) -> None:
     """Time of the best policy over the plan's, per model, against the link, a line per budget."""
     from matplotlib.figure import Figure
@@ -149,8 +153,13 @@ def plot(rows: list[dict[str, Any]]) -> None:
                 others = [s for s in row["policies"].values() if s is not None]
                 if row["model"] == name and row["share"] == share and row["plan"]["seconds"] and others:
                     points.append((links.index(row["link"]), 100 * (min(others) / row["plan"]["seconds"] - 1)))
-            if points:
-                ax.plot(*zip(*points), "o-", color=colour, label=f"{share:.0%} of the room", markersize=4)
+            inside = [point for point in points if point[1] <= HIGHEST]
+            ax.plot(*(zip(*inside) if inside else ([], [])), "o-", color=colour, label=f"{share:.0%} of the room", ms=4)
+            for at, height in points:
+                if height > HIGHEST:
+                    ax.plot(at, HIGHEST, "^", color=colour, markersize=5, clip_on=False)
+                    ax.annotate(f"{height:.0f} %", (at, HIGHEST), (6, -3), textcoords="offset points", fontsize=8)
+        ax.set_ylim(-1, HIGHEST)
         ax.set_title(name, loc="left", fontsize=10)
         ax.set_xticks(range(len(links)), links, fontsize=8, rotation=20)
         ax.axhline(0, color="#222222", linewidth=0.8)
