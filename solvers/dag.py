@@ -6,12 +6,12 @@ Operators and tensors are numbered as in the problem; a set of either is an int 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from peakline.solvers.problem import OFF_CHIP, Problem
 
-__all__ = ["Dag", "bits"]
+__all__ = ["Dag", "Ordered", "bits"]
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -190,3 +190,37 @@ class Dag:
                 if not left[a]:
                     alive -= self.size[a]
         return peak
+
+
+@dataclass(frozen=True)
+class Ordered(Dag):
+    """A problem whose operators run in no order but those in which i comes after all of `extra[i]`, a mask."""
+
+    extra: tuple[int, ...] = ()
+
+    @classmethod
+    def by(cls, dag: Dag, extra: tuple[int, ...]) -> Ordered:
+        """`dag` with further precedences.
+
+        Raises ValueError if they contradict the order in which the problem lists its operators.
+        """
+        seen = 0
+        for i in dag.problem.given_order:
+            if extra[i] & ~seen:
+                raise ValueError(f"extra: operator {i} is listed before one that it waits for")
+            seen |= 1 << i
+        return cls(**{field.name: getattr(dag, field.name) for field in fields(Dag)}, extra=extra)
+
+    @cached_property
+    def before(self) -> tuple[int, ...]:
+        """Mask of the operators that each operator waits for."""
+        return tuple(mask | more for mask, more in zip(super().before, self.extra))
+
+    @cached_property
+    def after(self) -> tuple[int, ...]:
+        """Mask of the operators that wait for each operator."""
+        found = list(super().after)
+        for i, mask in enumerate(self.extra):
+            for k in bits(mask):
+                found[k] |= 1 << i
+        return tuple(found)

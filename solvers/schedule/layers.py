@@ -24,7 +24,7 @@ from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, next_ide
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
-__all__ = ["Layer", "distinct", "expand", "layers", "to_come", "undominated"]
+__all__ = ["Layer", "distinct", "expand", "layers", "to_come", "trace", "undominated"]
 
 _MOST_STATES = 12_000_000  # 32 bytes each
 _COMPARED = 8  # times the width: states of an ideal that are compared with each other
@@ -47,6 +47,10 @@ class Layer:
     def __len__(self) -> int:
         return len(self.ideal)
 
+    def starts(self) -> npt.NDArray[np.intp]:
+        """Where the states of each ideal begin, and after them the end of the last."""
+        return np.searchsorted(self.ideal, np.arange(len(self.ideals) + 1))
+
     def forget(self) -> None:
         """Keep what leads back alone."""
         self.stored = self.held = self.paid = np.zeros(0, dtype=np.int64)
@@ -63,7 +67,7 @@ def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal], below: W
 
     A state of the k-th of these has paid less than `below[k]`.
     """
-    ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
+    ends = layer.starts()
     counts = (ends[1:] - ends[:-1])[runs.ideal]
     run = np.repeat(np.arange(len(counts)), counts)
     offset = np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -191,7 +195,7 @@ class _Cut:
 
 def _select(graph: Graph, layer: Layer, most: int, width: int, cut: _Cut) -> Layer:
     """States that no other is as good as and whose value stays below `most`; at most `width` of an ideal."""
-    ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
+    ends = layer.starts()
     kept: list[npt.NDArray[np.intp]] = []
     for g, ideal in enumerate(layer.ideals):
         low, high = int(ends[g]), int(ends[g + 1])
@@ -302,17 +306,16 @@ def layers(
         if time.perf_counter() > deadline or seen > most_states:
             return None
     cost = int(layer.paid[0]) * graph.unit
-    return Found(_path(graph, passed), cost, min(cost, cut.least * graph.unit), seen)
+    return Found(tuple(reversed(trace(graph, passed, 0))), cost, min(cost, cut.least * graph.unit), seen)
 
 
-def _path(graph: Graph, passed: list[Layer]) -> tuple[tuple[int, int], ...]:
-    moves: list[tuple[int, int]] = []
-    at = 0
+def trace(graph: Graph, passed: list[Layer], at: int) -> list[tuple[int, int]]:
+    """Operators and evictions from state `at` of the last layer back to the first layer."""
+    found: list[tuple[int, int]] = []
     for before, layer in zip(reversed(passed[:-1]), reversed(passed[1:])):
         parent = int(layer.parent[at])
         ideal = before.ideals[int(before.ideal[parent])]
         left = int(layer.out[at]) & ~int(before.out[parent])
-        mask = sum(1 << a for a in ideal.tensors if left >> graph.slot[a] & 1)
-        moves.append((int(layer.operator[at]), mask))
+        found.append((int(layer.operator[at]), sum(1 << a for a in ideal.tensors if left >> graph.slot[a] & 1)))
         at = parent
-    return tuple(reversed(moves))
+    return found

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from peakline.solvers.dag import bits
 from peakline.solvers.schedule.ideals import Graph, Ideal, Words, next_ideals, previous_ideals
-from peakline.solvers.schedule.layers import Layer, distinct, expand, to_come, undominated
+from peakline.solvers.schedule.layers import Layer, distinct, expand, to_come, trace, undominated
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
@@ -108,7 +108,7 @@ class _Ends:
         layer = distinct(expand(self.graph, front, runs, ideals, self.most - reached), self.most)
         front.forget()
         worth = self._after if forward else self._before
-        ends = np.searchsorted(layer.ideal, np.arange(len(ideals) + 1))
+        ends = layer.starts()
         kept: list[npt.NDArray[np.intp]] = []
         for g in np.unique(layer.ideal):
             ideal, part = ideals[g], slice(int(ends[g]), int(ends[g + 1]))
@@ -141,7 +141,7 @@ class _Ends:
     def _apart(self, layer: Layer) -> Words:
         """Of each ideal the least that its states have paid, but for what the other end may have paid as well."""
         least = np.full(len(layer.ideals), _NEVER, dtype=np.int64)
-        ends = np.searchsorted(layer.ideal, np.arange(len(layer.ideals) + 1))
+        ends = layer.starts()
         for g in np.unique(layer.ideal):
             ideal, part = layer.ideals[g], slice(int(ends[g]), int(ends[g + 1]))
             out, stored = ((words[part][:, None] >> ideal.places) & 1 for words in (layer.out, layer.stored))
@@ -184,8 +184,8 @@ class _Ends:
     def join(self) -> tuple[int, tuple[tuple[int, int], ...] | None]:
         """The cheapest pair of states of one ideal, if it is below what is known."""
         ahead, behind = self.ahead[-1], self.behind[-1]
-        firsts = np.searchsorted(ahead.ideal, np.arange(len(ahead.ideals) + 1))
-        seconds = np.searchsorted(behind.ideal, np.arange(len(behind.ideals) + 1))
+        firsts = ahead.starts()
+        seconds = behind.starts()
         numbers = {ideal.executed: h for h, ideal in enumerate(behind.ideals)}
         best, pair = self.most, None
         for g, ideal in enumerate(ahead.ideals):
@@ -205,7 +205,7 @@ class _Ends:
 
     def _path(self, one: int, other: int) -> tuple[tuple[int, int], ...]:
         """Operators in order, each with what leaves before it; what leaves backwards lies between two uses as well."""
-        first, second = _trace(self.graph, self.ahead, one), _trace(self.graph, self.behind, other)
+        first, second = trace(self.graph, self.ahead, one), trace(self.graph, self.behind, other)
         return (*reversed(first), *second)
 
 
@@ -219,18 +219,6 @@ def _alone(layer: Layer) -> Layer:
     which, number = np.unique(layer.ideal, return_inverse=True)
     layer.ideals, layer.ideal = [layer.ideals[g] for g in which], number.ravel()
     return layer
-
-
-def _trace(graph: Graph, passed: list[Layer], at: int) -> list[tuple[int, int]]:
-    """Operators and evictions from a state of the last layer to the first layer."""
-    found = []
-    for before, layer in zip(reversed(passed[:-1]), reversed(passed[1:])):
-        parent = int(layer.parent[at])
-        ideal = before.ideals[int(before.ideal[parent])]
-        left = int(layer.out[at]) & ~int(before.out[parent])
-        found.append((int(layer.operator[at]), sum(1 << a for a in ideal.tensors if left >> graph.slot[a] & 1)))
-        at = parent
-    return found
 
 
 def _bits(ideal: Ideal, words: Words) -> npt.NDArray[np.float64]:

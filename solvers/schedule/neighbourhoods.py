@@ -22,11 +22,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain, cycle, repeat
 
-from peakline.solvers.dag import Dag, bits
+from peakline.solvers.dag import Dag, Ordered, bits
 from peakline.solvers.problem import Operator, Problem, Role, Tensor
 from peakline.solvers.schedule.contract import contract
 from peakline.solvers.schedule.episodes import Schedule, traffic, uses
@@ -54,29 +52,7 @@ _SHORTEST = 12  # steps of a stretch that is divided if too much is alive in it
 _MOST_IDLE = 16  # tensors that only lie there during a stretch, beyond which the others have to stay
 
 
-@dataclass(frozen=True)
-class _Ordered(Dag):
-    """A problem some of whose operators have to run in a certain order, whatever they read: `earlier[i]` before i."""
-
-    earlier: tuple[int, ...] = ()
-
-    @cached_property
-    def before(self) -> tuple[int, ...]:
-        """As `Dag.before`, and what must be earlier."""
-        plain: tuple[int, ...] = Dag.before.func(self)  # type: ignore[attr-defined]
-        return tuple(mask | more for mask, more in zip(plain, self.earlier, strict=True))
-
-    @cached_property
-    def after(self) -> tuple[int, ...]:
-        """As `Dag.after`, and what must be later."""
-        found = [0] * len(self)
-        for i, mask in enumerate(self.before):
-            for j in bits(mask):
-                found[j] |= 1 << i
-        return tuple(found)
-
-
-def _banded(dag: Dag, order: list[int], band: int, middle: int) -> _Ordered:
+def _banded(dag: Dag, order: list[int], band: int, middle: int) -> Ordered:
     """Each operator after all that are more than a band before it in the order, the last one after all.
 
     The band is widest around the place `middle`.
@@ -89,10 +65,7 @@ def _banded(dag: Dag, order: list[int], band: int, middle: int) -> _Ordered:
         wide = int(band * (1 - abs(place - middle) / (_FOCUS * len(order))))
         earlier[i] = passed[max(0, place - max(1, band // _AWAY, wide))]
     earlier[order[-1]] = dag.everything & ~(1 << order[-1])
-    return _Ordered(
-        dag.problem, dag.size, dag.inputs, dag.outputs, dag.touch, dag.users, dag.readers, dag.maker, dag.dear,
-        tuple(earlier),
-    )  # fmt: skip
+    return Ordered.by(dag, tuple(earlier))
 
 
 class _TooMuchAlive(ValueError):
@@ -250,10 +223,9 @@ def improve_by_stretches(
                 continue
             if new is None:
                 continue
-            schedule = new
-            if traffic(dag, new.dropped) < cost:
-                gained = True
-                cost = traffic(dag, new.dropped)
+            schedule, moved = new, traffic(dag, new.dropped)
+            if moved < cost:
+                gained, cost = True, moved
                 heard(schedule, cost)
         if gained:
             levels = _rounds(further)

@@ -19,48 +19,13 @@ each of twelve projections by itself, but none of them needs to be before its la
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import replace
 
-from peakline.solvers.dag import Dag, bits
+from peakline.solvers.dag import Dag, Ordered, bits
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.contract import Contracted
 
-__all__ = ["Ordered", "postpone", "waits"]
-
-
-@dataclass(frozen=True)
-class Ordered(Dag):
-    """A problem whose operators run in no order but those in which i comes after all of `extra[i]`, a mask."""
-
-    extra: tuple[int, ...] = ()
-
-    @classmethod
-    def by(cls, dag: Dag, extra: tuple[int, ...]) -> Ordered:
-        """`dag` with further precedences.
-
-        Raises ValueError if they contradict the order in which the problem lists its operators.
-        """
-        seen = 0
-        for i in dag.problem.given_order:
-            if extra[i] & ~seen:
-                raise ValueError(f"extra: operator {i} is listed before one that it waits for")
-            seen |= 1 << i
-        return cls(**{field.name: getattr(dag, field.name) for field in fields(Dag)}, extra=extra)
-
-    @cached_property
-    def before(self) -> tuple[int, ...]:
-        """Mask of the operators that each operator waits for."""
-        return tuple(mask | more for mask, more in zip(super().before, self.extra))
-
-    @cached_property
-    def after(self) -> tuple[int, ...]:
-        """Mask of the operators that wait for each operator."""
-        found = list(super().after)
-        for i, mask in enumerate(self.extra):
-            for k in bits(mask):
-                found[k] |= 1 << i
-        return tuple(found)
+__all__ = ["postpone", "waits"]
 
 
 def postpone(small: Contracted, capacity: int) -> Contracted:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedule_cases import least_traffic_by_enumeration, problems, working_set
 
-from peakline.solvers.dag import Dag, bits
+from peakline.solvers.dag import Dag, Ordered, bits
 from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.replay import replay
 from peakline.solvers.schedule import schedule
 from peakline.solvers.schedule.contract import contract
 from peakline.solvers.schedule.layers import layers
-from peakline.solvers.schedule.postpone import Ordered, postpone, waits
+from peakline.solvers.schedule.postpone import postpone, waits
 from peakline.solvers.schedule.search import search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment
