@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["ALLOWED", "FITS", "OBJECTIVES", "bytes_of", "one_of", "slowdown_of", "words_of"]
+__all__ = ["ALLOWED", "FITS", "OBJECTIVES", "budget_of", "bytes_of", "one_of", "slowdown_of", "words_of"]
 
 ALLOWED = ("recompute", "swap", "offload-optimizer", "offload-params", "quantise-activations")
 """What a plan may be allowed to do."""
@@ -74,3 +74,20 @@ def bytes_of(name: str, given: int | str, *, least: int = 1) -> int:
         accepted = "above 0" if least else "of at least 0"
         raise ValueError(f"{name}: {given!r} is not a number of bytes {accepted} or a text like '24 GiB'")
     return given
+
+
+def budget_of(given: int | str, device: str, capacity: int | None) -> int:
+    """Bytes of a device that may be used.
+
+    Raises:
+        ValueError: not a number of bytes, or more than the device's capacity, where that is known.
+    """
+    from peakline.hardware.units import format_bytes
+
+    asked = bytes_of("budget", given)
+    if capacity and asked > capacity:
+        raise ValueError(
+            f"budget: {format_bytes(asked)} is more than {device} has ({format_bytes(capacity)}); "
+            "accepted: at most that"
+        )
+    return asked

@@ -10,12 +10,11 @@ from peakline.cost.storage import drive_of
 from peakline.estimator import estimate
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
-from peakline.hardware.units import format_bytes
 from peakline.models.graph import Graph
 from peakline.planning.attempt import Attempt, hosted, modes, others
 from peakline.planning.coarse import sharp
 from peakline.planning.extract import profile
-from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, bytes_of, one_of, slowdown_of, words_of
+from peakline.planning.options import ALLOWED, FITS, OBJECTIVES, budget_of, bytes_of, one_of, slowdown_of, words_of
 from peakline.planning.outcome import SCHEMA, Decision, Made, NothingFits, OffloadPlan
 from peakline.planning.packing import CODECS
 from peakline.planning.refusal import refusal
@@ -83,12 +82,7 @@ def plan(
     started, found = time.perf_counter(), find_device(device)
     before = estimate(workload, found)
     capacity = before.memory.capacity
-    asked = capacity if budget is None else bytes_of("budget", budget)
-    if asked > capacity:
-        raise ValueError(
-            f"budget: {format_bytes(asked)} is more than {found.name} has ({format_bytes(capacity)}); "
-            "accepted: at most that"
-        )
+    asked = capacity if budget is None else budget_of(budget, found.name, capacity)
     room = asked - before.memory.context - 2 * found.software.cublas_workspace_bytes
     around = surroundings(
         found, host=None if host is None else bytes_of("host", host, least=0),

@@ -35,7 +35,7 @@ from typing import Any
 from peakline.hardware import Device
 from peakline.hardware import device as find_device
 from peakline.hardware.units import format_bytes, format_time
-from peakline.planning.options import bytes_of, one_of
+from peakline.planning.options import budget_of, bytes_of, one_of
 from peakline.planning.serving_linear import bound, least, limits
 from peakline.planning.serving_passes import BUFFERS, decoding, prompts
 from peakline.planning.serving_problem import Block, Shares
@@ -335,13 +335,7 @@ def _budget(given: int | str | None, found: Device) -> int:
         if not capacity:
             raise ValueError(f"budget: {found.name} states no memory capacity; name the bytes that may be used")
         return capacity
-    asked = bytes_of("budget", given)
-    if capacity and asked > capacity:
-        raise ValueError(
-            f"budget: {format_bytes(asked)} is more than {found.name} has ({format_bytes(capacity)}); "
-            "accepted: at most that"
-        )
-    return asked
+    return budget_of(given, found.name, capacity)
 
 
 def _refusal(model: str, found: Device, capacity: int, batch: int, problem: Block, context: int) -> NoPlace:

@@ -115,13 +115,9 @@ class _Rows:
     def limits(self, way: Pass) -> dict[str, Any]:
         """Seconds of a layer: of the computing, of it and what is known late one after the other, of each link."""
         loaded: dict[str, Any] = {}
-        gathers = self.gathers
         for (place, kind), bytes_ in self.carried(way).items():
             for link in self.route(place, kind == "saved"):
-                rate = self.block.around.links[link].bandwidth
-                if kind == "gathered" and link == "ssd read":
-                    rate = min(rate, gathers.get(place, rate))
-                loaded[link] = loaded.get(link, 0.0) + bytes_ * (1.0 / rate)
+                loaded[link] = loaded.get(link, 0.0) + bytes_ * (1.0 / self.pace(link, place, kind == "gathered"))
         found = {"compute": way.seconds, **loaded}
         for what, shares, bytes_ in (
             ("experts after their router", self.weights, way.late_weights),
@@ -130,9 +126,7 @@ class _Rows:
             late: dict[str, Any] = {}
             for place in self.block.places[1:] if bytes_ else ():
                 for link in self.route(place, False):
-                    rate = self.block.around.links[link].bandwidth
-                    if what.startswith("neurons") and link == "ssd read":
-                        rate = min(rate, gathers.get(place, rate))
+                    rate = self.pace(link, place, shares is self.neurons)
                     late[link] = late.get(link, 0.0) + shares[place] * (bytes_ / rate)
             found |= {f"{what} ({link})": way.seconds + seconds for link, seconds in late.items()}
         return found
@@ -225,6 +219,11 @@ class _Rows:
         """Bytes/s of neurons that come one by one, where that is slower than a copy."""
         sparse = self.block.sizes.sparse
         return {"ssd": sparse.rate} if sparse and sparse.rate else {}
+
+    def pace(self, link: str, place: str, gathered: bool) -> float:
+        """Bytes/s of a link for what comes from a place, as a copy or one by one."""
+        rate = self.block.around.links[link].bandwidth
+        return min(rate, self.gathers.get(place, rate)) if gathered and link == "ssd read" else rate
 
     def rate(self, place: str, out: bool, gathered: bool = False) -> float:
         """Bytes/s of a copy by itself."""
