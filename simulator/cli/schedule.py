@@ -285,12 +285,16 @@ def _problem(
     if isinstance(found, Choices):
         if scope != "all":
             raise ValueError(f"--scope {scope}: a file lists its own tensors; leave the others out there")
-        if tile and not found.alternatives:
-            raise ValueError(f"--tile: {graph} says nothing of how operators split; give them alternatives there")
         if only is not None and found.alternatives:
             raise ValueError(f"--only {only}: a part of a file that offers alternatives is not taken; give the part")
         given = Choices(found.problem if only is None else part_of(found.problem, only), found.alternatives)
-        return given.problem, lambda capacity: given
+
+        def stated(capacity: int | None) -> Choices:
+            if capacity is not None and not given.alternatives:  # a capacity is asked for with --tile alone
+                raise ValueError(f"--tile: {graph} says nothing of how operators split; give them alternatives there")
+            return given
+
+        return given.problem, stated
     made = found
     problem = problem_of(made, scope=scope, work=rates.work if rates is not None else None)  # type: ignore[arg-type]
     problem = problem if only is None else part_of(problem, only)
