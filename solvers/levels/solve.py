@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from peakline.solvers.annealing import anneal
 from peakline.solvers.bounds import largest_working_set
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.levels.build import of_acts, of_drops
@@ -36,7 +37,6 @@ from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
 __all__ = ["schedule_levels"]
 
 _MOST_EXACT = 14  # operators; the states of more are too many
-_START, _END = 0.02, 0.0005  # temperatures of order moves, as shares of the first estimate
 _SLACKS = (0, 64, 24, 12)  # parts of each level that stay free where addresses are hard to find; 0: none
 _TRIES = 20_000  # order moves, divided by the number of operators over 50
 
@@ -94,9 +94,9 @@ class _Work:
                 break
             self._replace(order, name)
         if not self._done() and len(self.levels) > 1:
-            moved = self._moved(orders[0][1])
-            if moved != orders[0][1]:
-                self._replace(moved, "order moves")
+            near = self._annealed(orders[0][1])
+            if near != orders[0][1]:
+                self._replace(near, "order moves")
         plan = self._placed()
         if plan.certificate.status == "feasible" and len(self.dag) <= _MOST_EXACT:
             plan = self._searched(plan.certificate.objective) or plan
@@ -141,24 +141,15 @@ class _Work:
             cost += level.weight * furthest_use(dag, order, total).cost
         return cost
 
-    def _moved(self, order: tuple[int, ...]) -> tuple[int, ...]:
+    def _annealed(self, order: tuple[int, ...]) -> tuple[int, ...]:
         """An order near this one with the least estimate found by annealing."""
-        chance = random.Random(self.seed)
+
+        def near(found: tuple[int, ...], chance: random.Random) -> tuple[int, ...] | None:
+            new = moved(self.dag, found, chance)
+            return tuple(new) if new is not None else None
+
         tries = _TRIES * 50 // max(50, len(self.dag))
-        best, current = order, order
-        least = cost = first = self._estimate(order)
-        for attempt in range(tries):
-            if least == 0 or time.perf_counter() > self._until(0.7):
-                break
-            new = moved(self.dag, current, chance)
-            if new is None:
-                continue
-            priced = self._estimate(new)
-            heat = first * _START * (_END / _START) ** (attempt / tries)
-            if priced <= cost or chance.random() < math.exp((cost - priced) / max(heat, 1e-9)):
-                current, cost = tuple(new), priced
-                if cost < least:
-                    best, least = current, cost
+        *_, best = anneal(order, self._estimate, near, tries=tries, seed=self.seed, deadline=self._until(0.7))
         return best
 
     def _order(self, plan: Plan) -> tuple[int, ...]:

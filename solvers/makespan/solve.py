@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from peakline.solvers.annealing import anneal
 from peakline.solvers.dag import Dag
 from peakline.solvers.makespan.bounds import ROUNDING, time_bound
 from peakline.solvers.makespan.exact import search
@@ -31,8 +32,8 @@ __all__ = ["fastest", "seconds_of"]
 _MOST_EXACT = 16  # operators; the states of more are too many
 _MOST_BOUNDED = 8_000  # operators whose ancestors are listed
 _LOOKAHEADS = (1 << 30, 4, 1, 0)
-_START, _END = 0.02, 0.0005  # temperatures, as shares of the first time
-_TRIES = 20_000
+_TRIES = 20_000  # order moves, divided by the number of operators over 50
+_KEPT_MOVES = 3  # orders found by them that get transfers, the best ones
 _KEPT = 12  # schedules that are given addresses
 _PACKINGS = 8  # attempts at each
 _MOST_REPACKED = 300  # operators of a problem for which there is more than one
@@ -253,26 +254,16 @@ class _Work:
 
     def _anneal(self, start: Schedule) -> list[tuple[str, Schedule]]:
         """Orders near `start` with less time where addresses do not matter, best last found first."""
-        chance = random.Random(self.seed)
-        current, cost = start, self._price(start)
-        best = first = cost
-        kept: list[tuple[str, Schedule]] = []
-        tries = _TRIES * 50 // max(50, len(self.dag))
-        for attempt in range(tries):
-            if best <= self.bound * _SAME or time.perf_counter() > self._until(0.8):
-                break
-            order = moved(self.dag, current.order, chance)
-            if order is None:
-                continue
-            new = furthest_use(self.dag, order, self.capacity).schedule
-            priced = self._price(new)
-            heat = first * _START * (_END / _START) ** (attempt / tries)
-            if priced <= cost or chance.random() < math.exp((cost - priced) / max(heat, 1e-300)):
-                current, cost = new, priced
-                if cost < best:
-                    best = cost
-                    kept.append(("order moves", new))
-        return kept[-3:]
+
+        def near(found: Schedule, chance: random.Random) -> Schedule | None:
+            order = moved(self.dag, found.order, chance)
+            return furthest_use(self.dag, order, self.capacity).schedule if order is not None else None
+
+        _, *better = anneal(
+            start, self._price, near, tries=_TRIES * 50 // max(50, len(self.dag)), seed=self.seed,
+            deadline=self._until(0.8), enough=self.bound * _SAME,
+        )  # fmt: skip
+        return [("order moves", new) for new in better[-_KEPT_MOVES:]]
 
     # -- incumbent and bound ------------------------------------------------------------------------------------------
 

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Sequence
 
+from peakline.solvers.annealing import Cooling, anneal
 from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.fixed_order import Replacement, furthest_use
 
 __all__ = ["improve", "moved"]
 
-_START, _END = 0.02, 0.0005  # temperatures, as shares of the first order's traffic
+_COOLING = Cooling(of_least=True)
 
 
 def improve(dag: Dag, order: Sequence[int], capacity: int, *, tries: int, seed: int, deadline: float) -> Replacement:
     """Simulated annealing over orders: an operator moves anywhere between its last maker and its first reader.
 
-    The result depends on the seed alone, unless the deadline cuts it short.
+    The result depends on the seed alone, unless the deadline (of `time.perf_counter`) cuts it short.
     """
-    chance = random.Random(seed)
-    current = best = furthest_use(dag, order, capacity)
-    for attempt in range(tries):
-        if best.cost == 0 or time.perf_counter() > deadline:
-            break
-        new = moved(dag, current.schedule.order, chance)
-        if new is None:
-            continue
-        priced = furthest_use(dag, new, capacity)
-        heat = best.cost * _START * (_END / _START) ** (attempt / tries)
-        if priced.cost <= current.cost or chance.random() < math.exp((current.cost - priced.cost) / max(heat, 1e-9)):
-            current = priced
-            if current.cost < best.cost:
-                best = current
+
+    def near(found: Replacement, chance: random.Random) -> Replacement | None:
+        new = moved(dag, found.schedule.order, chance)
+        return furthest_use(dag, new, capacity) if new is not None else None
+
+    start = furthest_use(dag, order, capacity)
+    *_, best = anneal(
+        start, lambda found: found.cost, near, tries=tries, seed=seed, deadline=deadline, cooling=_COOLING
+    )
     return best
 
 

@@ -6,17 +6,16 @@ with the fewest runs wins.
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Sequence
 
+from peakline.solvers.annealing import Cooling, anneal
 from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.runs import Runs, events, furthest_event, non_compulsory, valid
 
 __all__ = ["improve_runs"]
 
-_START, _END = 0.03, 0.0005  # temperatures, as shares of the first sequence's traffic
+_COOLING = Cooling(first=0.03)
 _AGAIN, _NO_MORE = 0.5, 0.15  # of the attempts where plans may run again: one more run, one less
 _DEEPER = 0.5  # chance that what an additional run reads is made anew as well, if it was dropped too
 _DEEPEST = 4
@@ -30,24 +29,17 @@ def improve_runs(
 
     The result depends on the seed alone, unless the deadline (of `time.perf_counter`) cuts it short.
     """
-    chance = random.Random(seed)
-    best = current = furthest_event(dag, start, capacity, allow)
-    if best is None or current is None:
+    first = furthest_event(dag, start, capacity, allow)
+    if first is None:
         return None
-    cost = least = first = _price(dag, best)
-    for attempt in range(tries):
-        if least == 0 or time.perf_counter() > deadline:
-            break
-        order = _changed(dag, current, chance, "recompute" in allow)
-        found = furthest_event(dag, order, capacity, allow) if order is not None else None
-        if found is None:
-            continue
-        priced = _price(dag, found)
-        heat = first * _START * (_END / _START) ** (attempt / tries)
-        if priced <= cost or chance.random() < math.exp((cost - priced) / max(heat, 1e-9)):
-            current, cost = found, priced
-            if cost < least:
-                best, least = current, cost
+
+    def near(runs: Runs, chance: random.Random) -> Runs | None:
+        order = _changed(dag, runs, chance, "recompute" in allow)
+        return furthest_event(dag, order, capacity, allow) if order is not None else None
+
+    *_, best = anneal(
+        first, lambda runs: _price(dag, runs), near, tries=tries, seed=seed, deadline=deadline, cooling=_COOLING
+    )
     return _fewest(dag, best, capacity, allow)
 
 
