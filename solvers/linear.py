@@ -8,6 +8,7 @@ values are floating; `highspy` 1.15 and `ortools` clash in one process.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from math import ceil, isfinite
 from typing import Any, Literal
 
-__all__ = ["PROGRAM_SOLVERS", "ProgramSolver", "Solved", "available", "require", "solve"]
+__all__ = ["PROGRAM_SOLVERS", "ProgramSolver", "Solved", "available", "highs", "require", "solve"]
 
 ProgramSolver = Literal["highs", "cbc", "cp-sat"]
 PROGRAM_SOLVERS: tuple[ProgramSolver, ...] = ("highs", "cbc", "cp-sat")
@@ -28,6 +29,7 @@ _PACKAGES: dict[ProgramSolver, tuple[str, ...]] = {
     "cbc": ("pulp",),
     "cp-sat": ("pulp", "ortools"),
 }
+_GRACE = 2.0  # seconds that HiGHS has to end after an interrupt
 _NEAR = 1e-6  # relative distance from a whole number that counts as none
 
 
@@ -68,6 +70,29 @@ def require(solver: ProgramSolver) -> None:
             )
 
 
+def highs(**options: Any) -> Any:
+    """PuLP's command for HiGHS, in one thread, silent; a keyboard interrupt ends it at once, not when its time is up.
+
+    While C++ runs in the main thread Python hears no interrupt, so HiGHS gets a thread of its own.
+    """
+    pulp = import_module("pulp")
+
+    class Interruptible(pulp.HiGHS):  # type: ignore[misc,name-defined]
+        def callSolver(self, lp: Any) -> None:  # noqa: N802
+            model = lp.solverModel
+            model.HandleUserInterrupt = True
+            runs = threading.Thread(target=model.run, daemon=True)
+            runs.start()
+            try:
+                runs.join()
+            except KeyboardInterrupt:
+                model.cancelSolve()
+                runs.join(_GRACE)
+                raise
+
+    return Interruptible(msg=False, threads=1, **options)
+
+
 def solve(program: Any, solver: ProgramSolver, *, seconds: float, least: int = 0) -> Solved:
     """Minimise a `pulp.LpProblem` of integer variables with integer coefficients.
 
@@ -81,7 +106,7 @@ def solve(program: Any, solver: ProgramSolver, *, seconds: float, least: int = 0
     began = time.perf_counter()
     limit = max(0.1, seconds)
     if solver == "highs":
-        command = pulp.HiGHS(msg=False, timeLimit=limit, gapRel=0.0, gapAbs=0.5, threads=1)
+        command = highs(timeLimit=limit, gapRel=0.0, gapAbs=0.5)
     else:
         command = _cbc(timeLimit=limit, gapRel=0.0, threads=1)
     try:
