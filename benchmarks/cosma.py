@@ -39,8 +39,8 @@ class LinearAllocator(Residents):
     """A fixed order under a capacity: first fit, and evictions where nothing is free."""
 
     def __init__(self, dag: Dag, order: tuple[int, ...], capacity: int, *, greedy: bool) -> None:
-        super().__init__(dag, order)
-        self.order, self.capacity, self.greedy = order, capacity, greedy
+        super().__init__(dag, order, capacity)
+        self.order, self.greedy = order, greedy
 
     def run(self) -> tuple[Schedule, list[int]]:
         """The schedule and the offsets of its episodes."""
@@ -48,7 +48,7 @@ class LinearAllocator(Residents):
             touched = set(self.dag.inputs[i]) | set(self.dag.outputs[i])
             arrivals = [a for a in (*self.dag.inputs[i], *self.dag.outputs[i]) if a not in self.at]
             if not all(self._arrive(a, step, touched) for a in arrivals):
-                self.side_by_side(step, touched)
+                self.side_by_side(step, sorted(touched))
             self.pass_step(touched)
         found = Schedule(self.order, frozenset(self.dropped))
         return found, [self.offsets[e.tensor, e.first] for e in episodes(self.dag, found)]
@@ -66,7 +66,7 @@ class LinearAllocator(Residents):
                 for b in run:
                     self.drop(b)
             else:
-                self.drop(max(idle, key=lambda b: (self.steps[b][self.used[b]], size[b], -b)))
+                self.drop(max(idle, key=lambda b: (self.events[b][self.used[b]], size[b], -b)))
         self.place(a, step, bottom)
         return True
 

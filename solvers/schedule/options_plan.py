@@ -1,9 +1,7 @@
 """Addresses for steps with options, and the plan that they are.
 
 What lies in place shares its input's rectangle, which keeps all of its room; where no placement of these is found, the
-steps are taken in turn (`place_in_turn`): an arrival takes the smallest hole that holds it, or the window whose idle
-residents cost least to drop; if every window meets a tensor in use, all residents leave and what is in use comes back
-side by side. So addresses exist whenever the operators fit.
+steps are taken in turn (`residents.py`), which drops a little more. So addresses exist whenever the operators fit.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from peakline.solvers.allocation import Instance, allocate
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.plan import Certificate, Plan, Step, Traffic
 from peakline.solvers.schedule.options import Taken
-from peakline.solvers.schedule.runs import Runs, events
+from peakline.solvers.schedule.residents import Residents
+from peakline.solvers.schedule.runs import Runs
 
 __all__ = ["place_in_turn", "placed", "written"]
 
@@ -95,71 +94,18 @@ def place_in_turn(dag: Dag, runs: Runs, capacity: int) -> tuple[Runs, dict[tuple
     return Runs(runs.order, frozenset(turn.dropped), runs.bypassed, runs.over), turn.offsets
 
 
-class _Turn:
-    """The scratchpad while the steps are taken one after the other."""
+class _Turn(Residents):
+    """Steps taken one after the other, with what they bypass and lay in place."""
 
     def __init__(self, dag: Dag, runs: Runs, capacity: int) -> None:
-        self.dag, self.runs, self.capacity = dag, runs, capacity
-        self.events = events(dag, runs.order)
-        self.passed = [0] * len(dag.size)
-        self.dropped = set(runs.dropped)
-        self.at: dict[int, int] = {}
-        self.offsets: dict[tuple[int, int], int] = {}
+        super().__init__(dag, runs.order, capacity, runs.dropped)
+        self.runs = runs
 
     def run(self, t: int, i: int) -> None:
-        dag, over = self.dag, dict(self.runs.over.get(t, ()))
-        reads = [a for a in dag.inputs[i] if (a, t) not in self.runs.bypassed]
-        fresh = [b for b in dag.outputs[i] if b not in over]
-        arriving = [a for a in (*reads, *fresh) if a not in self.at]
-        if not all(self.arrive(a, t, {*reads, *fresh}) for a in sorted(arriving, key=lambda a: -dag.size[a])):
-            for a in [a for a in self.at if (a, t) not in self.offsets]:
-                self.drop(a)
-            bottom = 0
-            for a in (*reads, *fresh):
-                self.at[a] = self.offsets[a, t] = bottom
-                bottom += dag.size[a]
+        """The operator's tensors come, outputs in place take over their inputs' addresses, and what ends leaves."""
+        over = dict(self.runs.over.get(t, ()))
+        reads = [a for a in self.dag.inputs[i] if (a, t) not in self.runs.bypassed]
+        self.admit(t, [*reads, *(b for b in self.dag.outputs[i] if b not in over)])
         for b, a in over.items():
-            self.at[b] = self.offsets[b, t] = self.at.pop(a)
-        for a in (*dag.inputs[i], *dag.outputs[i]):
-            self.passed[a] += 1
-            k = self.passed[a] - 1
-            if k + 1 == len(self.events[a]) or (a, k) in self.dropped:
-                self.at.pop(a, None)
-
-    def arrive(self, a: int, t: int, touched: set[int]) -> bool:
-        """Place one tensor, dropping idle residents if need be; False if tensors in use lie in every window."""
-        size = self.dag.size
-        edges = {0, *(low + size[b] for b, low in self.at.items())}
-        edges |= {self.capacity - size[a], *(low - size[a] for low in self.at.values())}
-        best: tuple[int, int, int, list[int]] | None = None
-        for low in edges:
-            if low < 0 or low + size[a] > self.capacity:
-                continue
-            inside = [b for b, other in self.at.items() if other < low + size[a] and low < other + size[b]]
-            if touched.intersection(inside):
-                continue
-            key = (sum(map(self.price, inside)), self.hole(low, inside), low, inside)
-            best = min(best or key, key)
-        if best is None:
-            return False
-        for b in best[3]:
-            self.drop(b)
-        self.at[a] = self.offsets[a, t] = best[2]
-        return True
-
-    def hole(self, low: int, leaving: list[int]) -> int:
-        """Free bytes around an address once some residents have left."""
-        stay = [(other, other + self.dag.size[b]) for b, other in self.at.items() if b not in leaving]
-        above = min((bottom for bottom, top in stay if top > low), default=self.capacity)
-        return above - max((top for _, top in stay if top <= low), default=0)
-
-    def price(self, a: int) -> int:
-        """Bytes that dropping a resident adds."""
-        seen = self.events[a]
-        stored = any((a, k) in self.dropped and not seen[k + 1][1] for k in range(self.passed[a]))
-        return self.dag.size[a] * (2 if self.dag.dear >> a & 1 and not stored else 1)
-
-    def drop(self, a: int) -> None:
-        """A resident leaves until it is read again."""
-        self.dropped.add((a, self.passed[a] - 1))
-        del self.at[a]
+            self.place(b, t, self.at.pop(a))
+        self.pass_step((*self.dag.inputs[i], *self.dag.outputs[i]))

@@ -2,9 +2,8 @@
 
 Two sources of advice say where an arrival should lie: a placement of the large episodes of the whole schedule, and an
 exact placement of the next episodes, large or small, beside what is resident, renewed as the steps pass. Where neither
-helps, the arrival takes the smallest hole that holds it; if there is none, the window whose idle residents cost least
-to drop; if every window meets a tensor in use, all residents leave and what is in use comes back side by side. So
-this succeeds whenever the capacity holds the largest working set.
+helps, residents are dropped as `residents.py` says, so this succeeds whenever the capacity holds the largest working
+set.
 """
 
 from __future__ import annotations
@@ -80,8 +79,9 @@ class _Turn(Residents):
     def __init__(
         self, dag: Dag, schedule: Schedule, capacity: int, deadline: float, seed: int, large_first: bool
     ) -> None:
-        super().__init__(dag, schedule.order, schedule.dropped)
-        self.capacity, self.deadline, self.seed = capacity, deadline, seed
+        super().__init__(dag, schedule.order, capacity, schedule.dropped)
+        self.deadline, self.seed = deadline, seed
+        self.steps = [[step for step, _ in listed] for listed in self.events]
         self.starts = sorted((s, a) for a, steps in enumerate(self.steps) for s in steps)
         self.next = 0  # position in `starts`
         self.large = self._large() if large_first else {}
@@ -90,15 +90,13 @@ class _Turn(Residents):
         self.pause = 0
 
     def run(self, step: int, i: int) -> None:
-        touched = set(bits(self.dag.touch[i]))
-        arrivals = sorted(touched - self.at.keys(), key=lambda a: (-self.dag.size[a], a))
-        if arrivals and step >= max(self.known, self.pause) and time.perf_counter() < self.deadline:
+        """The operator's tensors come, with fresh advice where what is known ends, and what ends leaves."""
+        touched = list(bits(self.dag.touch[i]))
+        arriving = not self.at.keys() >= set(touched)
+        if arriving and step >= max(self.known, self.pause) and time.perf_counter() < self.deadline:
             self._look_ahead(step)
-        if not all(self._arrive(a, step, touched) for a in arrivals):
-            self.side_by_side(step, touched)
+        self.admit(step, touched, self.advice)
         self.pass_step(touched)
-
-    # -- advice -----------------------------------------------------------------------------------------------------
 
     def _stay(self, a: int, use: int) -> int:
         """The last step of the episode that holds the tensor's use number `use`."""
@@ -165,45 +163,6 @@ class _Turn(Residents):
         except InstanceError:
             return None  # residents lie where large episodes should
         return allocate(instance, self.capacity, time_limit=left, seed=self.seed).offsets
-
-    # -- moves ------------------------------------------------------------------------------------------------------
-
-    def _arrive(self, a: int, step: int, touched: set[int]) -> bool:
-        """Place one tensor, dropping idle residents if need be; False if tensors in use lie in every window."""
-        size = self.dag.size
-        edges = [0, *(bottom + size[b] for b, bottom in self.at.items())]
-        edges += [bottom - size[a] for bottom in self.at.values()] + [self.capacity - size[a]]
-        advised = self.advice.get((a, step))
-        if advised is not None:
-            if all(low >= advised + size[a] or advised >= low + size[b] for b, low in self.at.items()):
-                self.place(a, step, advised)
-                return True
-            edges.append(advised)
-        best: tuple[int, bool, int, int, list[int]] | None = None
-        for bottom in edges:
-            if bottom < 0 or bottom + size[a] > self.capacity:
-                continue
-            inside = [b for b, low in self.at.items() if low < bottom + size[a] and bottom < low + size[b]]
-            if touched.intersection(inside):
-                continue
-            cost = sum(self.price(b) for b in inside)
-            key = (cost, bottom != advised, self._hole(bottom, inside), bottom, inside)
-            if best is None or key[:4] < best[:4]:
-                best = key
-        if best is None:
-            return False
-        for b in best[4]:
-            self.drop(b)
-        self.place(a, step, best[3])
-        return True
-
-    def _hole(self, bottom: int, leaving: list[int]) -> int:
-        """Free bytes around an address once some residents have left."""
-        size = self.dag.size
-        stay = [(low, low + size[b]) for b, low in self.at.items() if b not in leaving]
-        above = min((low for low, high in stay if high > bottom), default=self.capacity)
-        below = max((high for _, high in stay if high <= bottom), default=0)
-        return above - below
 
     def drop(self, a: int) -> None:
         """A resident leaves until its next use: what was foreseen no longer holds."""
