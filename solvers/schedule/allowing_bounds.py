@@ -25,7 +25,8 @@ from time import perf_counter
 
 from peakline.solvers.bounds import cheapest_spill, forced_alive
 from peakline.solvers.dag import Dag, bits
-from peakline.solvers.problem import Operator, Problem, Tensor
+from peakline.solvers.problem import Problem
+from peakline.solvers.schedule.workspace import with_workspaces
 
 __all__ = ["relieved", "remaking_bound", "savings", "traffic_bound_allowing"]
 
@@ -58,19 +59,7 @@ def relieved(dag: Dag, capacity: int, allow: Sequence[str]) -> tuple[Problem, in
     """
     saved = savings(dag, allow)
     most = max(saved)
-    tensors, operators = list(dag.problem.tensors), []
-    names = {tensor.name for tensor in tensors}
-    for operator, less in zip(dag.problem.operators, saved):
-        outputs = operator.outputs
-        if less < most:
-            name = f"{operator.name} saves less"
-            while name in names:
-                name += "'"
-            names.add(name)
-            tensors.append(Tensor(name, most - less))
-            outputs = (*outputs, name)
-        operators.append(Operator(operator.name, operator.inputs, outputs))
-    return Problem(tuple(tensors), tuple(operators)), capacity + most
+    return with_workspaces(dag.problem, [most - less for less in saved], "saves less"), capacity + most
 
 
 def traffic_bound_allowing(dag: Dag, capacity: int, allow: Sequence[str]) -> int:
