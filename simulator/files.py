@@ -1,15 +1,47 @@
-"""Files that are written whole or not at all."""
+"""Files of the user's: read with one refusal for all that may be wrong with them, written whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-__all__ = ["check_target", "written_whole"]
+__all__ = ["check_target", "json_of", "text_of", "written_whole"]
+
+
+def text_of(path: str | PathLike[str], accepted: str, *, most_bytes: int | None = None) -> str:
+    """The text of a file.
+
+    Raises:
+        ValueError: no such file, one that cannot be read, is larger than `most_bytes`, or is not text in UTF-8; naming
+            the file, what is wrong with it, and what is accepted.
+    """
+    file = Path(path)
+    try:
+        if most_bytes is not None and file.stat().st_size > most_bytes:
+            raise ValueError(f"{file}: is larger than {most_bytes:,} bytes; accepted: {accepted}")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror or error}; accepted: {accepted}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is not text in UTF-8; accepted: {accepted}") from None
+
+
+def json_of(path: str | PathLike[str], text: str, accepted: str) -> Any:
+    """The values in the text of a JSON file.
+
+    Raises:
+        ValueError: it is not JSON, or was cut short; naming the file, the place, and what is accepted.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{Path(path)}: is not a whole JSON file ({error}); accepted: {accepted}") from None
 
 
 def check_target(path: str | PathLike[str]) -> None:

@@ -7,7 +7,6 @@ a weight that an optimizer updates, its result is a tensor of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Literal
 from peakline.cost.machine import machine
 from peakline.cost.price import KernelCost, price
 from peakline.cost.program import working
+from peakline.files import json_of, text_of
 from peakline.hardware import Device
 from peakline.memory.lifetimes import Program, Step, unroll
 from peakline.models.graph import ALL, RESIDENT_ROLES, Graph
 from peakline.models.operators import operator_type
 from peakline.solvers.alternatives import Choices
-from peakline.solvers.problem import Operator, Problem, ProblemError, Role, Tensor
+from peakline.solvers.problem import Operator, Problem, Role, Tensor
 
 __all__ = ["Described", "Scope", "described", "on_chip_seconds", "part_of", "problem_of", "read_problem"]
 
@@ -124,13 +124,11 @@ def part_of(problem: Problem, prefix: str) -> Problem:
 def read_problem(path: Path) -> Choices | Graph | None:
     """A problem with its alternatives, or a graph, from a JSON file; None if it is neither (a model's config.json).
 
-    Raises ProblemError or GraphError naming the entry at fault.
+    Raises ValueError for a file that is no whole JSON, ProblemError or GraphError naming the entry at fault.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProblemError(f"{path}: not JSON: {error}") from None
+    accepted = "a problem or a graph in JSON, or a model's config.json"
+    text = text_of(path, accepted)
+    data = json_of(path, text, accepted)
     if isinstance(data, dict) and str(data.get("schema", "")).startswith("peakline.graph/"):
         return Graph.from_json(text)
     if isinstance(data, dict) and not {"tensors", "operators"} & data.keys() and "model_type" in data:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from peakline.execution.script import Action, Expected, Script
+from peakline.files import json_of, text_of
 
 __all__ = ["SCHEMA", "SavedPlan", "instructions", "read_plan", "signed"]
 
 SCHEMA = "peakline.offload/1"
 
 _CHECKSUM = "checksum"
+_ACCEPTED = "what peakline plan --out writes, whole"
 
 
 def signed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,18 +150,7 @@ def read_plan(path: str | PathLike[str]) -> SavedPlan:
         ValueError: no such file, one that is not whole, is of another schema, or was changed since it was written.
     """
     where = Path(path)
-    try:
-        text = where.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{where}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{where}: is not a text file; accepted: what peakline plan --out writes") from None
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{where}: is not a whole JSON file ({error}); it may have been cut short: plan again with --out"
-        ) from None
+    data = json_of(where, text_of(where, _ACCEPTED), _ACCEPTED)
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
         stem, _, version = str(found).rpartition("/")

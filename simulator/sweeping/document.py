@@ -18,6 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from peakline.files import text_of
 from peakline.sweeping.search import sample
 from peakline.sweeping.table import SCHEMA
 
@@ -30,19 +31,13 @@ def read_document(path: str | PathLike[str]) -> dict[str, Any]:
     """The arguments of `peakline.sweep` that a YAML file gives; `sample` in it is drawn.
 
     Raises:
-        ValueError: not a YAML mapping, a schema of another version, a missing model or device.
+        ValueError: a file that is no text or too large, not a YAML mapping, a schema of another version, a missing
+            model or device.
     """
     import yaml
 
     file = Path(path)
-    try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"{file}: is larger than {_MOST_BYTES:,} bytes; write long axes as ranges")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: is not text in UTF-8") from None
+    text = text_of(file, "a sweep in YAML; write long axes as ranges", most_bytes=_MOST_BYTES)
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -111,10 +111,10 @@ def test_a_file_of_another_schema_or_version_is_refused(written: Path, schema: s
 
 def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    with pytest.raises(ValueError, match=r"plan\.json: No such file"):
+    with pytest.raises(ValueError, match=r"plan\.json: cannot be read: No such file"):
         pk.read_plan(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not a text file"):
+    with pytest.raises(ValueError, match=r"is not text in UTF-8; accepted: what peakline plan --out writes"):
         pk.read_plan(path)
     path.write_text("[]")
     with pytest.raises(ValueError, match="schema is None"):
