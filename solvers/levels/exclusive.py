@@ -24,11 +24,9 @@ from peakline.solvers.dag import Dag, bits
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan, LevelStep, Move
 from peakline.solvers.plan import Traffic
 from peakline.solvers.schedule.episodes import Schedule, episodes, gaps, uses
-from peakline.solvers.schedule.fixed_order import solver_available
+from peakline.solvers.schedule.gap_program import Gap, chosen, enough_leaves, minimised, slots, solver_available
 
 __all__ = ["Homes", "best_homes", "of_homes"]
-
-Gap = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -95,18 +93,14 @@ class _Model:
             if gap[0] in self.stored:
                 self.model += self.forbid_reloads_of_what_was_not_stored(gap)
         transits = _transits(dag, order)
-        by_step: list[list[Gap]] = [[] for _ in range(len(order) + 1)]
         resting: list[list[Gap]] = [[] for _ in range(len(order) + 1)]
         for gap in self.gaps:
-            for t in range(gap[2], gap[3] + 1):
-                by_step[t].append(gap)
             for t in range(gap[2], gap[3] + 2):
                 resting[t].append(gap)
-        for t, i in enumerate(order):
-            alive = dag.working_sets[i] + sum(dag.size[gap[0]] for gap in by_step[t])
+        for i, alive, around in slots(dag, order):
             room = max(dag.working_sets[i], levels[0].capacity - spare[0])
             if alive > room:
-                self.model += self.forbid_more_than_the_first_level(by_step[t], alive - room)
+                self.model += self.forbid_more_than_the_first_level(sorted(around), alive - room)
         for t, here in enumerate(resting):
             for n in range(1, count):
                 room = max(0, levels[n].capacity - transits[t] - spare[n])
@@ -123,11 +117,7 @@ class _Model:
 
     def forbid_more_than_the_first_level(self, here: list[Gap], excess: int) -> Any:
         """Σ_{gaps around slot t} min(s_a, e) y[1, a, k] ≥ e, with e = bytes alive at t − C_1."""
-        needed = -(-excess // self.unit)
-        return (
-            self.pulp.lpSum(min(self.dag.size[gap[0]] // self.unit, needed) * self.out[(0, *gap[:2])] for gap in here)
-            >= needed
-        )
+        return enough_leaves(((self.dag.size[gap[0]], self.out[(0, *gap[:2])]) for gap in here), excess, self.unit)
 
     def forbid_more_than_a_level(self, n: int, here: list[Gap], room: int) -> Any:
         """Σ_{gaps that touch moment t} s_a (y[l − 1, a, k] − y[l, a, k]) ≤ C_l − transit(t)."""
@@ -140,19 +130,15 @@ class _Model:
         )
 
     def solve(self, time_limit: float) -> Homes | None:
-        pulp, dag = self.pulp, self.dag
-        try:
-            self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, threads=1))
-        except pulp.PulpSolverError:
-            return None
-        if any(variable.value() is None for variable in self.out.values()) or self.model.sol_status not in (1, 2):
+        """The homes found; None where the solver has none in time."""
+        if not minimised(self.model, seconds=time_limit):
             return None
         home = {}
         for gap in self.gaps:
-            far = sum(self.out[(n, *gap[:2])].value() > 0.5 for n in range(len(self.levels)))
+            far = sum(chosen(self.out[(n, *gap[:2])]) for n in range(len(self.levels)))
             if far:
                 home[gap[:2]] = far + 1
-        return Homes(self.order, home, _cost(dag, self.levels, home))
+        return Homes(self.order, home, _cost(self.dag, self.levels, home))
 
 
 def _cost(dag: Dag, levels: Sequence[Level], home: dict[tuple[int, int], int]) -> float:
@@ -191,6 +177,8 @@ def _rest(dag: Dag, levels: Sequence[Level], n: int, homes: Homes, time_limit: f
     boxes = [(gap[2], gap[3] + 2, dag.size[gap[0]]) for gap in staying] + [(t, t + 1, size) for t, size in passing]
     found = allocate(Instance.of(boxes), levels[n].capacity, time_limit=max(0.1, time_limit), seed=seed)
     if found.offsets is None:
+        if found.interrupted:
+            raise KeyboardInterrupt
         return None
     transit = [0] * (len(homes.order) + 1)
     for (t, _), offset in zip(passing, found.offsets[len(staying) :]):

@@ -17,12 +17,11 @@ from typing import Any
 from peakline.solvers.bounds import grain
 from peakline.solvers.dag import Dag
 from peakline.solvers.levels.plan import Level
-from peakline.solvers.schedule.episodes import gaps
-from peakline.solvers.schedule.fixed_order import furthest_use, solver_available
+from peakline.solvers.schedule.fixed_order import furthest_use
+from peakline.solvers.schedule.gap_program import Gap, chosen, enough_leaves, minimised, slots, solver_available
 
 __all__ = ["Drops", "best_drops", "nested"]
 
-Gap = tuple[int, int, int, int]
 Drops = tuple[frozenset[tuple[int, int]], ...]
 """(tensor, k) dropped between its uses k and k + 1, level by level; each level's contain the next one's."""
 
@@ -51,9 +50,9 @@ class _Model:
     def __init__(self, dag: Dag, order: Sequence[int], levels: Sequence[Level]) -> None:
         pulp = self.pulp = import_module("pulp")
         self.dag, self.levels, self.unit = dag, levels, grain(dag)
-        slots = _slots(dag, order)
+        fullest = _fullest(dag, order)
         rows = [
-            {key: excess - level.capacity for key, excess in slots.items() if excess > level.capacity}
+            {around: alive - level.capacity for around, alive in fullest.items() if alive > level.capacity}
             for level in levels
         ]
         self.gaps = sorted({gap[:2] for level in rows for key in level for gap in key})
@@ -82,13 +81,8 @@ class _Model:
 
     def forbid_more_than_the_capacity(self, n: int, excess: int, covering: list[Gap]) -> Any:
         """Σ_{gaps (a, k) around slot t} min(s_a, e) y[l, a, k] ≥ e, with e = bytes alive at t − capacity of level l."""
-        needed = -(-excess // self.unit)
-        return (
-            self.pulp.lpSum(
-                min(self.dag.size[gap[0]] // self.unit, needed) * self.drop[(n, *gap[:2])] for gap in covering
-            )
-            >= needed
-        )
+        leaving = ((self.dag.size[gap[0]], self.drop[(n, *gap[:2])]) for gap in covering)
+        return enough_leaves(leaving, excess, self.unit)
 
     def forbid_reloads_of_what_was_not_stored(self, n: int, gap: tuple[int, int]) -> Any:
         """y[l, a, k] ≤ z[l, a]."""
@@ -99,27 +93,17 @@ class _Model:
         return self.drop[(n + 1, *gap)] <= self.drop[(n, *gap)]
 
     def solve(self, time_limit: float) -> Drops | None:
-        pulp = self.pulp
-        try:
-            self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, threads=1))
-        except pulp.PulpSolverError:
+        """The drops found; None where the solver has none in time."""
+        if not minimised(self.model, seconds=time_limit):
             return None
-        values = {key: variable.value() for key, variable in self.drop.items()}
-        if any(value is None for value in values.values()):
-            return None
-        return tuple(frozenset(gap for gap in self.gaps if values[(n, *gap)] > 0.5) for n in range(len(self.levels)))
+        return tuple(
+            frozenset(gap for gap in self.gaps if chosen(self.drop[(n, *gap)])) for n in range(len(self.levels))
+        )
 
 
-def _slots(dag: Dag, order: Sequence[int]) -> dict[frozenset[Gap], int]:
+def _fullest(dag: Dag, order: Sequence[int]) -> dict[frozenset[Gap], int]:
     """Most bytes alive in slots that lie within the same gaps."""
-    opened: list[list[Gap]] = [[] for _ in range(len(order) + 1)]
-    for gap in gaps(dag, order):
-        opened[gap[2]].append(gap)
-    rows: dict[frozenset[Gap], int] = {}
-    around: set[Gap] = set()
-    for t, i in enumerate(order):
-        around = {gap for gap in around if gap[3] >= t} | set(opened[t])
-        alive = sum(dag.size[gap[0]] for gap in around) + dag.working_sets[i]
-        key = frozenset(around)
-        rows[key] = max(rows.get(key, 0), alive)
-    return rows
+    most: dict[frozenset[Gap], int] = {}
+    for _, alive, around in slots(dag, order):
+        most[around] = max(most.get(around, 0), alive)
+    return most

@@ -10,20 +10,19 @@ so the capacity rows have consecutive ones apart from their weights, and the rel
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from peakline.solvers.bounds import grain
 from peakline.solvers.dag import Dag
-from peakline.solvers.schedule.episodes import Schedule, gaps, traffic, uses
+from peakline.solvers.schedule.episodes import Schedule, traffic, uses
+from peakline.solvers.schedule.gap_program import Gap, chosen, enough_leaves, minimised, slots, solver_available
 
 __all__ = ["Replacement", "best_replacement", "furthest_use", "solver_available"]
-
-Gap = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +32,6 @@ class Replacement:
     schedule: Schedule
     cost: int
     bound: int
-
-
-def solver_available() -> bool:
-    """Whether PuLP can call HiGHS on this machine."""
-    try:
-        return all(find_spec(package) is not None for package in ("pulp", "highspy"))
-    except ValueError:  # a package that was made unimportable
-        return False
 
 
 def furthest_use(dag: Dag, order: Sequence[int], capacity: int, *, spare: int = 0) -> Replacement:
@@ -114,15 +105,9 @@ class _Model:
                 self.model += self.forbid_reloads_of_what_was_not_stored(gap)
 
     def forbid_more_than_the_capacity(self, excess: int, covering: list[Gap]) -> Any:
-        """Σ_{gaps (a, k) around slot t} min(s_a, e_t) y[a, k] ≥ e_t, with e_t = bytes alive at t − capacity.
-
-        Cutting a coefficient to the right-hand side changes no integer point and tightens the relaxation.
-        """
-        needed = -(-excess // self.unit)
-        return (
-            self.pulp.lpSum(min(self.dag.size[gap[0]] // self.unit, needed) * self.drop[gap[:2]] for gap in covering)
-            >= needed
-        )
+        """Σ_{gaps (a, k) around slot t} min(s_a, e_t) y[a, k] ≥ e_t, with e_t = bytes alive at t − capacity."""
+        leaving = ((self.dag.size[gap[0]], self.drop[gap[:2]]) for gap in covering)
+        return enough_leaves(leaving, excess, self.unit)
 
     def forbid_reloads_of_what_was_not_stored(self, gap: Gap) -> Any:
         """y[a, k] ≤ w[a]."""
@@ -130,38 +115,24 @@ class _Model:
 
     def _crowded_slots(self) -> list[tuple[int, list[Gap]]]:
         """(excess, gaps around it) of the slots where more is alive than fits, dominated ones left out."""
-        opened: list[list[Gap]] = [[] for _ in range(len(self.order) + 1)]
-        for gap in gaps(self.dag, self.order):
-            opened[gap[2]].append(gap)
         rows: dict[frozenset[Gap], int] = {}
-        around: set[Gap] = set()
-        for t, i in enumerate(self.order):
-            around = {gap for gap in around if gap[3] >= t} | set(opened[t])
-            room = max(self.capacity - self.spare, self.dag.working_sets[i])
-            excess = sum(self.dag.size[gap[0]] for gap in around) + self.dag.working_sets[i] - room
+        for i, alive, around in slots(self.dag, self.order):
+            excess = alive - max(self.capacity - self.spare, self.dag.working_sets[i])
             if excess > 0:
-                key = frozenset(around)
-                rows[key] = max(rows.get(key, 0), excess)
+                rows[around] = max(rows.get(around, 0), excess)
         return [(excess, sorted(covering)) for covering, excess in rows.items()]
 
     def solve(self, time_limit: float, gap: float = 0.0) -> Replacement | None:
         """The drops found and the solver's bound, rounded up to what sizes can add up to."""
-        pulp = self.pulp
         began = time.perf_counter()
-        solver = pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=gap, gapAbs=0.5, threads=1)
-        try:
-            self.model.solve(solver)
-        except pulp.PulpSolverError:
+        if not minimised(self.model, seconds=time_limit, gap=gap, apart=1.0):
             return None
-        values = {key: variable.value() for key, variable in self.drop.items()}
-        if any(value is None for value in values.values()):
-            return None
-        dropped = frozenset(key for key, value in values.items() if value > 0.5)
+        dropped = frozenset(key for key, variable in self.drop.items() if chosen(variable))
         if not self._fits(dropped):
             return None
         cost = traffic(self.dag, dropped)
         # a time-out with an incumbent also counts as solved: only a run that ended before its limit proves anything
-        solved = self.model.sol_status == pulp.LpSolutionOptimal and not gap
+        solved = self.model.sol_status == self.pulp.LpSolutionOptimal and not gap
         proven = solved and time.perf_counter() - began < time_limit
         return Replacement(Schedule(self.order, dropped), cost, cost if proven else _dual_bound(self.model) * self.unit)
 
@@ -174,8 +145,6 @@ class _Model:
 
 def _dual_bound(model: Any) -> int:
     """The bound in units that HiGHS had proven when it stopped; 0 where it tells none."""
-    import math
-
     info = model.solverModel.getInfo()
     bound = float(info.mip_dual_bound)
     return max(0, math.ceil(bound - 1e-6 * max(1.0, abs(bound)))) if math.isfinite(bound) else 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from peakline.solvers.bounds import grain
 from peakline.solvers.dag import Dag
-from peakline.solvers.schedule.fixed_order import solver_available
+from peakline.solvers.schedule.gap_program import chosen, minimised, solver_available
 from peakline.solvers.schedule.runs import Runs, events
 
 __all__ = ["best_runs", "fits"]
@@ -122,25 +122,15 @@ class _Model:
 
     def solve(self, time_limit: float) -> Runs | None:
         """The answer; None where the solver has none that fits."""
-        pulp = self.pulp
-        try:
-            self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, gapAbs=0.5, threads=1))
-        except pulp.PulpSolverError:
+        if not minimised(self.model, seconds=time_limit, apart=1.0):
             return None
-        values = {v.name: v.value() for v in self.model.variables()}
-        if self.model.sol_status not in (1, 2) or any(value is None for value in values.values()):
-            return None
-
-        def taken(variable: Any) -> bool:
-            return bool(values.get(variable.name, 0) > 0.5)
-
         remade = {(a, k) for a, listed in enumerate(self.events) for k in range(len(listed) - 1) if listed[k + 1][1]}
-        dropped = frozenset({key for key, y in self.drop.items() if taken(y)} | remade)
+        dropped = frozenset({key for key, y in self.drop.items() if chosen(y)} | remade)
         over: dict[int, tuple[tuple[int, int], ...]] = {}
         for (t, b, a), variable in self.over.items():
-            if taken(variable):
+            if chosen(variable):
                 over[t] = (*over.get(t, ()), (b, a))
-        passed = frozenset(key for key, variable in self.passed.items() if taken(variable))
+        passed = frozenset(key for key, variable in self.passed.items() if chosen(variable))
         found = Runs(self.order, dropped, passed, over)
         return found if fits(self.dag, found, self.capacity) else None
 
