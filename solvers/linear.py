@@ -78,7 +78,7 @@ def highs(**options: Any) -> Any:
     pulp = import_module("pulp")
 
     class Interruptible(pulp.HiGHS):  # type: ignore[misc,name-defined]
-        def callSolver(self, lp: Any) -> None:  # noqa: N802
+        def callSolver(self, lp: Any) -> None:
             model = lp.solverModel
             model.HandleUserInterrupt = True
             runs = threading.Thread(target=model.run, daemon=True)

@@ -216,6 +216,11 @@ class Plan:
     time: Timing | None = None
     alternatives: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a keyboard interrupt ended the work on it early."""
+        return "interrupted" in f"{self.certificate.method} {self.time.method if self.time is not None else ''}"
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON values, schema `peakline.plan/1`."""
         return {

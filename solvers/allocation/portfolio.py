@@ -67,6 +67,11 @@ class Allocation:
         """(smallest arena found − lower bound) / smallest arena found; 0 is a proof."""
         return 1 - self.lower_bound / self.smallest_found if self.smallest_found else 0.0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a keyboard interrupt ended the work early."""
+        return any(note.startswith("interrupted") for note in self.notes)
+
 
 @dataclass(frozen=True)
 class Progress:

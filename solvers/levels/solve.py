@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -26,27 +26,36 @@ from peakline.solvers.levels.exclusive import Homes, best_homes, of_homes
 from peakline.solvers.levels.fixed_order import Drops, best_drops, nested
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan
 from peakline.solvers.plan import Plan
-from peakline.solvers.problem import Operator, Problem, Tensor
+from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.episodes import Schedule, traffic
 from peakline.solvers.schedule.fixed_order import furthest_use
 from peakline.solvers.schedule.local_search import moved
 from peakline.solvers.schedule.pack import pack
 from peakline.solvers.schedule.rolling import place_at_least_cost
-from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
+from peakline.solvers.schedule.solve import Infeasible, NotFound, Progress, schedule
+from peakline.solvers.schedule.workspace import with_workspaces
 
 __all__ = ["schedule_levels"]
 
 _MOST_EXACT = 14  # operators; the states of more are too many
 _SLACKS = (0, 64, 24, 12)  # parts of each level that stay free where addresses are hard to find; 0: none
+_HURRY = 4.0  # seconds: the time limit whose shares addresses have after an interrupt
 _TRIES = 20_000  # order moves, divided by the number of operators over 50
 
 
 def schedule_levels(
-    problem: Problem, levels: Sequence[Level], *, time_limit: float = 60.0, seed: int = 0
+    problem: Problem,
+    levels: Sequence[Level],
+    *,
+    time_limit: float = 60.0,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
 ) -> LevelsPlan:
     """The plan with the least Σ weight · non-compulsory bytes over all links.
 
     `levels` from the operators outwards, each larger than the one before; beyond the last one lies what has no end.
+    `progress` is told of the least so far and the bound, in bytes times weight; a keyboard interrupt ends the work
+    early, and the best plan so far is returned with its gap.
 
     Raises Infeasible where an operator does not fit the first level, ValueError for no levels, capacities that do not
     grow, a time limit not above 0, and as `schedule`.
@@ -68,19 +77,23 @@ def schedule_levels(
             f"capacity {levels[0].capacity}: operator {name!r} computes in level 1 and needs {smallest} bytes there",
             levels[0].capacity, smallest, name,
         )  # fmt: skip
-    return _Work(dag, tuple(levels), time_limit, seed).result()
+    return _Work(dag, tuple(levels), time_limit, seed, progress or (lambda _: None)).result()
 
 
 class _Work:
     """Incumbent and bound of one solve."""
 
-    def __init__(self, dag: Dag, levels: tuple[Level, ...], time_limit: float, seed: int) -> None:
-        self.dag, self.levels, self.seed = dag, levels, seed
+    def __init__(
+        self, dag: Dag, levels: tuple[Level, ...], time_limit: float, seed: int, report: Callable[[Progress], None]
+    ) -> None:
+        self.dag, self.levels, self.seed, self.report = dag, levels, seed, report
         self.began = time.perf_counter()
         self.time_limit = time_limit
         self.best: tuple[tuple[int, ...], Drops] | None = None
         self.cost = math.inf
+        self.orders: dict[tuple[int, ...], str] = {}
         self.homes: list[tuple[Homes, str]] = []
+        self.stopped = False  # by the keyboard
         self.least = math.inf  # cost of anything found, with addresses or not
         self.found_by = ""
         self.crossed = Dag.of(_crossed(dag))
@@ -88,6 +101,30 @@ class _Work:
 
     def result(self) -> LevelsPlan:
         """The best plan found, with addresses."""
+        try:
+            self._improve()
+        except KeyboardInterrupt:
+            self._hurry()
+        try:
+            plan = self._placed()
+            if plan.certificate.status == "feasible" and len(self.dag) <= _MOST_EXACT and not self.stopped:
+                plan = self._searched(plan.certificate.objective) or plan
+        except KeyboardInterrupt:
+            self._hurry()
+            plan = self._placed_drops()
+        proof = plan.certificate
+        method = proof.method.split("; bound")[0] + (", interrupted" if self.stopped else "")
+        return replace(plan, certificate=self._proof(proof.objective, method))
+
+    def _hurry(self) -> None:
+        """After an interrupt: what remains are addresses, soon."""
+        self.stopped = True
+        self.time_limit = min(self.time_limit, _HURRY)
+        for order, name in {**self.orders, self.dag.problem.given_order: "given order"}.items():
+            self._offer(order, best_drops(self.dag, order, self.levels, time_limit=0.0), name)
+
+    def _improve(self) -> None:
+        """The best replacements in orders that are good for one link, and in orders near them."""
         orders = sorted(self._links(), key=lambda entry: self._estimate(entry[1]))
         for name, order in orders:
             if self._done():
@@ -97,11 +134,6 @@ class _Work:
             near = self._annealed(orders[0][1])
             if near != orders[0][1]:
                 self._replace(near, "order moves")
-        plan = self._placed()
-        if plan.certificate.status == "feasible" and len(self.dag) <= _MOST_EXACT:
-            plan = self._searched(plan.certificate.objective) or plan
-        proof = plan.certificate
-        return replace(plan, certificate=self._proof(proof.objective, proof.method.split("; bound")[0]))
 
     def _replace(self, order: tuple[int, ...], name: str) -> None:
         """Offer the best replacements in an order."""
@@ -116,19 +148,23 @@ class _Work:
     def _links(self) -> list[tuple[str, tuple[int, ...]]]:
         """Bound each link by itself; the orders found on the way, also where what passes through takes room."""
         share = 0.5 * self.time_limit / (2 * len(self.levels) - 1)
-        orders: dict[tuple[int, ...], str] = {}
-        total = 0
+        orders, total = self.orders, 0
         for n, level in enumerate(self.levels):
             total += level.capacity
             together = schedule(self.dag.problem, total, time_limit=share, seed=self.seed)
             self.bound += level.weight * together.certificate.lower_bound
             orders.setdefault(self._order(together), f"order of link {n + 1}")
+            self._tell()
+            if together.interrupted:
+                raise KeyboardInterrupt
             if n and together.traffic.non_compulsory:
                 try:
                     crossed = schedule(self.crossed.problem, total, time_limit=share, seed=self.seed)
                 except (Infeasible, NotFound):
                     continue
                 orders.setdefault(self._order(crossed), f"order of link {n + 1} with room for what passes")
+                if crossed.interrupted:
+                    raise KeyboardInterrupt
         orders.setdefault(self.dag.problem.given_order, "given order")
         return [(name, order) for order, name in orders.items()]
 
@@ -207,6 +243,7 @@ class _Work:
         if homes is not None:
             self.homes.append((homes, name))
             self.least = min(self.least, homes.cost)
+            self._tell()
 
     def _placed_drops(self) -> LevelsPlan:
         """Addresses level by level from the outside; what finds none drops a little more, and so do levels within."""
@@ -245,6 +282,12 @@ class _Work:
         if cost < self.cost:
             self.cost, self.best, self.found_by = cost, (order, drops), f"{name}, replacement in all levels"
             self.least = min(self.least, cost)
+            self._tell()
+
+    def _tell(self) -> None:
+        elapsed = time.perf_counter() - self.began
+        least = self.least if math.isfinite(self.least) else None
+        self.report(Progress(least, self.bound, elapsed, max(0.0, self.time_limit - elapsed)))
 
     def _done(self) -> bool:
         late = self.best is not None and time.perf_counter() > self._until(0.8)
@@ -259,15 +302,6 @@ def _crossed(dag: Dag) -> Problem:
 
     That one passes through the level behind the first beside the operator, and has a copy on either side meanwhile.
     """
-    tensors, operators = list(dag.problem.tensors), []
-    names = {tensor.name for tensor in tensors}
-    for i, operator in enumerate(dag.problem.operators):
-        most = max((dag.size[a] for a in bits(dag.touch[i] & (dag.off_chip | dag.results))), default=0)
-        name = f"{operator.name} passes"
-        while name in names:
-            name += "'"
-        if most:
-            names.add(name)
-            tensors.append(Tensor(name, most))
-        operators.append(Operator(operator.name, operator.inputs, operator.outputs + ((name,) if most else ())))
-    return Problem(tuple(tensors), tuple(operators))
+    passing = (bits(touched & (dag.off_chip | dag.results)) for touched in dag.touch)
+    most = [max((dag.size[a] for a in tensors), default=0) for tensors in passing]
+    return with_workspaces(dag.problem, most, "passes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from peakline.solvers.alternatives import Choices
@@ -15,6 +16,7 @@ from peakline.solvers.plan import Plan
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.choosing import best_choice, refuse_too_small, traffic_of_any_choice
 from peakline.solvers.schedule.fixed_order import furthest_use
+from peakline.solvers.schedule.solve import Progress
 
 __all__ = ["fastest_choosing"]
 
@@ -30,8 +32,12 @@ def fastest_choosing(
     overlap: bool = True,
     time_limit: float = 60.0,
     seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
-    """The least makespan over alternatives and plans; `Plan.alternatives` says which. Raises as `fastest`."""
+    """The least makespan over alternatives and plans; `Plan.alternatives` says which.
+
+    Interrupts and errors as `fastest`.
+    """
     for name, rate in (("bandwidth", bandwidth), ("compute", compute_rate)):
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"{name}: must be a rate above 0 per second, got {rate:g}")
@@ -64,10 +70,11 @@ def fastest_choosing(
 
     avoidable = traffic_of_any_choice(choices, capacity)
     least = _of_any_choice(choices, bandwidth, compute_rate, avoidable)
-    found = best_choice(choices, capacity, solve, value, floor, estimate, least, time_limit)
+    report = progress or (lambda _: None)
+    found = best_choice(choices, capacity, solve, value, floor, estimate, least, time_limit, report)
     timing, proof = found.plan.time, found.plan.certificate
     assert timing is not None
-    method = f"{timing.method.split('; bound')[0]}, {found.method}"
+    method = f"{timing.method.split('; bound')[0].removesuffix(', interrupted')}, {found.method}"
     timing = replace(timing, lower_bound=min(found.bound, timing.makespan), method=method)
     proof = replace(proof, lower_bound=min(avoidable, proof.objective), seconds=time.perf_counter() - began)
     return replace(found.plan, time=timing, certificate=proof)

@@ -25,7 +25,7 @@ from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.episodes import Schedule
 from peakline.solvers.schedule.fixed_order import furthest_use
 from peakline.solvers.schedule.local_search import moved
-from peakline.solvers.schedule.solve import schedule
+from peakline.solvers.schedule.solve import Progress, schedule
 
 __all__ = ["fastest", "seconds_of"]
 
@@ -39,9 +39,6 @@ _PACKINGS = 8  # attempts at each
 _MOST_REPACKED = 300  # operators of a problem for which there is more than one
 _SAME = 1 + 1e-9
 
-Report = Callable[[float | None, float, float], None]
-"""(shortest so far, bound, seconds left to search), all in seconds."""
-
 
 def fastest(
     problem: Problem,
@@ -52,12 +49,14 @@ def fastest(
     overlap: bool = True,
     time_limit: float = 60.0,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
     """The plan with the least makespan within `capacity` bytes, its `time` filled in.
 
     The link moves `bandwidth` bytes/s; an operator that gives `flops` takes flops / `compute_rate` seconds. Without
     `overlap` nothing moves while an operator runs. The plan's certificate speaks of its traffic, `time` of its time.
+    `progress` is told of the shortest plan so far and the bound, in seconds. A keyboard interrupt ends the work early,
+    and the best plan so far is returned with its gap.
 
     Raises ValueError for a rate not above 0 or an operator that says neither seconds nor flops, and as `schedule`.
     """
@@ -67,7 +66,7 @@ def fastest(
     seconds = seconds_of(problem, compute_rate)
     began = time.perf_counter()
     least = schedule(problem, capacity, time_limit=(0.35 if overlap else 1.0) * time_limit, seed=seed)
-    if stopped := "interrupted" in least.certificate.method:
+    if stopped := least.interrupted:
         time_limit = time.perf_counter() - began
     work = _Work(Dag.of(problem), capacity, seconds, bandwidth, compute_rate, least, began, time_limit, seed)
     work.report, work.stopped = progress or work.report, stopped
@@ -98,7 +97,7 @@ class _Work:
         self.dag, self.capacity, self.seconds, self.bandwidth = dag, capacity, seconds, bandwidth
         self.compute_rate, self.least, self.seed = compute_rate, least, seed
         self.began, self.time_limit = began, time_limit
-        self.report: Report = lambda best, bound, left: None
+        self.report: Callable[[Progress], None] = lambda progress: None
         self.best: tuple[Timed, tuple[int, ...]] | None = None
         self.time = math.inf
         self.bound, self.proved_by, self.found_by = 0.0, "", ""
@@ -125,9 +124,12 @@ class _Work:
         dag = self.dag
         if len(dag) <= _MOST_BOUNDED:
             avoidable = self.least.certificate.lower_bound
-            self.bound, self.proved_by = time_bound(
-                dag, self.capacity, self.seconds, self.bandwidth, avoidable, deadline=self._until(0.55)
-            )
+            common = (dag, self.capacity, self.seconds, self.bandwidth, avoidable)
+            try:
+                self.bound, self.proved_by = time_bound(*common, deadline=self._until(0.55))
+            except KeyboardInterrupt:
+                self.stopped = True
+                self.bound, self.proved_by = time_bound(*common, deadline=0.0)
         self._as_it_is()
         try:
             if not self.stopped:
@@ -193,8 +195,10 @@ class _Work:
             return
         others = [("given order", furthest_use(self.dag, self.dag.problem.given_order, self.capacity).schedule)]
         if len(self.dag) <= _MOST_BOUNDED:
-            order = smallest_peak(self.dag, time_limit=0.1 * self.time_limit).operators
-            others.append(("smallest-peak order", furthest_use(self.dag, order, self.capacity).schedule))
+            order = smallest_peak(self.dag, time_limit=0.1 * self.time_limit)
+            if order.interrupted:
+                raise KeyboardInterrupt
+            others.append(("smallest-peak order", furthest_use(self.dag, order.operators, self.capacity).schedule))
         self._place(self._streams(others))
         if self._done():
             return
@@ -272,8 +276,9 @@ class _Work:
             taken = makespan(self.dag, variant, offsets, self.seconds, self.bandwidth)
             if taken < self.time:
                 self.best, self.time, self.found_by = (variant, offsets), taken, method
-        left = self.time_limit - (time.perf_counter() - self.began)
-        self.report(self.time if self.best else None, self.bound, max(0.0, left))
+        elapsed = time.perf_counter() - self.began
+        best = self.time if self.best else None
+        self.report(Progress(best, self.bound, elapsed, max(0.0, self.time_limit - elapsed)))
 
     def _done(self) -> bool:
         return self.time <= self.bound * _SAME or time.perf_counter() > self._until(0.95)

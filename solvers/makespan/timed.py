@@ -66,6 +66,8 @@ def pack(
         Instance.of(boxes), capacity, time_limit=max(time_limit, 0.05), seed=seed,
         method="auto" if few else "heuristics",
     )  # fmt: skip
+    if found.offsets is None and found.interrupted:
+        raise KeyboardInterrupt
     return found.offsets
 
 

@@ -48,6 +48,11 @@ class Order:
         """Whether no order has a smaller peak."""
         return self.peak == self.bound
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a keyboard interrupt ended the search early."""
+        return "interrupted" in self.method
+
 
 def smallest_peak(
     problem: Problem | Dag,

@@ -117,7 +117,7 @@ class _Work:
             self.refusal = str(error)
         else:
             self.offer(self.passing_by(plan), plan.certificate.method.split("; bound")[0].removesuffix(", interrupted"))
-            if "interrupted" in plan.certificate.method:
+            if plan.interrupted:
                 self.interrupted, self.time_limit = True, time.perf_counter() - self.began
         floor = traffic_bound_allowing(self.dag, self.capacity, self.options)
         self.prove(floor, f"what must leave at the fullest operator, with {', '.join(self.options)}")

@@ -19,7 +19,7 @@ from peakline.solvers.dag import Dag, bits
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Operator, Problem, ProblemError
 from peakline.solvers.schedule.fixed_order import furthest_use
-from peakline.solvers.schedule.solve import Infeasible, NotFound, schedule
+from peakline.solvers.schedule.solve import Infeasible, NotFound, Progress, schedule
 
 __all__ = ["best_choice", "refuse_too_small", "schedule_choosing", "smallest_capacity", "traffic_of_any_choice"]
 
@@ -38,8 +38,17 @@ Floor = Callable[[Problem, bool], float]
 Choice = dict[str, str]
 
 
-def schedule_choosing(choices: Choices, capacity: int, *, time_limit: float = 60.0, seed: int = 0) -> Plan:
+def schedule_choosing(
+    choices: Choices,
+    capacity: int,
+    *,
+    time_limit: float = 60.0,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Plan:
     """The least non-compulsory traffic over alternatives, orders and replacements; `Plan.alternatives` says which.
+
+    A keyboard interrupt ends the work early, and the best plan so far is returned with its gap.
 
     Raises as `schedule`; Infeasible where an operator fits in none of its alternatives.
     """
@@ -61,12 +70,13 @@ def schedule_choosing(choices: Choices, capacity: int, *, time_limit: float = 60
 
     found = best_choice(
         choices, capacity, solve, lambda plan: (plan.certificate.objective, plan.certificate.lower_bound), floor,
-        estimate, traffic_of_any_choice(choices, capacity), time_limit,
+        estimate, traffic_of_any_choice(choices, capacity), time_limit, progress or (lambda _: None),
     )  # fmt: skip
     plan = found.plan
     proof = Certificate(
         plan.certificate.objective, min(plan.certificate.objective, math.ceil(found.bound)),
-        f"{plan.certificate.method.split('; bound')[0]}, {found.method}", time.perf_counter() - began,
+        f"{plan.certificate.method.split('; bound')[0].removesuffix(', interrupted')}, {found.method}",
+        time.perf_counter() - began,
     )  # fmt: skip
     return replace(plan, certificate=proof)
 
@@ -89,10 +99,11 @@ def best_choice(
     estimate: Callable[[Problem], float],
     bound_of_all: float,
     time_limit: float,
+    report: Callable[[Progress], None] = lambda _: None,
 ) -> Chosen:
     """The plan with the least `value(plan)[0]`; `value(plan)[1]` bounds its choice, `floor` a choice not yet solved.
 
-    `estimate` says what a choice may cost: the most promising are solved first.
+    `estimate` says what a choice may cost: the most promising are solved first. `report` is told of every better plan.
 
     Raises NotFound if no choice could be solved in time.
     """
@@ -100,13 +111,24 @@ def best_choice(
     options = feasible_options(choices, capacity)
     count = math.prod(len(listed) for listed in options.values())
     work = _Work(choices, solve, value, floor, estimate, began + time_limit)
-    if count <= _MOST_CHOICES:
-        complete = work.all_of(options, count)
-        bound = max(bound_of_all, work.least_bound)
-        method = f"{'all' if complete else 'some'} of {count} choices of alternatives"
-    else:
-        work.improve(options, bound_of_all)
-        bound, method = bound_of_all, "alternatives improved one kind after the other; bound: over all choices"
+
+    def better(cost: float) -> None:
+        now = time.perf_counter()
+        report(Progress(cost, bound_of_all, now - began, max(0.0, began + time_limit - now)))
+
+    work.better = better
+    bound, method = bound_of_all, "alternatives improved one kind after the other; bound: over all choices"
+    try:
+        if count <= _MOST_CHOICES:
+            complete = work.all_of(options, count)
+            bound = max(bound_of_all, work.least_bound)
+            method = f"{'all' if complete else 'some'} of {count} choices of alternatives"
+        else:
+            work.improve(options, bound_of_all)
+    except KeyboardInterrupt:
+        if work.best is None:
+            raise
+        method = "interrupted; bound: over all choices of alternatives"
     if work.best is None:
         raise NotFound(f"capacity {capacity}: no choice of alternatives could be solved in time; {work.refusal}")
     choice, plan = work.best
@@ -170,6 +192,7 @@ class _Work:
         self.choices, self.solve, self.value, self.floor, self.deadline = choices, solve, value, floor, deadline
         self.estimate = estimate
         self.best: tuple[Choice, Plan] | None = None
+        self.better: Callable[[float], None] = lambda cost: None
         self.cost = math.inf
         self.least_bound = math.inf
         self.refusal = ""
@@ -202,6 +225,9 @@ class _Work:
         self.least_bound = min(self.least_bound, max(bound, least))
         if cost < self.cost:
             self.cost, self.best = cost, (choice, plan)
+            self.better(cost)
+        if plan.interrupted:
+            raise KeyboardInterrupt
         return cost
 
     def floor_of(self, choice: Choice) -> float:

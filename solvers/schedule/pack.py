@@ -23,11 +23,14 @@ def pack(
     """Offsets of the schedule's episodes in the order of `episodes`, and the arena they need, in bytes.
 
     Within `capacity`, or None if no such placement was found in time; without a capacity in the smallest arena found.
+    A keyboard interrupt is passed on unless there is a placement.
     """
     boxes = episodes(dag, schedule)
     instance = Instance.of([(box.first, box.last + 1, dag.size[box.tensor]) for box in boxes])
     method: Method = "auto" if len(boxes) <= _MOST_SEARCHED else "heuristics"
     found = allocate(instance, capacity, time_limit=max(time_limit, 0.1), seed=seed, method=method)
     if found.offsets is None or found.peak is None:
+        if found.interrupted:
+            raise KeyboardInterrupt
         return None
     return found.offsets, found.peak

@@ -52,6 +52,7 @@ _WEIGHT = 3.0  # of improving it further, among the contest's entries
 _ANY = 1 << 62  # bytes: whatever a plan moves
 _CRUMBS = 1_000  # part of the traffic that addresses may add without another attempt
 _MOST_STATES = 1_000_000  # of A*, about 2 kB each
+_HURRY = 4.0  # seconds: the time limit whose shares addresses have after an interrupt
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
 
 
@@ -69,10 +70,10 @@ class NotFound(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a solve is: best plan so far (None: none yet) and proven bound, in bytes; seconds."""
+    """How far a solve is: best plan so far (None: none yet) and proven bound, in the objective's unit; seconds."""
 
-    incumbent: int | None
-    bound: int
+    incumbent: float | None
+    bound: float
     seconds: float
     seconds_left: float
 
@@ -182,8 +183,18 @@ class _Work:
         try:
             self._improve()
         except KeyboardInterrupt:
-            self.found_by += ", interrupted"
-        return self._placed()
+            self._hurry()
+        try:
+            assert self.best is not None
+            return self._placed(self._pack(self.best, self.capacity))
+        except KeyboardInterrupt:
+            self._hurry()
+            return self._placed(None)
+
+    def _hurry(self) -> None:
+        """After an interrupt: what remains are addresses, soon."""
+        self.found_by += ", interrupted"
+        self.time_limit = min(self.time_limit, _HURRY)
 
     def _refuse_too_small(self) -> None:
         smallest, worst = largest_working_set(self.dag)
@@ -202,6 +213,8 @@ class _Work:
         if order.peak <= self.capacity:
             self._offer(Schedule(order.operators, frozenset()), f"smallest peak by {order.method}")
             return
+        if order.interrupted:
+            raise KeyboardInterrupt
         if len(dag) > _MOST_BOUNDED:
             self.found_by += f"; more than {_MOST_BOUNDED} operators: no search"
             return
@@ -367,11 +380,10 @@ class _Work:
 
     # -- addresses --------------------------------------------------------------------------------------------------
 
-    def _placed(self) -> Plan:
-        """The best schedule with addresses, at the price of further drops where its episodes cannot be placed."""
+    def _placed(self, placed: tuple[tuple[int, ...], int] | None) -> Plan:
+        """The best schedule at these addresses, or if there are none at others, at the price of further drops."""
         assert self.best is not None
         best, method = self.best, self.found_by
-        placed = self._pack(best, self.capacity)
         if placed is None:
             best, offsets = self._placed_dearer(best)
             more = traffic(self.dag, best.dropped) - traffic(self.dag, self.best.dropped)

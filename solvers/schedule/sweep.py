@@ -61,7 +61,7 @@ def capacity_sweep(
     """The curve from M_R to M_P at `points` evenly spaced capacities, `time_limit` seconds for all of them.
 
     Every plan is replayed. `progress(done, points)` is called before each point. A keyboard interrupt ends the curve
-    with the point that it met.
+    with the point that it met, one before the first point ends all.
 
     Raises ValueError for fewer than 2 points or a time limit not above 0.
     """
@@ -70,6 +70,8 @@ def capacity_sweep(
     dag = Dag.of(problem)
     least = largest_working_set(dag)[0]
     order = smallest_peak(dag, time_limit=0.2 * time_limit)
+    if order.interrupted:
+        raise KeyboardInterrupt
     most = max(order.peak, least)
     capacities = sorted({least + (most - least) * k // (points - 1) for k in range(points)})
     found: list[Point] = []
@@ -77,7 +79,7 @@ def capacity_sweep(
         progress(k, len(capacities))
         plan = schedule(problem, capacity, time_limit=0.8 * time_limit / len(capacities), seed=seed)
         found.append(Point(capacity, replay(problem, plan).non_compulsory, plan.certificate.lower_bound))
-        if "interrupted" in plan.certificate.method:
+        if plan.interrupted:
             break
     best = found[0].non_compulsory
     for k, point in enumerate(found):
