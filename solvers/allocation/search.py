@@ -27,6 +27,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import heapify, heappop
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -82,6 +84,7 @@ class Search:
         self._twin = [(self._first[b], self._last[b], self._size[b], self._align[b], item.fixed[b]) for b in range(n)]
         self._conflicts = [0] * len(self._members)
         self._pick = [_picker(members) for members in self._members]
+        self._witness = [members[0] for members in self._members]
         self._pick_near = [_picker(near) for near in self._neighbours]
 
     def run(self, preference: Sequence[float], mode: Mode, node_limit: int, deadline: float) -> Outcome:
@@ -129,7 +132,10 @@ class Search:
             reach = max(reach, last[b])
         if len(components) > 1:
             components.sort(key=len)
-            return all(self._branch_once(component) for component in components)
+            for component in components:  # noqa: SIM110 (`all` would take frames of the interpreter's own stack)
+                if not self._branch_once(component):
+                    return False
+            return True
         return self._branch(components[0]) if components else True
 
     def _branch_once(self, waiting: list[int]) -> bool:
@@ -196,6 +202,7 @@ class Search:
         for s in range(low, high):
             trail.append((total, s, total[s]))
             total[s] -= own
+        lifted = []
         for c in self._neighbours[b]:
             if rest[c] == _PLACED:
                 continue
@@ -210,8 +217,39 @@ class Search:
                 trail.append((end, c, end[c]))
                 rest[c] = above
                 end[c] = above + size[c]
-                low, high = min(low, first[c]), max(high, last[c])
-        return self._raise_floors(low, high, _PLACED if self._aligned else top)
+                lifted.append(c)
+        if self._aligned:
+            low, high = min([low, *[first[c] for c in lifted]]), max([high, *[last[c] for c in lifted]])
+            return self._raise_floors(low, high, _PLACED)
+        return self._raise_onto(first[b], last[b], top, lifted)
+
+    def _raise_onto(self, low: int, high: int, top: int, lifted: list[int]) -> bool:
+        """Raise floors after `lifted` were put onto a buffer of sections [low, high) that ends at `top`.
+
+        Everything in these sections lies at `top` or higher now, so it is the floor wherever one of the lifted lives.
+        """
+        first, last = self._first, self._last
+        lives = sorted([(first[c], last[c]) for c in lifted])
+        if lives and lives[0][0] < low and not self._raise_floors(lives[0][0], low, top):
+            return False
+        floor, total, trail, room = self._floor, self._total, self._trail, self.capacity - top
+        at = low
+        for start, end in lives:
+            if start > at and not self._raise_floors(at, min(start, high), _PLACED):
+                return False
+            for s in range(max(at, start), min(end, high)):
+                trail.append((floor, s, floor[s]))
+                floor[s] = top
+                if total[s] > room:
+                    self._conflicts[s] += 1
+                    return False
+            at = max(at, end)
+            if at >= high:
+                break
+        if at < high and not self._raise_floors(at, high, _PLACED):
+            return False
+        reach = max([end for _, end in lives], default=high)
+        return reach <= high or self._raise_floors(high, reach, top)
 
     def _lift(self, b: int, offset: int) -> bool:
         """Forbid b below `offset`; False if it no longer fits."""
@@ -224,17 +262,24 @@ class Search:
         return self._raise_floors(self._first[b], self._last[b], offset)
 
     def _raise_floors(self, low: int, high: int, below: int) -> bool:
-        """Recompute the floors of sections [low, high) that lie under `below`; False if one holds too much."""
+        """Recompute the floors of sections [low, high) that lie under `below`; False if one holds too much.
+
+        A section's witness is a buffer that lay on its floor when last looked at: where it still does, nothing changed.
+        """
         floor, total, rest, pick, capacity = self._floor, self._total, self._rest, self._pick, self.capacity
+        witness, members = self._witness, self._members
         for s in range(low, high):
-            if floor[s] < below:
-                least = min(pick[s](rest))
-                if floor[s] < least < _PLACED:
-                    self._trail.append((floor, s, floor[s]))
-                    floor[s] = least
-                    if least + total[s] > capacity:
-                        self._conflicts[s] += 1
-                        return False
+            if floor[s] < below and rest[witness[s]] != floor[s]:
+                lying = pick[s](rest)
+                least = min(lying)
+                if least < _PLACED:
+                    witness[s] = members[s][lying.index(least)]
+                    if floor[s] < least:
+                        self._trail.append((floor, s, floor[s]))
+                        floor[s] = least
+                        if least + total[s] > capacity:
+                            self._conflicts[s] += 1
+                            return False
         return True
 
     def _leave_empty(self, section: int, floor: int) -> bool:
@@ -291,22 +336,30 @@ class Search:
 
     def _least_choice(self, waiting: list[int], weight: list[int]) -> tuple[int, list[int]]:
         """The section with the fewest answers per weight, then the least slack; "none" counts where slack is left."""
-        load = [f + t for f, t in zip(self._floor, self._total)]
+        first, last, floor, total, capacity = self._first, self._last, self._floor, self._total, self.capacity
         ready = self._ready(waiting)
-        best: tuple[tuple[float, int, int], list[int]] | None = None
-        for s in sorted({s for b in ready for s in range(self._first[b], self._last[b])}):
-            answers = self._answers(s, ready)
-            if answers:
-                choices = len(answers) + (load[s] < self.capacity)
-                rank = (0.0 if choices == 1 else choices / weight[s], -load[s], s)  # a single answer is no choice
-                if best is None or rank < best[0]:
-                    best = (rank, answers)
-        return (best[0][2], best[1]) if best else self._lowest(waiting)
+        change = [0] * (len(floor) + 1)
+        for b in ready:
+            change[first[b]] += 1
+            change[last[b]] -= 1
+        ranks = []
+        for s, count in enumerate(accumulate(change)):
+            if count:
+                load = floor[s] + total[s]
+                choices = count + (load < capacity)
+                ranks.append((0.0 if choices == 1 else choices / weight[s], -load, s))  # one answer is no choice
+        heapify(ranks)
+        while ranks:
+            s = heappop(ranks)[2]
+            if answers := self._answers(s, ready):
+                return s, answers
+        return self._lowest(waiting)
 
     def _ready(self, waiting: list[int]) -> set[int]:
         """Buffers that can be placed at once: they rest on something, and nothing can come under them any more."""
         rest, prop, floor, first, last = self._rest, self._prop, self._floor, self._first, self._last
-        return {b for b in waiting if rest[b] == prop[b] == min(floor[first[b] : last[b]])}
+        resting = [b for b in waiting if rest[b] == prop[b] == floor[first[b]]]
+        return {b for b in resting if rest[b] == min(floor[first[b] : last[b]])}
 
     def _answers(self, section: int, ready: set[int]) -> list[int]:
         """Buffers that may lie on the section's floor; none if one of them has to wait for something below it."""
