@@ -11,11 +11,11 @@ from peakline.planning.coarse import coarse, fine, parted, root
 from peakline.planning.execute import executed_program
 from peakline.planning.extract import Keys, Profile, problem_of, saved
 from peakline.planning.packing import Codec, packings
-from peakline.planning.policies import good_enough
+from peakline.planning.policies import Greedy
 from peakline.planning.tiers import Surroundings, beside
 from peakline.planning.turns import HostOptimizer, hosted_bytes
 from peakline.planning.whole import in_whole, is_captured
-from peakline.solvers.offload.linear import Infeasible, bound, solve
+from peakline.solvers.offload.linear import Infeasible, Programs
 from peakline.solvers.offload.problem import Decisions, Packing, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
@@ -95,17 +95,40 @@ class Attempt:
             self.around = beside(around, hosted(taken, words))
 
     @cached_property
+    def _without_swap(self) -> Attempt | None:
+        """The same where no activation moves; None where that is so already, or nothing is executed again."""
+        if not {"recompute", "swap"} <= set(self.words):
+            return None
+        fewer = tuple(word for word in self.words if word != "swap")
+        return Attempt(self.profile, fewer, self.around, self.time_limit, self.codec)
+
+    @cached_property
     def _packings(self) -> dict[int, Packing]:
         return {} if self.codec is None else packings(self.profile, list(saved(self.profile)), self.codec)
 
-    def problem(self, room: int) -> tuple[Problem, Keys]:
-        """What is to be decided for `room` bytes."""
+    @cached_property
+    def _asked(self) -> tuple[Problem, Keys]:
+        """What is to be decided, whatever the budget."""
         around = self.around
         problem, keys = problem_of(
-            self.profile, room, around.tiers if around else (), recompute="recompute" in self.words,
+            self.profile, max(self.profile.live), around.tiers if around else (), recompute="recompute" in self.words,
             swap="swap" in self.words, states=self.states, packings=self._packings,
         )  # fmt: skip
         return (replace(problem, common=around.common) if around else problem), keys
+
+    @cached_property
+    def _greedy(self) -> Greedy:
+        return Greedy(self.profile, *self._asked, self.around)
+
+    @cached_property
+    def programs(self) -> Programs:
+        """The linear programs of what is to be decided."""
+        return Programs(self._asked[0])
+
+    def problem(self, room: int) -> tuple[Problem, Keys]:
+        """What is to be decided for `room` bytes."""
+        problem, keys = self._asked
+        return replace(problem, budget=room), keys
 
     def bound(self, room: int) -> float:
         """Seconds that no plan of this way within `room` bytes can beat.
@@ -115,7 +138,7 @@ class Attempt:
         """
         if room not in self._bounds:
             try:
-                self._bounds[room] = bound(self.problem(room)[0], time_limit=self.time_limit)
+                self._bounds[room] = self.programs.bound(room, time_limit=self.time_limit)
             except Infeasible as error:
                 self._bounds[room] = error
         found = self._bounds[room]
@@ -131,7 +154,7 @@ class Attempt:
         """
         problem, keys = self.problem(room)
         lower = self.bound(room)
-        simple = self._simple(problem, keys, lower, lower * (1 + GREEDY))
+        simple = self._simple(room, lower, lower * (1 + GREEDY))
         if simple is not None:
             return problem, keys, *simple
         found: tuple[Decisions, Timeline] | None = None
@@ -142,13 +165,12 @@ class Attempt:
             least = error.least
         limit = found[1].makespan if found else float("inf")
         if limit > lower * (1 + GREEDY):
-            found = self._simple(problem, keys, lower, limit) or found
+            found = self._simple(room, lower, limit) or found
         if found is not None and found[1].makespan <= lower * (1 + GREEDY):
             return problem, keys, *found
-        if {"recompute", "swap"} <= set(self.words):  # the smaller program is solved better, and moves nothing in whole
-            fewer = tuple(word for word in self.words if word != "swap")
+        if self._without_swap is not None:  # the smaller program is solved better, and moves nothing in whole
             try:
-                other = Attempt(self.profile, fewer, self.around, self.time_limit, self.codec).within(room)
+                other = self._without_swap.within(room)
             except Infeasible:
                 pass
             else:
@@ -173,13 +195,14 @@ class Attempt:
         kept = 0  # the reserve of the best
         until = time.process_time() + self.time_limit
         for _ in range(ATTEMPTS):
-            smaller = replace(problem, budget=room - reserve)
             try:
-                decisions = solve(smaller, time_limit=self.time_limit, lower_bound=lower, integers=False)
+                decisions = self.programs.solve(
+                    room - reserve, time_limit=self.time_limit, lower_bound=lower, integers=False
+                )
             except Infeasible as error:
                 if not reserve:
                     raise
-                high, short = reserve, error.least - smaller.budget
+                high, short = reserve, error.least - (room - reserve)
             else:
                 found, short = self._replayed(problem, keys, decisions, room)
                 beaten = best is not None and decisions.seconds >= best[1].makespan
@@ -204,7 +227,7 @@ class Attempt:
         room = problem.budget
         for _ in range(INTEGERS if best[1].makespan > lower * (1 + ROUNDED) else 0):
             try:
-                decisions = solve(replace(problem, budget=target), time_limit=self.time_limit / 2, lower_bound=lower)
+                decisions = self.programs.solve(target, time_limit=self.time_limit / 2, lower_bound=lower)
             except Infeasible:
                 break
             found, short = self._replayed(problem, keys, decisions, room)
@@ -236,11 +259,11 @@ class Attempt:
                     best = variant, timeline
         return best, short
 
-    def _simple(self, problem: Problem, keys: Keys, lower: float, limit: float) -> tuple[Decisions, Timeline] | None:
+    def _simple(self, room: int, lower: float, limit: float) -> tuple[Decisions, Timeline] | None:
         """What a greedy policy does, if it takes at most `limit` seconds."""
         if self.states or self.profile.host is not None:
             return None  # policies decide on activations alone
-        found = good_enough(self.profile, problem, keys, self.around, problem.budget, self.words, limit)
+        found = self._greedy.within(room, self.words, limit)
         if found is None:
             return None
         name, decisions, timeline = found

@@ -177,6 +177,7 @@ def _stages(
     """Bytes and seconds of every stage's runs."""
     program, turn = profile.program, profile.turn
     behind = _behind(profile)
+    alive_at = _alive(profile, behind)
     found: list[Stage] = []
     remaining = 0
     for number in reversed(range(len(slots))):
@@ -188,7 +189,7 @@ def _stages(
         work = max(_peak(profile, first, last, outputs) - output, _peak(profile, first, last, kept) - saved, 0)
         waiting = sum(behind[key] for key in behind if program.births[key] < start and _dies(profile, key) >= start)
         left = sum(behind[key] for key in behind if start <= program.births[key] < after and _dies(profile, key) >= end)
-        alive = max((_alive(profile, behind, i) for i in range(start, after)), default=0)
+        alive = int(max(alive_at[start:after], default=0))
         found.append(
             Stage(
                 sum(profile.seconds[first : last + 1]), sum(profile.seconds[start:after]), output, saved, work,
@@ -209,11 +210,15 @@ def _dies(profile: Profile, key: int) -> int:
     return int(profile.program.deaths[key])
 
 
-def _alive(profile: Profile, behind: dict[int, int], step: int) -> int:
-    """Bytes of the backward pass's own storages and of the workspace while a step runs."""
-    program = profile.program
-    inside = sum(map(int, program.workspaces.get(id(profile.steps[step].operator), ())))
-    return inside + sum(size for key, size in behind.items() if program.births[key] <= step <= _dies(profile, key))
+def _alive(profile: Profile, behind: dict[int, int]) -> NDArray[np.int64]:
+    """Bytes of the backward pass's own storages and of the workspace while each step runs."""
+    program, last = profile.program, len(profile.steps) - 1
+    change = np.zeros(last + 2, dtype=np.int64)
+    for key, size in behind.items():
+        change[program.births[key]] += size
+        change[min(_dies(profile, key), last) + 1] -= size
+    inside = [sum(map(int, program.workspaces.get(id(step.operator), ()))) for step in profile.steps]
+    return np.asarray(np.cumsum(change[:-1]) + np.asarray(inside, dtype=np.int64))
 
 
 def _peak(profile: Profile, first: int, last: int, kept: set[int]) -> int:

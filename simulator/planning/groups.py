@@ -85,8 +85,9 @@ class Groups:
                 self.needed[key] = min(self.needed.get(key, start), start)
                 self.until[key] = max(self.until.get(key, start), start)
         self.boundary = [key for key in self.needed if key not in self.saved]
+        anybody: set[int] = set().union(*self.reads)
         for key, group in self.of.items():  # what a segment's own groups read must be there when it is made again
-            if key in self.saved and any(key in read for read in self.reads):
+            if key in self.saved and key in anybody:
                 start = self.start[self.segment_of[group]]
                 self.needed[key] = min(self.needed.get(key, start), start)
 

@@ -16,11 +16,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
+
+import numpy as np
 
 from peakline.planning.coarse import coarse, forward, root
 from peakline.planning.execute import executed_program
@@ -30,7 +32,7 @@ from peakline.result import Estimate
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Deadlock, Timeline, simulate
 
-__all__ = ["POLICIES", "Outcome", "compare", "decided", "good_enough"]
+__all__ = ["POLICIES", "Greedy", "Outcome", "compare", "decided", "good_enough"]
 
 AHEAD = 2
 """Layers before its use at which a policy asks a tensor back: while the layer before the previous one runs."""
@@ -73,25 +75,54 @@ def good_enough(
     taken: Profile, problem: Problem, keys: Keys, around: Surroundings | None, room: int, words: Collection[str],
     limit: float,
 ) -> tuple[str, Decisions, Timeline] | None:  # fmt: skip
-    """The best of the greedy policies that fits `room` bytes and takes at most `limit` seconds; None if none does.
+    """`Greedy.within`, asked once."""
+    return Greedy(taken, problem, keys, around).within(room, words, limit)
 
-    Most are refused without a simulation: what they execute again, or what their copies take on the link, is too long
-    already.
 
-    Args:
-        words: `recompute` and `swap`, as allowed.
-    """
-    best: tuple[str, Decisions, Timeline] | None = None
-    carried_out = _Replayed(taken, problem, keys, around, room)
-    for name, (policy, word) in POLICIES.items():
-        if word not in words or policy is checkpoint_stretches:
-            continue
-        candidates = policy(taken, problem)
-        affordable = bisect_right(candidates, limit, key=lambda choice: _least_seconds(problem, choice()))
-        found = _mildest(carried_out, candidates[:affordable]) if affordable else None
-        if found is not None and found.makespan <= limit and (best is None or found.makespan < best[2].makespan):
-            best = name, carried_out.decisions, found
-    return best
+@dataclass
+class Greedy:
+    """The greedy policies for one problem, asked for one room after the other."""
+
+    taken: Profile
+    problem: Problem
+    keys: Keys
+    around: Surroundings | None
+    _candidates: dict[str, list[Choice]] = field(default_factory=dict)
+    _least: dict[tuple[str, int], tuple[float, int]] = field(default_factory=dict)
+
+    def within(
+        self, room: int, words: Collection[str], limit: float
+    ) -> tuple[str, Decisions, Timeline] | None:  # fmt: skip
+        """The best of the policies that fits `room` bytes and takes at most `limit` seconds; None if none does.
+
+        Most are refused without a simulation: what they execute again, or what their copies take on the link, is too
+        long already, or what they leave is too much.
+
+        Args:
+            words: `recompute` and `swap`, as allowed.
+        """
+        best: tuple[str, Decisions, Timeline] | None = None
+        carried_out = _Replayed(self.taken, self.problem, self.keys, self.around, room)
+        for name, (policy, word) in POLICIES.items():
+            if word not in words or policy is checkpoint_stretches:
+                continue
+            if name not in self._candidates:
+                self._candidates[name] = policy(self.taken, self.problem)
+            candidates = self._candidates[name]
+            count = range(len(candidates))
+            affordable = bisect_right(count, limit, key=lambda n: self._at_least(name, n)[0])
+            enough = bisect_left(count, -room, hi=affordable, key=lambda n: -self._at_least(name, n)[1])
+            found = _mildest(carried_out, candidates[enough:affordable]) if enough < affordable else None
+            if found is not None and found.makespan <= limit and (best is None or found.makespan < best[2].makespan):
+                best = name, carried_out.decisions, found
+        return best
+
+    def _at_least(self, name: str, number: int) -> tuple[float, int]:
+        """Seconds and bytes that a candidate takes at least."""
+        if (name, number) not in self._least:
+            decisions = self._candidates[name][number]()
+            self._least[name, number] = _least_seconds(self.problem, decisions), _least_bytes(self.problem, decisions)
+        return self._least[name, number]
 
 
 def _least_seconds(problem: Problem, decisions: Decisions) -> float:
@@ -102,6 +133,26 @@ def _least_seconds(problem: Problem, decisions: Decisions) -> float:
         out = sum(item.bytes * share[t] for item, share in zip(problem.items, decisions.moved))
         copies = max(copies, out / tier.out)
     return max(work, copies)
+
+
+def _least_bytes(problem: Problem, decisions: Decisions) -> int:
+    """Bytes that these decisions leave at the fullest moment at least.
+
+    Second executions take no room for it, and what moves is gone from its last use on until its next slot is over.
+    """
+    rows = problem.rows
+    slots = np.asarray([row.slot for row in rows])
+    change = np.zeros(len(rows) + 1)
+    for item, shares, kept in zip(problem.items, decisions.moved, decisions.kept):
+        (first, last), out = item.idle, sum(shares)
+        gone = item.bytes * max(1.0 - kept, out)
+        if gone and first <= last and not item.extra:
+            if out:
+                last = max(last, int(np.searchsorted(slots, item.returns[0], side="right")) - 1)
+            change[first] -= gone
+            change[last + 1] += gone
+    alive = np.asarray([row.bytes for row in rows]) + np.cumsum(change[:-1])
+    return int(alive.max(initial=0.0))
 
 
 @dataclass
@@ -163,25 +214,30 @@ def offload_everything(taken: Profile, problem: Problem) -> list[Choice]:
 
 def cheapest_first(taken: Profile, problem: Problem) -> list[Choice]:
     """Groups by bytes freed per second of execution, operands included, in growing numbers."""
-    order = sorted(range(len(problem.groups)), key=lambda g: _price(problem, g))
-    return _growing(problem, [[g] for g in order if _freed(problem, g)])
+    freed = _freed(problem)
+    order = sorted(range(len(problem.groups)), key=lambda g: _price(problem, freed, g))
+    return _growing(problem, [[g] for g in order if freed[g]])
 
 
 def uniform_selection(taken: Profile, problem: Problem) -> list[Choice]:
     """The same groups in every repeated layer: kinds of group by bytes freed per second, in growing numbers."""
-    layers = _layers(taken, problem)
+    layers, freed = _layers(taken, problem), _freed(problem)
     kinds: dict[str, list[int]] = {}
     for g, group in enumerate(problem.groups):
-        if group.segment in layers and _freed(problem, g):
+        if group.segment in layers and freed[g]:
             kinds.setdefault(_kind(group.name), []).append(g)
-    return _growing(problem, sorted(kinds.values(), key=lambda kind: _price(problem, kind[0])))
+    return _growing(problem, sorted(kinds.values(), key=lambda kind: _price(problem, freed, kind[0])))
 
 
 def longest_idle_first(taken: Profile, problem: Problem) -> list[Choice]:
     """Saved activations by bytes · slots of idleness, in growing numbers, to the first tier."""
     movable = [i for i, item in enumerate(problem.items) if item.movable and not item.extra and item.returns]
     movable.sort(key=lambda i: -problem.items[i].bytes * (problem.items[i].returns[0] - problem.items[i].leaves[0][0]))
-    return [partial(decided, problem, set(), dict.fromkeys(movable[:n], 1.0)) for n in range(len(movable) + 1)]
+
+    def first(n: int) -> Decisions:
+        return decided(problem, set(), dict.fromkeys(movable[:n], 1.0))
+
+    return [partial(first, n) for n in range(len(movable) + 1)]
 
 
 POLICIES: dict[str, tuple[Callable[[Profile, Problem], list[Choice]], str]] = {
@@ -197,7 +253,11 @@ POLICIES: dict[str, tuple[Callable[[Profile, Problem], list[Choice]], str]] = {
 
 def _growing(problem: Problem, kinds: list[list[int]]) -> list[Choice]:
     """Decisions with the first n kinds of groups executed again, for growing n."""
-    return [partial(decided, problem, {g for k in kinds[:n] for g in k}, {}) for n in range(len(kinds) + 1)]
+
+    def first(n: int) -> Decisions:
+        return decided(problem, {g for kind in kinds[:n] for g in kind}, {})
+
+    return [partial(first, n) for n in range(len(kinds) + 1)]
 
 
 def _kind(name: str) -> str:
@@ -211,14 +271,19 @@ def _layers(taken: Profile, problem: Problem) -> set[int]:
     return found or set(range(len(problem.segments)))
 
 
-def _freed(problem: Problem, group: int) -> int:
-    return sum(item.bytes for item in problem.items if item.group == group)
+def _freed(problem: Problem) -> list[int]:
+    """Bytes that executing each group again frees."""
+    found = [0] * len(problem.groups)
+    for item in problem.items:
+        if item.group >= 0:
+            found[item.group] += item.bytes
+    return found
 
 
-def _price(problem: Problem, group: int) -> float:
+def _price(problem: Problem, freed: Sequence[int], group: int) -> float:
     """Seconds per byte freed, operands included."""
     closure = _with_operands(problem, {group})
-    return sum(problem.groups[g].seconds for g in closure) / max(sum(_freed(problem, g) for g in closure), 1)
+    return sum(problem.groups[g].seconds for g in closure) / max(sum(freed[g] for g in closure), 1)
 
 
 def _with_operands(problem: Problem, groups: set[int]) -> set[int]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 from peakline.planning.addresses import reserved_by, staying
 from peakline.planning.attempt import GREEDY, Attempt
@@ -19,7 +18,7 @@ from peakline.planning.execute import DEVICE
 from peakline.planning.extract import Keys
 from peakline.planning.policies import decided
 from peakline.planning.whole import in_whole
-from peakline.solvers.offload.linear import NEVER, Infeasible, least_budget, tightest
+from peakline.solvers.offload.linear import NEVER, Infeasible
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.streams import Deadlock, Timeline
 
@@ -46,7 +45,8 @@ NEAR = 200
 """Two budgets within this part of the larger are not told apart."""
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """Decisions and their simulation."""
 
     attempt: Attempt
@@ -57,8 +57,10 @@ class Found(NamedTuple):
 
     def needs(self, fit: str) -> int:
         """Bytes of the device that it takes: alive at once, or as reserved by the caching allocator."""
-        if fit == "allocated":
-            return self.timeline.peak(DEVICE)
+        return self.timeline.peak(DEVICE) if fit == "allocated" else self._reserved
+
+    @cached_property
+    def _reserved(self) -> int:
         stays = staying(self.attempt.profile.program, self.problem, self.keys.items, self.decisions)
         return reserved_by(self.timeline, DEVICE, stays)
 
@@ -203,7 +205,7 @@ class Search:
                 best = found
         if best is None:
             raise Infeasible(room, NEVER)
-        return best._replace(decisions=replace(best.decisions, lower_bound=first.decisions.lower_bound))
+        return replace(best, decisions=replace(best.decisions, lower_bound=first.decisions.lower_bound))
 
     # ---- the least memory -----------------------------------------------------------------------------------------
     @cached_property
@@ -260,7 +262,7 @@ class Search:
 
     def _least(self, attempt: Attempt, limit: float | None) -> int:
         try:
-            return least_budget(attempt.problem(1)[0], hopeful=True, limit=limit)
+            return attempt.programs.least_budget(hopeful=True, limit=limit)
         except Infeasible:
             return NEVER
 
@@ -268,7 +270,7 @@ class Search:
         """The decisions for the smallest budget, in the least room in which their replay goes through."""
         problem, keys = attempt.problem(max(attempt.profile.live))
         try:
-            decisions, least = tightest(problem, limit=limit, time_limit=attempt.time_limit)
+            decisions, least = attempt.programs.tightest(limit=limit, time_limit=attempt.time_limit)
         except Infeasible:
             return None
         best: Found | None = None

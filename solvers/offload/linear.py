@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from peakline.solvers.offload.engine import Engine
 from peakline.solvers.offload.problem import Decisions, Problem
 from peakline.solvers.offload.program import CONSTRAINTS, MEGA, MILLI, Model
 
-__all__ = ["NEVER", "Infeasible", "bound", "least_budget", "solve", "tightest"]
+__all__ = ["NEVER", "Infeasible", "Programs", "bound", "least_budget", "solve", "tightest"]
 
 NEVER = 1 << 62
 """Bytes beyond any budget."""
@@ -34,131 +36,222 @@ class Infeasible(ValueError):
         super().__init__(f"nothing fits a budget of {budget:,} bytes; {more}")
 
 
-def _built(problem: Problem, *, hopeful: bool, free_budget: bool = False, limit: float | None = None) -> Model:
-    """The program; with `free_budget` it asks for the smallest budget, within `limit` seconds where one is given."""
-    model = Model(problem, hopeful=hopeful, free_budget=free_budget)
-    for forbid in CONSTRAINTS:
-        forbid(model)
-    if limit is not None:
-        model.add(model.longer() <= (limit - problem.seconds) / MILLI, "no_time_beyond_the_limit")
-    model.program.setObjective(model.over if free_budget else _shortest(model))
-    return model
+class Programs:
+    """The two programs of a problem, each built once and asked for one budget after the other.
+
+    Args:
+        problem: its own budget is of no concern.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    @cached_property
+    def _hopeful(self) -> _Asked:
+        return _Asked(Model(self.problem, hopeful=True))
+
+    @cached_property
+    def _cautious(self) -> _Asked:
+        return _Asked(Model(self.problem, hopeful=False))
+
+    def bound(self, budget: int, *, time_limit: float = 60.0) -> float:
+        """Seconds that no plan of the class can beat: the optimum of the hopeful program, relaxed.
+
+        Raises:
+            Infeasible: not even that fits; `least` then is a floor for every plan.
+        """
+        asked = self._hopeful
+        asked.within(budget)
+        found = asked.engine.run(time_limit)
+        if found == "none":
+            raise Infeasible(budget, self.least_budget(hopeful=True))
+        if found != "optimal":  # the time was up: nothing is proven
+            return self.problem.seconds
+        return self.problem.seconds + MILLI * asked.engine.objective
+
+    def least_budget(self, *, hopeful: bool = False, limit: float | None = None) -> int:
+        """The smallest budget in bytes at which there is a (fractional) decision.
+
+        Args:
+            limit: seconds that the program may take; None without bound.
+
+        Raises:
+            Infeasible: no budget is enough: what must move finds no room in the tiers, or the limit is too short.
+        """
+        asked = self._hopeful if hopeful else self._cautious
+        asked.smallest(limit)
+        if asked.engine.run(60.0) == "none":
+            raise Infeasible(self.problem.budget, NEVER)
+        return self.problem.budget + round(MEGA * asked.engine.value(asked.model.over))
+
+    def tightest(self, *, limit: float | None = None, time_limit: float = 20.0) -> tuple[Decisions, int]:
+        """Decisions for the smallest budget there is (cautious, groups rounded), the fastest at it; and that budget.
+
+        Args:
+            limit: seconds that the program may take; None without bound.
+
+        Raises:
+            Infeasible: no budget is enough.
+        """
+        asked = self._cautious
+        asked.smallest(limit)
+        if asked.engine.run(60.0) == "none":
+            raise Infeasible(self.problem.budget, NEVER)
+        shares = asked.shares()
+        best: tuple[float, set[int]] | None = None
+        for threshold in (1e-6, 0.5, 1.0 - 1e-6):
+            chosen = _closed(self.problem, {g for g, share in enumerate(shares) if share >= threshold})
+            asked.executing(chosen)
+            if asked.engine.run(60.0) != "none":
+                over = asked.engine.value(asked.model.over)
+                if best is None or over < best[0]:
+                    best = over, chosen
+        if best is None:
+            raise Infeasible(self.problem.budget, NEVER)
+        least = self.problem.budget + round(MEGA * best[0])
+        asked.within(least + SLACK, limit)
+        asked.executing(best[1])
+        if asked.engine.run(time_limit) == "none":
+            raise Infeasible(self.problem.budget, least)
+        return asked.decisions(NEVER, "linear program (HiGHS) for the smallest budget, rounded"), least + SLACK
+
+    def solve(
+        self, budget: int, *, time_limit: float = 20.0, gap: float = 0.01, lower_bound: float | None = None,
+        integers: bool = True,
+    ) -> Decisions:  # fmt: skip
+        """Decide: the cautious program, with whole groups.
+
+        The relaxation first; its groups are rounded and the rest solved again. Where that is more than `gap` above the
+        relaxation, HiGHS looks for better integers within the time limit.
+
+        Args:
+            lower_bound: `bound` of the problem, if known.
+            integers: look for better integers at all.
+
+        Raises:
+            Infeasible: nothing fits.
+        """
+        lower = self.bound(budget, time_limit=time_limit) if lower_bound is None else lower_bound
+        asked = self._cautious
+        asked.within(budget)
+        if asked.engine.run(time_limit) == "none":
+            raise Infeasible(budget, self.least_budget())
+        shares = asked.shares()
+        if all(share < 1e-6 or share > 1 - 1e-6 for share in shares):
+            return asked.decisions(lower, "linear program (HiGHS), integral by itself")
+        optimum = asked.seconds()
+        best: Decisions | None = None
+        tried: set[frozenset[int]] = set()
+        for threshold in THRESHOLDS:
+            chosen = frozenset(_closed(self.problem, {g for g, share in enumerate(shares) if share >= threshold}))
+            if chosen in tried or (best is not None and best.seconds <= optimum * (1 + gap * ENOUGH)):
+                continue
+            tried.add(chosen)
+            asked.executing(chosen)
+            if asked.engine.run(time_limit) != "none":
+                found = asked.decisions(lower, "linear program (HiGHS), rounded")
+                best = found if best is None or found.seconds < best.seconds else best
+        if best is None or (integers and best.seconds > optimum * (1 + gap)):
+            asked.in_whole()
+            if asked.engine.run(time_limit, gap / 2) != "none":
+                found = asked.decisions(lower, "mixed-integer linear program (HiGHS)")
+                best = found if best is None or found.seconds < best.seconds else best
+        if best is None:
+            raise Infeasible(budget, self.least_budget())
+        return best
 
 
-def _shortest(model: Model) -> Any:
-    """What is minimised where time is: a bound's objective is time alone."""
-    return model.longer() if model.hopeful else model.longer() + model.haste()
+class _Asked:
+    """A program and what it is asked: the least seconds within a budget, or the smallest budget within seconds."""
 
+    def __init__(self, model: Model) -> None:
+        for forbid in CONSTRAINTS:
+            forbid(model)
+        self.model, self._longer = model, model.longer()
+        self._limit = len(model.rows)
+        model.add(self._longer <= 0.0, "no_time_beyond_the_limit")
+        self.engine = Engine(model.columns, model.rows)
 
-def _run(model: Model, time_limit: float, gap: float) -> bool:
-    """Solve; whether there is a solution."""
-    solver = model.pulp.HiGHS(msg=False, timeLimit=max(time_limit, 0.5), gapRel=gap, threads=1)
-    model.program.solve(solver)
-    return model.program.sol_status in (model.pulp.LpSolutionOptimal, model.pulp.LpSolutionIntegerFeasible)
+    def within(self, budget: int, limit: float | None = None) -> None:
+        """The least seconds within these bytes, any share of groups executed; a bound's objective is time alone."""
+        over = (budget - self.model.p.budget) / MEGA
+        self.engine.bounds([self.model.over], over, over)
+        self.engine.minimise(self._longer if self.model.hopeful else self._longer + self.model.haste())
+        self._free(limit)
+
+    def smallest(self, limit: float | None) -> None:
+        """The smallest budget within `limit` seconds, any share of groups executed."""
+        self.engine.bounds([self.model.over], None, None)
+        self.engine.minimise({self.model.over: 1.0})
+        self._free(limit)
+
+    def _free(self, limit: float | None) -> None:
+        self.engine.at_most(self._limit, None if limit is None else (limit - self.model.p.seconds) / MILLI)
+        self.engine.whole(())
+        self.engine.bounds(self.model.r, 0.0, 1.0)
+
+    def executing(self, chosen: Set[int]) -> None:
+        """Exactly these groups are executed again."""
+        self.engine.bounds([r for g, r in enumerate(self.model.r) if g in chosen], 1.0, 1.0)
+        self.engine.bounds([r for g, r in enumerate(self.model.r) if g not in chosen], 0.0, 0.0)
+
+    def in_whole(self) -> None:
+        """Every group is executed or not, as the solver sees fit."""
+        self.engine.bounds(self.model.r, 0.0, 1.0)
+        self.engine.whole(self.model.r)
+
+    def shares(self) -> list[float]:
+        """How much of each group is executed."""
+        return [self.engine.value(r) for r in self.model.r]
+
+    def seconds(self) -> float:
+        """What the step takes."""
+        return self.model.p.seconds + MILLI * self.engine.worth(self._longer)
+
+    def decisions(self, lower: float, method: str) -> Decisions:
+        """The solution in plain numbers."""
+        value = self.engine.value
+
+        def share(variable: Any) -> float:
+            found = value(variable) if variable is not None else 0.0
+            return 0.0 if found < 1e-7 else 1.0 if found > 1 - 1e-7 else found
+
+        m = self.model
+        return Decisions(
+            moved=tuple(tuple(share(y) for y in row) for row in m.y),
+            executed=tuple(share(r) > 0.5 for r in m.r),
+            kept=tuple(share(k) for k in m.k),
+            incoming=tuple([tuple(accumulate(MEGA * value(v) for v in row)) for row in m.back]),
+            seconds=self.seconds(),
+            lower_bound=lower,
+            method=method,
+            packed=tuple(share(c) for c in m.c) if any(c is not None for c in m.c) else (),
+        )
 
 
 def bound(problem: Problem, *, time_limit: float = 60.0) -> float:
-    """Seconds that no plan of the class can beat: the optimum of the hopeful program, relaxed.
-
-    Raises:
-        Infeasible: not even that fits; `least` then is a floor for every plan.
-    """
-    model = _built(problem, hopeful=True)
-    if not _run(model, time_limit, 0.0):
-        raise Infeasible(problem.budget, least_budget(problem, hopeful=True))
-    return problem.seconds + MILLI * float(model.pulp.value(model.program.objective))
+    """`Programs.bound` at the problem's own budget."""
+    return Programs(problem).bound(problem.budget, time_limit=time_limit)
 
 
 def least_budget(problem: Problem, *, hopeful: bool = False, limit: float | None = None) -> int:
-    """The smallest budget in bytes at which there is a (fractional) decision, whatever the problem's own budget is.
-
-    Args:
-        limit: seconds that the program may take; None without bound.
-
-    Raises:
-        Infeasible: no budget is enough: what must move finds no room in the tiers, or the limit is too short.
-    """
-    model = _built(problem, hopeful=hopeful, free_budget=True, limit=limit)
-    if not _run(model, 60.0, 0.0):
-        raise Infeasible(problem.budget, NEVER)
-    return problem.budget + round(MEGA * float(model.pulp.value(model.over)))
+    """`Programs.least_budget`, whatever the problem's own budget is."""
+    return Programs(problem).least_budget(hopeful=hopeful, limit=limit)
 
 
 def tightest(problem: Problem, *, limit: float | None = None, time_limit: float = 20.0) -> tuple[Decisions, int]:
-    """Decisions for the smallest budget there is (cautious, groups rounded), the fastest at it; and that budget.
-
-    They depend on the problem alone, not on its budget.
-
-    Args:
-        limit: seconds that the program may take; None without bound.
-
-    Raises:
-        Infeasible: no budget is enough.
-    """
-    model = _built(problem, hopeful=False, free_budget=True, limit=limit)
-    if not _run(model, 60.0, 0.0):
-        raise Infeasible(problem.budget, NEVER)
-    shares = [float(model.pulp.value(r) or 0.0) for r in model.r]
-    best: tuple[float, set[int]] | None = None
-    for threshold in (1e-6, 0.5, 1.0 - 1e-6):
-        chosen = _closed(problem, {g for g, share in enumerate(shares) if share >= threshold})
-        if _run(_fixed(model, chosen), 60.0, 0.0):
-            over = float(model.pulp.value(model.over))
-            if best is None or over < best[0]:
-                best = over, chosen
-    if best is None:
-        raise Infeasible(problem.budget, NEVER)
-    over, chosen = best
-    model.over.upBound = over + SLACK / MEGA
-    model.program.setObjective(_shortest(model))
-    if not _run(_fixed(model, chosen), time_limit, 0.0):
-        raise Infeasible(problem.budget, problem.budget + round(MEGA * over))
-    decisions = _decisions(model, problem.seconds, "linear program (HiGHS) for the smallest budget, rounded")
-    return decisions, problem.budget + round(MEGA * over) + SLACK
+    """`Programs.tightest`, whatever the problem's own budget is."""
+    return Programs(problem).tightest(limit=limit, time_limit=time_limit)
 
 
 def solve(
     problem: Problem, *, time_limit: float = 20.0, gap: float = 0.01, lower_bound: float | None = None,
     integers: bool = True,
 ) -> Decisions:  # fmt: skip
-    """Decide: the cautious program, with whole groups.
-
-    The relaxation first; its groups are rounded and the rest solved again. Where that is more than `gap` above the
-    relaxation, HiGHS looks for better integers within the time limit.
-
-    Args:
-        lower_bound: `bound` of the problem, if known.
-        integers: look for better integers at all.
-
-    Raises:
-        Infeasible: nothing fits.
-    """
-    lower = bound(problem, time_limit=time_limit) if lower_bound is None else lower_bound
-    relaxed = _built(problem, hopeful=False)
-    if not _run(relaxed, time_limit, 0.0):
-        raise Infeasible(problem.budget, least_budget(problem))
-    value = relaxed.pulp.value
-    shares = [float(value(r) or 0.0) for r in relaxed.r]
-    if all(share < 1e-6 or share > 1 - 1e-6 for share in shares):
-        return _decisions(relaxed, lower, "linear program (HiGHS), integral by itself")
-    optimum = problem.seconds + MILLI * float(value(relaxed.longer()))
-    best: Decisions | None = None
-    tried: set[frozenset[int]] = set()
-    for threshold in THRESHOLDS:
-        chosen = frozenset(_closed(problem, {g for g, share in enumerate(shares) if share >= threshold}))
-        if chosen in tried or (best is not None and best.seconds <= optimum * (1 + gap * ENOUGH)):
-            continue
-        tried.add(chosen)
-        if _run(_fixed(relaxed, chosen), time_limit, 0.0):
-            found = _decisions(relaxed, lower, "linear program (HiGHS), rounded")
-            best = found if best is None or found.seconds < best.seconds else best
-    wanted = best is None or (integers and best.seconds > optimum * (1 + gap))
-    if wanted and _run(_whole(relaxed), time_limit, gap / 2):
-        found = _decisions(relaxed, lower, "mixed-integer linear program (HiGHS)")
-        best = found if best is None or found.seconds < best.seconds else best
-    if best is None:
-        raise Infeasible(problem.budget, least_budget(problem))
-    return best
+    """`Programs.solve` at the problem's own budget."""
+    return Programs(problem).solve(
+        problem.budget, time_limit=time_limit, gap=gap, lower_bound=lower_bound, integers=integers
+    )
 
 
 def _closed(problem: Problem, chosen: set[int]) -> set[int]:
@@ -170,36 +263,3 @@ def _closed(problem: Problem, chosen: set[int]) -> set[int]:
                 found.add(h)
                 pending.append(h)
     return found
-
-
-def _fixed(model: Model, chosen: Set[int]) -> Model:
-    """The model with exactly these groups executed."""
-    for g, r in enumerate(model.r):
-        r.lowBound = r.upBound = 1.0 if g in chosen else 0.0
-    return model
-
-
-def _whole(model: Model) -> Model:
-    """The model with every group executed or not, as the solver sees fit."""
-    for r in model.r:
-        r.lowBound, r.upBound, r.cat = 0.0, 1.0, model.pulp.LpInteger
-    return model
-
-
-def _decisions(model: Model, lower: float, method: str) -> Decisions:
-    value, p = model.pulp.value, model.p
-
-    def share(variable: Any) -> float:
-        found = float(value(variable) or 0.0) if variable is not None else 0.0
-        return 0.0 if found < 1e-7 else 1.0 if found > 1 - 1e-7 else found
-
-    return Decisions(
-        moved=tuple(tuple(share(y) for y in row) for row in model.y),
-        executed=tuple(share(r) > 0.5 for r in model.r),
-        kept=tuple(share(k) for k in model.k),
-        incoming=tuple([tuple(accumulate(MEGA * float(value(v) or 0.0) for v in row)) for row in model.back]),
-        seconds=p.seconds + MILLI * float(value(model.longer())),
-        lower_bound=lower,
-        method=method,
-        packed=tuple(share(c) for c in model.c) if any(c is not None for c in model.c) else (),
-    )

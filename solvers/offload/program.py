@@ -6,8 +6,9 @@ Variables: y[i,t] ∈ [0, 1] the fraction of item i that goes to tier t, c[i] �
 in fewer bits), k[i] ∈ [0, 1] what stays of it, r[g] ∈ {0, 1} whether group g is executed again, w[s] ≥ 0 seconds for
 which slot s waits, o[t,s] ≥ 0 and b[t,s] ≥ 0 the bytes that go to tier t and come back from it in slot s, q[t,s] ≥ 0
 those that have not left yet though they may, p[t,s] ≥ 0 those that are back before they are due, n[t,s] ≥ 0 those that
-lie in the tier and may come, f[s] the bytes that
-are alive at the first moment of slot s beyond those of the program as it is.
+lie in the tier and may come, f[s] the bytes that are alive at the first moment of slot s beyond those of the program
+as it is, e the bytes of the budget beyond the problem's own: given where a budget is, minimised where the smallest is
+asked for.
 
     minimise  Σ_g seconds[g]·r[g] + Σ_i (pack[i] + unpack[i])·c[i] + Σ_s w[s] + v
 
@@ -48,30 +49,30 @@ HASTE = 2e-3
 class Model:
     """The variables of one program."""
 
-    def __init__(self, problem: Problem, *, hopeful: bool, free_budget: bool = False) -> None:
-        pulp = import_module("pulp")
-        self.pulp, self.p, self.hopeful, self.free_budget = pulp, problem, hopeful, free_budget
-        self.program = pulp.LpProblem("offload", pulp.LpMinimize)
+    def __init__(self, problem: Problem, *, hopeful: bool) -> None:
+        self.pulp, self.p, self.hopeful = import_module("pulp"), problem, hopeful
+        self.columns: list[Any] = []
+        self.rows: list[Any] = []
         tiers, slots = range(len(problem.tiers)), range(len(problem.slots))
         self.y = [
             [
-                pulp.LpVariable(f"y_{i}_{t}", 0, 1) if item.movable and (item.leaves or item.returns) else None
+                self.variable(f"y_{i}_{t}", 0, 1) if item.movable and (item.leaves or item.returns) else None
                 for t in tiers
             ]
             for i, item in enumerate(problem.items)
         ]
         self.c = [
-            None if item.packing is None else pulp.LpVariable(f"c_{i}", 0, 1) for i, item in enumerate(problem.items)
+            None if item.packing is None else self.variable(f"c_{i}", 0, 1) for i, item in enumerate(problem.items)
         ]
-        self.k = [pulp.LpVariable(f"k_{i}", 0, 0 if item.must_move else 1) for i, item in enumerate(problem.items)]
-        self.r = [pulp.LpVariable(f"r_{g}", 0, 1) for g in range(len(problem.groups))]
-        self.wait = [pulp.LpVariable(f"w_{s}", 0) for s in slots]
+        self.k = [self.variable(f"k_{i}", 0, 0 if item.must_move else 1) for i, item in enumerate(problem.items)]
+        self.r = [self.variable(f"r_{g}", 0, 1) for g in range(len(problem.groups))]
+        self.wait = [self.variable(f"w_{s}", 0) for s in slots]
         self.out, self.back, self.queued, self.early, self.stock = (
-            [[pulp.LpVariable(f"{name}_{t}_{s}", 0) for s in slots] for t in tiers] for name in "obqpn"
+            [[self.variable(f"{name}_{t}_{s}", 0) for s in slots] for t in tiers] for name in "obqpn"
         )
-        self.more = [pulp.LpVariable(f"f_{s}", None) for s in slots]
-        self.tail = pulp.LpVariable("tail", 0)
-        self.over = pulp.LpVariable("over", None if free_budget else 0, None if free_budget else 0)
+        self.more = [self.variable(f"f_{s}", None) for s in slots]
+        self.tail = self.variable("tail", 0)
+        self.over = self.variable("over", None)
         self.executed_in: list[list[Any]] = [[] for _ in slots]
         for g, group in enumerate(problem.groups):
             self.executed_in[problem.segments[group.segment].slot].append((group.seconds / MILLI, self.r[g]))
@@ -82,8 +83,14 @@ class Model:
                 self.executed_in[item.returns[0]].append((item.packing.unpack / MILLI, c))
                 self.packs.append(((item.packing.pack + item.packing.unpack) / MILLI, c))
 
+    def variable(self, name: str, low: float | None, up: float | None = None) -> Any:
+        """A new variable between these bounds; None for none."""
+        self.columns.append(self.pulp.LpVariable(name, low, up))
+        return self.columns[-1]
+
     def add(self, constraint: Any, name: str) -> None:
-        self.program += constraint, name
+        constraint.name = name
+        self.rows.append(constraint)
 
     def total(self, terms: list[Any]) -> Any:
         """Σ coefficient·variable; a variable may occur more than once."""
@@ -259,7 +266,7 @@ def no_common_link_beyond_its_bandwidth(m: Model) -> None:
 
 
 def no_moment_beyond_the_budget(m: Model) -> None:
-    """bytes[moment] + f[slot] + what changes within the slot ≤ budget, at every moment of it.
+    """bytes[moment] + f[slot] + what changes within the slot ≤ budget + e, at every moment of it.
 
     f[s] = f[s−1] − o[s] + b[s] (hopeful: b[s−1]) − what is let go − what becomes idle and is dropped or packed
     + what is made again, + extras and passing bytes while they are held.
@@ -269,10 +276,7 @@ def no_moment_beyond_the_budget(m: Model) -> None:
     lasts = [bisect_right(rows, s, key=lambda row: row.slot) - 1 for s in range(slots)]
     steps: list[list[Any]] = [[] for _ in range(slots + 1)]
     within: list[list[Any]] = [[] for _ in rows]
-    most = [0.0] * (len(rows) + 1)
     for coefficient, variable, (start, end) in _effects(m):
-        most[start] += max(coefficient, 0.0)
-        most[end + 1] -= max(coefficient, 0.0)
         low, high = rows[start].slot, rows[end].slot
         enters = bisect_left(firsts, start)  # first slot at whose first moment it counts
         ends = bisect_right(firsts, end)  # first slot at whose first moment it does no longer
@@ -293,16 +297,11 @@ def no_moment_beyond_the_budget(m: Model) -> None:
         flow = [(-1.0, row[s]) for row in m.out] + [(1.0, row[came]) for row in m.back if came >= 0]
         before = [(1.0, m.more[s - 1])] if s else elsewhere
         m.add(m.more[s] == m.total([*before, *steps[s], *flow]), f"more_{s}")
-    held = 0.0
     for j, row in enumerate(rows):
-        held += most[j]
-        room = (m.p.budget - row.bytes) / MEGA
-        inside = row.inside / MEGA if m.hopeful and row.group >= 0 else 0.0
-        if m.free_budget or held + inside > room or m.p.tiers:
-            terms = [(1.0, m.more[row.slot]), *within[j], (-1.0, m.over)]
-            if inside:
-                terms.append((inside, m.r[row.group]))
-            m.add(m.total(terms) <= room, f"no_moment_beyond_the_budget_{j}")
+        terms = [(1.0, m.more[row.slot]), *within[j], (-1.0, m.over)]
+        if m.hopeful and row.group >= 0 and row.inside:
+            terms.append((row.inside / MEGA, m.r[row.group]))
+        m.add(m.total(terms) <= (m.p.budget - row.bytes) / MEGA, f"no_moment_beyond_the_budget_{j}")
 
 
 def _of(m: Model, item: int) -> Iterator[Any]:
@@ -344,7 +343,7 @@ def no_tier_beyond_its_capacity(m: Model) -> None:
         for s in range(slots):
             if not change[s]:
                 continue
-            held = m.pulp.LpVariable(f"h_{t}_{s}", 0, tier.capacity / MEGA)
+            held = m.variable(f"h_{t}_{s}", 0, tier.capacity / MEGA)
             m.add(m.total([*before, *change[s]]) == held, f"no_tier_beyond_its_capacity_{t}_{s}")
             before = [(1.0, held)]
 
