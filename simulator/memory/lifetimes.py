@@ -4,6 +4,10 @@ A graph's blocks are walked layer by layer; tensors that share memory (views, in
 A storage made by an operator lives until the last operator that touches it; what exists before the step (parameters,
 optimizer states, inputs, caches) lives throughout. What one step leaves to the next (`Graph.previous`) dies there after
 its last use, and what takes its place lives to the end of the step. Nothing here knows of devices or allocators.
+
+Where Python runs a model without gradients, module by module, more is alive than what is still needed (`Program.on`):
+a call holds its arguments until it returns, so a layer's input lives as long as the layer, and what an embedding looked
+up as long as the module that asked for it. With gradients most of that is saved anyway, and nothing is added.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from peakline.models.operators import Node, OperatorType, operator_type
 from peakline.models.operators.reductions import Multiprocessors
 
 __all__ = ["Program", "Step", "Storage", "unroll", "workspace"]
+
+CALLED = ("prefill", "decode", "inference")
+"""Phases without gradients."""
 
 
 class Storage(NamedTuple):
@@ -60,6 +67,7 @@ class Program:
         steps: executed operators in order; later microbatches (`Block.times`) appear once.
         resident: numbers of the storages that exist before the first operator of a steady step.
         multiprocessors: of the GPU it runs on, where that is one whose sums are known.
+        called: its modules are called from Python, which holds what it hands them.
     """
 
     graph: Graph
@@ -67,13 +75,17 @@ class Program:
     steps: list[Step]
     resident: list[int]
     multiprocessors: Multiprocessors | None = None
+    called: bool = False
 
     def on(self, multiprocessors: Multiprocessors | None) -> Program:
-        """The same program on such a GPU, where its sums meet in buffers of their own."""
-        if multiprocessors == self.multiprocessors:
+        """The same program in a process on such a GPU, where its sums meet in buffers of their own; a model that runs
+        kernel by kernel without gradients is called module by module there."""
+        work = self.graph.workload
+        called = work.get("kernels") == "eager" and work.get("phase") in CALLED
+        if multiprocessors == self.multiprocessors and called == self.called:
             return self
-        other = replace(self, multiprocessors=multiprocessors)
-        own = ("multiprocessors", "workspaces")
+        other = replace(self, multiprocessors=multiprocessors, called=called)
+        own = ["multiprocessors", "workspaces", "called", *(("deaths", "dying") if called != self.called else ())]
         other.__dict__.update({name: value for name, value in self.__dict__.items() if name not in own})
         return other
 
@@ -105,6 +117,8 @@ class Program:
         for position, step in enumerate(self.steps):
             for key in step.touches:
                 deaths[key] = position
+        for key, position in _held(self).items() if self.called else ():
+            deaths[key] = max(deaths[key], position)
         mortal = self.previous
         for key in self.resident:
             if key not in mortal:
@@ -158,6 +172,42 @@ def workspace(
     if multiprocessors is not None and type(kind).meeting is not _NO_MEETING:
         sizes = (*sizes, *kind.meeting(Node.of(graph, operator, families), multiprocessors))
     return sizes
+
+
+def _held(program: Program) -> dict[int, int]:
+    """Until which step calls hold storages: those handed to a module to its last operator, what an embedding looked up
+    to the last one of the module that asked.
+
+    Modules are the scopes of operators' names; a list of layers is none, its layers are.
+    """
+    scopes = [_scopes(step) for step in program.steps]
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for position, names in enumerate(scopes):
+        for name in names:
+            first.setdefault(name, position)
+            last[name] = position
+    births, held = program.births, dict[int, int]()
+    for step, names in zip(program.steps, scopes):
+        for key in step.touches:
+            born = births[key]
+            if born < 0:
+                continue
+            for name in names:
+                if first[name] > born:  # the outermost of those that it was handed to
+                    held[key] = max(held.get(key, -1), last[name])
+                    break
+        if step.operator.type == "embedding" and len(names) > 1:
+            for key in step.makes:
+                held[key] = max(held.get(key, -1), last[names[-2]])
+    return held
+
+
+def _scopes(step: Step) -> list[str]:
+    """The modules that a step runs in, from the outermost."""
+    parts = step.name.split(".")[:-1]
+    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return [name for name in names if name != step.block.family]
 
 
 def unroll(graph: Graph) -> Program:

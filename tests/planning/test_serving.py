@@ -203,7 +203,7 @@ def test_one_token_reads_two_of_eight_experts_and_many_read_all():
 @pytest.mark.parametrize("prefetch", [0.0, 0.8, 1.0])
 def test_experts_that_are_guessed_come_while_the_layer_before_computes(prefetch):
     found = mixture(expert_prefetch=prefetch)
-    assert found.step_seconds <= mixture().step_seconds * (1 + 1e-9)
+    assert found.step_seconds <= mixture().step_seconds * (1 + 1e-6)  # copies are of whole bytes
     away = 1 - found.weights["device"]
     assert found.step_seconds >= away * found.sizes.read(1) * found.sizes.layers / found.around.common[1] * (1 - 1e-9)
     done = replay(found, steps=2)
