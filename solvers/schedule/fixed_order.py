@@ -10,8 +10,6 @@ so the capacity rows have consecutive ones apart from their weights, and the rel
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,11 +25,10 @@ __all__ = ["Replacement", "best_replacement", "furthest_use", "solver_available"
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """What to drop in the order asked about, its traffic, and a bound on any replacement's traffic *in this order*."""
+    """What to drop in the order asked about, and its traffic in bytes."""
 
     schedule: Schedule
     cost: int
-    bound: int
 
 
 def furthest_use(dag: Dag, order: Sequence[int], capacity: int, *, spare: int = 0) -> Replacement:
@@ -60,7 +57,7 @@ def furthest_use(dag: Dag, order: Sequence[int], capacity: int, *, spare: int = 
                 resident.pop(a, None)
                 held -= dag.size[a]
     kept = frozenset(dropped)
-    return Replacement(Schedule(tuple(order), kept), traffic(dag, kept), 0)
+    return Replacement(Schedule(tuple(order), kept), traffic(dag, kept))
 
 
 def best_replacement(
@@ -69,23 +66,20 @@ def best_replacement(
     """The gaps to drop that move the fewest bytes in this order, by PuLP and HiGHS.
 
     `spare` bytes of the capacity stay free wherever an operator needs fewer; a `gap` above 0, as a share of the
-    traffic, is near enough to stop. Where the solver is missing or finds
-    nothing in time, the rule `furthest_use` with a bound of 0.
+    traffic, is near enough to stop. Where the solver is missing or finds nothing better in time, what `furthest_use`
+    drops.
     """
     rule = furthest_use(dag, order, capacity, spare=spare)
     if rule.cost == 0 or not solver_available() or time_limit <= 0:
         return rule
-    model = _Model(dag, order, capacity, spare)
-    solution = model.solve(time_limit, gap)
-    if solution is None or solution.cost > rule.cost:
-        return Replacement(rule.schedule, rule.cost, solution.bound if solution else 0)
-    return solution
+    solution = _Model(dag, order, capacity, spare).solve(time_limit, gap)
+    return solution if solution is not None and solution.cost <= rule.cost else rule
 
 
 class _Model:
     """The integer program of one order."""
 
-    def __init__(self, dag: Dag, order: Sequence[int], capacity: int, spare: int = 0) -> None:
+    def __init__(self, dag: Dag, order: Sequence[int], capacity: int, spare: int) -> None:
         pulp = self.pulp = import_module("pulp")
         self.dag, self.order, self.capacity, self.spare = dag, tuple(order), capacity, spare
         self.unit = grain(dag)  # keeps the solver's numbers small
@@ -122,29 +116,16 @@ class _Model:
                 rows[around] = max(rows.get(around, 0), excess)
         return [(excess, sorted(covering)) for covering, excess in rows.items()]
 
-    def solve(self, time_limit: float, gap: float = 0.0) -> Replacement | None:
-        """The drops found and the solver's bound, rounded up to what sizes can add up to."""
-        began = time.perf_counter()
+    def solve(self, time_limit: float, gap: float) -> Replacement | None:
+        """The drops found; None where the solver has none in time."""
         if not minimised(self.model, seconds=time_limit, gap=gap, apart=1.0):
             return None
         dropped = frozenset(key for key, variable in self.drop.items() if chosen(variable))
-        if not self._fits(dropped):
-            return None
-        cost = traffic(self.dag, dropped)
-        # a time-out with an incumbent also counts as solved: only a run that ended before its limit proves anything
-        solved = self.model.sol_status == self.pulp.LpSolutionOptimal and not gap
-        proven = solved and time.perf_counter() - began < time_limit
-        return Replacement(Schedule(self.order, dropped), cost, cost if proven else _dual_bound(self.model) * self.unit)
+        return Replacement(Schedule(self.order, dropped), traffic(self.dag, dropped)) if self._fits(dropped) else None
 
     def _fits(self, dropped: frozenset[tuple[int, int]]) -> bool:
+        """Whether it does to the byte: the solver's rows hold but for its tolerance."""
         return all(
             sum(self.dag.size[gap[0]] for gap in covering if gap[:2] in dropped) >= excess
             for excess, covering in self.rows
         )
-
-
-def _dual_bound(model: Any) -> int:
-    """The bound in units that HiGHS had proven when it stopped; 0 where it tells none."""
-    info = model.solverModel.getInfo()
-    bound = float(info.mip_dual_bound)
-    return max(0, math.ceil(bound - 1e-6 * max(1.0, abs(bound)))) if math.isfinite(bound) else 0

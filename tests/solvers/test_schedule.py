@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from schedule_cases import INSTANCES, cell, least_traffic_by_enumeration, problems, working_set
 
@@ -14,7 +16,7 @@ from peakline.solvers.plan import Certificate
 from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.replay import replay
 from peakline.solvers.schedule import Infeasible, Progress, schedule
-from peakline.solvers.schedule.episodes import to_plan, traffic
+from peakline.solvers.schedule.episodes import gaps, to_plan, traffic
 from peakline.solvers.schedule.fixed_order import best_replacement, furthest_use
 from peakline.solvers.schedule.rolling import place_in_turn
 
@@ -45,7 +47,27 @@ def test_the_best_replacement_in_an_order_is_no_worse_than_the_rule(problem: Pro
     dag, capacity = Dag.of(problem), working_set(problem) + spare
     rule = furthest_use(dag, problem.given_order, capacity)
     best = best_replacement(dag, problem.given_order, capacity)
-    assert best.bound <= best.cost <= rule.cost
+    assert best.cost == traffic(dag, best.schedule.dropped) <= rule.cost
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(5))
+def test_the_best_replacement_in_an_order_is_the_best_of_all_sets_of_drops(problem: Problem) -> None:
+    dag, capacity = Dag.of(problem), working_set(problem)
+    between = gaps(dag, problem.given_order)
+    assume(len(between) <= 10)
+
+    def fits(kept: tuple[tuple[int, int, int, int], ...]) -> bool:
+        held = [sum(dag.size[a] for a, _, first, last in kept if first <= t <= last) for t in range(len(dag))]
+        return all(idle + dag.working_sets[i] <= capacity for idle, i in zip(held, problem.given_order))
+
+    least = min(
+        traffic(dag, [gap[:2] for gap in between if gap not in kept])
+        for count in range(len(between) + 1)
+        for kept in combinations(between, count)
+        if fits(kept)
+    )
+    assert best_replacement(dag, problem.given_order, capacity).cost == least
 
 
 @settings(max_examples=60, deadline=None)
