@@ -21,6 +21,7 @@ __all__ = ["allocate"]
 
 SCHEMA = "peakline.allocation/1"
 _NOT_PLACED = 1
+_INTERRUPTED = 130  # as shells report SIGINT
 _NAMED = 5  # buffers of the crowd that are named
 _LEAST = 1e-3  # seconds left to the solver, whatever reading took: a greedy placement and bounds there always are
 _AROUND = 1.3  # reading and writing beside reading alone
@@ -52,7 +53,8 @@ def allocate(
     Lifetimes are half-open: a buffer is alive from `lower` up to, but not at, `upper`. An `offset` in the input
     fixes that buffer; a `hint` does not bind. Ctrl-C ends the work and keeps the best placement so far.
 
-    Exit codes: 0 placed (within the capacity, if given), 1 impossible or not found, 2 bad input.
+    Exit codes: 0 placed (within the capacity, if given), 1 impossible or not found, 2 bad input, 130 interrupted before
+    there was a placement.
     """
     started = time.monotonic()
     from peakline.solvers.allocation import allocate as solve
@@ -61,9 +63,9 @@ def allocate(
     within = None if capacity is None else bytes_of(capacity)
     if out is not None:
         check_target(out)
-    item = read_csv(instance)
-    around = _AROUND * (time.monotonic() - started)
     try:
+        item = read_csv(instance)
+        around = _AROUND * (time.monotonic() - started)
         answer = solve(
             item,
             within,
@@ -74,6 +76,9 @@ def allocate(
         )
     except ImportError as error:
         raise ValueError(str(error)) from error
+    except KeyboardInterrupt:
+        print("interrupted before there was a placement", file=sys.stderr)
+        return _INTERRUPTED
     finally:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from math import gcd, inf
 
@@ -38,9 +38,8 @@ def quick(instance: Instance, deadline: float = inf) -> Iterator[tuple[str, Plac
 def _lists(instance: Instance, deadline: float) -> Iterator[tuple[str, Placement]]:
     """Placements by the rules that look at all neighbours. Raises TimeoutError past the deadline."""
     if any(hint is not None for hint in instance.hints):
-        far = max((hint for hint in instance.hints if hint is not None), default=0) + 1
-        rank = [far if hint is None else hint for hint in instance.hints]
-        order = sorted(range(len(rank)), key=lambda i: (rank[i], i))
+        order = ordered(instance, "hint")
+        yield "hints as given", in_order(instance, order, tight=False, hints=instance.hints, deadline=deadline)
         yield "hints", in_order(instance, order, tight=False, deadline=deadline)
     for name in ORDERS:
         order = ordered(instance, name)
@@ -49,7 +48,11 @@ def _lists(instance: Instance, deadline: float) -> Iterator[tuple[str, Placement
 
 
 def ordered(instance: Instance, name: str) -> list[int]:
-    """The buffers in one of `ORDERS`."""
+    """The buffers in one of `ORDERS`, or by "hint": the lowest first, then those without one, the largest first."""
+    if name == "hint":
+        far, hints = max(hint for hint in (0, *instance.hints) if hint is not None) + 1, instance.hints
+        rank = [(far, -b.size) if hint is None else (hint, 0) for hint, b in zip(hints, instance.buffers)]
+        return sorted(range(len(rank)), key=rank.__getitem__)
     lower, upper, size = instance.columns
     life = upper - lower
     keys = {
@@ -67,9 +70,16 @@ def _sorted(keys: tuple[Column, ...]) -> list[int]:
     return sorted(range(len(keys[0])), key=lambda i: tuple(key[i] for key in reversed(keys)))
 
 
-def in_order(instance: Instance, order: list[int], *, tight: bool, deadline: float = inf) -> Placement:
-    """Fixed buffers first, then one by one in `order` at the lowest offset that is free, or in the smallest gap if
-    `tight`. Raises TimeoutError past the deadline.
+def in_order(
+    instance: Instance,
+    order: list[int],
+    *,
+    tight: bool,
+    hints: Sequence[int | None] = (),
+    deadline: float = inf,
+) -> Placement:
+    """Fixed buffers first, then one by one in `order`: where `hints` want it if that is free; else at the lowest
+    offset that is, or in the smallest gap if `tight`. Raises TimeoutError past the deadline.
 
     By date of birth, the buffers that may be alive with one are consecutive: born before its end, and after its birth
     less the longest life.
@@ -95,10 +105,20 @@ def in_order(instance: Instance, order: list[int], *, tight: bool, deadline: flo
             raise TimeoutError
         near = slice(since[i], until[i])
         met = np.flatnonzero(dies[near] > starts[i])
-        offset = _free(bottom[near][met], top[near][met], sizes[i], instance.alignments[i], tight) if len(met) else 0
+        lows, highs = bottom[near][met], top[near][met]
+        offset = _hinted(lows, highs, sizes[i], instance.alignments[i], hints[i]) if hints else None
+        if offset is None:
+            offset = _free(lows, highs, sizes[i], instance.alignments[i], tight) if len(met) else 0
         k = places[i]
         dies[k], bottom[k], top[k] = ends[i], offset, offset + sizes[i]
     return _placement(instance, bottom[rank].tolist())
+
+
+def _hinted(bottom: Column, top: Column, size: int, alignment: int, hint: int | None) -> int | None:
+    """The hint, if `size` bytes may lie there between the ranges; else None."""
+    if hint is None or hint < 0 or hint % alignment:
+        return None
+    return None if ((bottom < hint + size) & (top > hint)).any() else hint
 
 
 def _free(bottom: Column, top: Column, size: int, alignment: int, tight: bool) -> int:

@@ -119,18 +119,21 @@ def read_csv(path: Path | str) -> Instance:
 
     Columns, in any order: `id`, `lower`, `upper` (half-open; a column `end` instead of `upper` holds the last
     moment, as in minimalloc's older files), `size`; optional, cells may be empty: `alignment`, `hint`, `offset`
-    (a fixed offset). Other columns are refused: they might be constraints.
+    (a fixed offset). Other columns are refused unless all their cells are empty: they might be constraints.
 
     Raises InstanceError listing the faults, OSError if the file cannot be read.
     """
     name = str(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [(reader.line_num, row) for reader in [csv.reader(file)] for row in reader if any(row)]
+            rows = [
+                (reader.line_num, row) for reader in [csv.reader(file)] for row in reader if any(map(str.strip, row))
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InstanceError(f"{name}: not a CSV file: {error}") from error
     if not rows:
         raise InstanceError(f"{name}: the file is empty; expected a header with {', '.join(_REQUIRED)}")
+    rows = _without_empty_columns(rows)
     columns, addend = _header(name, [cell.strip().lower() for cell in rows[0][1]])
     if len(rows) == 1:
         raise InstanceError(f"{name}: no buffers under the header")
@@ -148,13 +151,39 @@ def read_csv(path: Path | str) -> Instance:
 
 
 def write_csv(path: Path | str, instance: Instance, offsets: Sequence[int]) -> None:
-    """Write a solution: id, lower, upper, size, alignment where there is one, offset; in the instance's order."""
-    aligned = any(a > 1 for a in instance.alignments)
+    """Write a solution: the instance in its order, with a column `offset`.
+
+    Columns: id, lower, upper, size; alignment and hint if any buffer has one; offset.
+    """
+    table: dict[str, Sequence[object]] = {
+        "id": instance.ids,
+        "lower": [b.lower for b in instance.buffers],
+        "upper": [b.upper for b in instance.buffers],
+        "size": [b.size for b in instance.buffers],
+    }
+    if any(a > 1 for a in instance.alignments):
+        table["alignment"] = instance.alignments
+    if any(hint is not None for hint in instance.hints):
+        table["hint"] = ["" if hint is None else hint for hint in instance.hints]
+    table["offset"] = offsets
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "lower", "upper", "size", *(["alignment"] if aligned else []), "offset"])
-        for name, b, alignment, offset in zip(instance.ids, instance.buffers, instance.alignments, offsets):
-            writer.writerow([name, b.lower, b.upper, b.size, *([alignment] if aligned else []), offset])
+        writer.writerow(table)
+        writer.writerows(zip(*table.values()))
+
+
+def _without_empty_columns(rows: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """The rows without columns that are not ours and say nothing: every cell under the name is empty."""
+    names = [cell.strip().lower() for cell in rows[0][1]]
+    known = {*_REQUIRED, *_OPTIONAL, *_ALIASES, "end"}
+    empty = {
+        k
+        for k, column in enumerate(names)
+        if column not in known and not any(row[k].strip() for _, row in rows[1:] if k < len(row))
+    }
+    if not empty:
+        return rows
+    return [(line, [cell for k, cell in enumerate(row) if k not in empty]) for line, row in rows]
 
 
 def _header(name: str, cells: list[str]) -> tuple[list[str], int]:

@@ -98,11 +98,11 @@ def allocate(
     within it. A keyboard interrupt ends the work early and the best placement so far is returned. The same seed
     gives the same placement unless the time limit cuts the work short.
 
-    Raises ValueError for a time limit that is not above 0, a capacity below 1 or an unknown method; ImportError
-    naming the package if the method needs a solver that is not installed.
+    Raises ValueError for a time limit that is not above 0 or not finite, a capacity below 1 or an unknown method;
+    ImportError naming the package if the method needs a solver that is not installed.
     """
     if not (isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
+        raise ValueError(f"time limit: must be above 0 seconds and finite, got {time_limit:g}")
     if capacity is not None and capacity < 1:
         raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
     if method not in METHODS:

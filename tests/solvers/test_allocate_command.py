@@ -64,6 +64,43 @@ def test_alignment_hint_and_fixed_offset_columns(tmp_path: Path, capsys: pytest.
     assert offsets["a"] % 8 == offsets["c"] % 4 == 0
 
 
+def test_a_solution_keeps_the_columns_of_its_instance(tmp_path: Path) -> None:
+    path, out = tmp_path / "rich.csv", tmp_path / "out.csv"
+    path.write_text("id,lower,upper,size,alignment,hint\na,0,4,3,8,8\nb,0,4,5,1,\n")
+    assert main(["allocate", str(path), "--out", str(out)]) == 0
+    given, written = ([*csv.reader(file.open())] for file in (path, out))
+    assert [row[:-1] for row in written] == given
+    assert written[0][-1] == "offset"
+
+
+EMPTY = {
+    "blank lines": "id,lower,upper,size\n\na,0,3,4\n  \nb,2,5,3\n,,,\n",
+    "a comma at the end of each line": "id,lower,upper,size,\na,0,3,4,\nb,2,5,3,\n",
+    "a constraint that nobody has": "id,lower,upper,size,gaps\na,0,3,4,\nb,2,5,3, \n",
+    "Windows": "\ufeffid,lower,upper,size\r\na,0,3,4\r\nb,2,5,3\r\n",
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_what_is_empty_in_a_file_says_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "empty.csv"
+    path.write_bytes(EMPTY[case].encode())
+    assert main(["allocate", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["peak"] == 7
+
+
+def test_an_interrupt_before_any_placement_says_so(
+    example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peakline.solvers.allocation.bounds.live_bound", interrupted)
+    assert main(["allocate", str(example), "--json"]) == 130
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "interrupted before there was a placement\n")
+
+
 def test_a_solution_may_be_read_back_as_an_instance_with_everything_fixed(
     example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,8 +147,9 @@ def test_bad_files_exit_2_with_one_line(case: str, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--time-limit", "0"], "time limit: must be above 0 seconds, got 0"),
+        (["--time-limit", "0"], "time limit: must be above 0 seconds and finite, got 0"),
         (["--time-limit", "-3"], "time limit"),
+        (["--time-limit", "inf"], "and finite, got inf"),
         (["--capacity", "0"], "capacity: must be at least 1 byte, got 0"),
         (["--capacity", "many"], "--capacity"),
         (["--method", "magic"], "method: must be one of auto"),

@@ -244,6 +244,14 @@ def test_hints_steer_and_never_bind() -> None:
     assert allocate(far).peak == 8
 
 
+def test_within_a_capacity_hints_that_do_not_collide_are_met() -> None:
+    item = Instance.of([(0, 2, 4), (0, 2, 4), (1, 3, 4), (0, 1, 2)], hints=[100, 0, 2, None])
+    answer = allocate(item, 200)
+    assert answer.offsets is not None
+    assert answer.offsets[:2] == (100, 0)
+    assert answer.offsets[2] == 4  # 2 collides with the second buffer
+
+
 def test_same_seed_same_placement() -> None:
     item = Instance.of([(i % 17, i % 17 + 1 + i * i % 7, 1 + i * 37 % 50) for i in range(60)])
     first, second = (allocate(item, time_limit=10, seed=7) for _ in range(2))
