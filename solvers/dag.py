@@ -162,6 +162,10 @@ class Dag:
         """Bytes that each operator touches."""
         return tuple(self.weigh(mask) for mask in self.touch)
 
+    def read_by(self, operators: int) -> int:
+        """Tensors that one of these operators or more read."""
+        return sum(1 << a for a, readers in enumerate(self.readers) if readers & operators)
+
     def live_after(self, executed: int) -> int:
         """Tensors that an executed operator touched and one to come reads, in the set of the executed ones."""
         live = 0

@@ -9,7 +9,7 @@ from peakline.solvers.dag import Dag, bits
 from peakline.solvers.levels.exact import Act
 from peakline.solvers.levels.fixed_order import Drops
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan, LevelStep, Move
-from peakline.solvers.plan import Certificate, Traffic
+from peakline.solvers.plan import Certificate, Plan, Traffic
 from peakline.solvers.schedule.episodes import Schedule, to_plan
 
 __all__ = ["of_acts", "of_drops"]
@@ -29,40 +29,57 @@ def of_drops(
         to_plan(dag, Schedule(order, dropped), at, level.capacity, none)
         for level, dropped, at in zip(levels, drops, offsets)
     ]
-    count = len(levels)
-    room: list[dict[str, int]] = [{} for _ in levels]  # offset that each level keeps for a tensor
-    there: list[set[str]] = [set() for _ in levels]  # copies
-    steps: list[LevelStep] = []
-    final: list[Move] = []
-    for t in range(len(order) + 1):
-        last = t == len(order)
-        moves: list[Move] = []
-        for n, plan in enumerate(plans):
-            for name in plan.final_store if last else plan.steps[t].store:
-                off_chip = n + 1 == count
-                moves.append(Move("store", name, n + 2, None if off_chip else room[n + 1][name]))
-                if not off_chip:
-                    there[n + 1].add(name)
-        if last:
-            final = moves
-            break
-        for n, plan in enumerate(plans):
-            for name in plan.steps[t].evict:
-                room[n].pop(name)
-                if name in there[n]:
-                    there[n].remove(name)
-                    moves.append(Move("evict", name, n + 1))
-        for n in range(count - 1, -1, -1):
-            step = plans[n].steps[t]
-            for name, offset in step.load.items():
-                room[n][name] = offset
-                there[n].add(name)
-                moves.append(Move("load", name, n + 1, offset))
-            room[n].update(step.produce)
-        there[0].update(plans[0].steps[t].produce)
-        steps.append(LevelStep(tuple(moves), plans[0].steps[t].operator, plans[0].steps[t].produce))
+    copies = _Copies(plans)
+    steps = tuple(
+        LevelStep((*copies.store(t), *copies.evict(t), *copies.load(t)), step.operator, step.produce)
+        for t, step in enumerate(plans[0].steps)
+    )
     traffic = tuple(plan.traffic for plan in plans)
-    return LevelsPlan(tuple(levels), tuple(steps), tuple(final), traffic, proof)
+    return LevelsPlan(tuple(levels), steps, tuple(copies.store(len(order))), traffic, proof)
+
+
+class _Copies:
+    """Which level keeps room for a tensor, and has a copy of it, while the plans of all levels go on step by step."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = plans
+        self.room: list[dict[str, int]] = [{} for _ in plans]  # offset that each level keeps for a tensor
+        self.there: list[set[str]] = [set() for _ in plans]
+
+    def store(self, t: int) -> list[Move]:
+        """What goes over each link before step t, or after the last one."""
+        moves = []
+        for n, plan in enumerate(self.plans):
+            off_chip = n + 1 == len(self.plans)
+            for name in plan.final_store if t == len(plan.steps) else plan.steps[t].store:
+                moves.append(Move("store", name, n + 2, None if off_chip else self.room[n + 1][name]))
+                if not off_chip:
+                    self.there[n + 1].add(name)
+        return moves
+
+    def evict(self, t: int) -> list[Move]:
+        """What gives its room in a level back before step t, where a copy of it is there."""
+        moves = []
+        for n, plan in enumerate(self.plans):
+            for name in plan.steps[t].evict:
+                self.room[n].pop(name)
+                if name in self.there[n]:
+                    self.there[n].remove(name)
+                    moves.append(Move("evict", name, n + 1))
+        return moves
+
+    def load(self, t: int) -> list[Move]:
+        """What comes over each link before step t; all levels keep room for what it makes in the first."""
+        moves = []
+        for n in reversed(range(len(self.plans))):
+            step = self.plans[n].steps[t]
+            for name, offset in step.load.items():
+                self.room[n][name] = offset
+                self.there[n].add(name)
+                moves.append(Move("load", name, n + 1, offset))
+            self.room[n].update(step.produce)
+        self.there[0].update(self.plans[0].steps[t].produce)
+        return moves
 
 
 def of_acts(

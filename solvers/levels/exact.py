@@ -60,7 +60,7 @@ def search(dag: Dag, levels: Sequence[Level], known: float, *, deadline: float, 
         paid = cost[state]
         if value > paid + work.to_come(state) + 1e-9 * value:
             continue
-        if state[0] == dag.everything and not work.outputs & ~state[2]:
+        if state[0] == dag.everything and not dag.results & ~state[2]:
             acts = []
             while state in came:
                 state, act = came[state]
@@ -84,16 +84,12 @@ class _Work:
 
     def __init__(self, dag: Dag, levels: Sequence[Level]) -> None:
         self.dag, self.levels = dag, levels
-        self.outputs, self.made, self.reads = dag.results, dag.makes, dag.reads
-
-    def wanted(self, executed: int) -> int:
-        return sum(1 << a for a, readers in enumerate(self.dag.readers) if readers & ~executed)
 
     def to_come(self, state: State) -> float:
         """Over link l: what is read later and lies only beyond it; outputs that lie only before it."""
         executed, copies, off = state
-        left = self.wanted(executed)
-        unmade = sum(self.made[i] for i in bits(self.dag.everything & ~executed))
+        left = self.dag.read_by(~executed)
+        unmade = sum(self.dag.makes[i] for i in bits(self.dag.everything & ~executed))
         total, inner = 0.0, 0
         for n, level in enumerate(self.levels):
             inner |= copies[n]
@@ -101,19 +97,19 @@ class _Work:
             for other in copies[n + 1 :]:
                 beyond |= other
             coming = left & beyond & ~inner
-            going = self.outputs & ~beyond
+            going = self.dag.results & ~beyond
             total += level.weight * (self.dag.weigh(coming & ~unmade) + self.dag.weigh(going))
         return total
 
     def moves(self, state: State) -> Iterator[tuple[float, State, Act]]:
         executed, copies, off = state
         for i in range(len(self.dag)):
-            if executed >> i & 1 or self.reads[i] & ~copies[0]:
+            if executed >> i & 1 or self.dag.reads[i] & ~copies[0]:
                 continue
-            for evict in self._evictions(state, 0, self.made[i], self.reads[i]):
-                kept = (copies[0] & ~evict | self.made[i], *copies[1:])
+            for evict in self._evictions(state, 0, self.dag.makes[i], self.dag.reads[i]):
+                kept = (copies[0] & ~evict | self.dag.makes[i], *copies[1:])
                 yield 0.0, self._without_dead((executed | 1 << i, kept, off)), Act(1, evict, run=i)
-        wanted = self.wanted(executed)
+        wanted = self.dag.read_by(~executed)
         for n, level in enumerate(self.levels):
             beyond = copies[n + 1] if n + 1 < len(copies) else off
             for a in bits(wanted & beyond & ~copies[n]):
@@ -121,7 +117,7 @@ class _Work:
                 for evict in self._evictions(state, n, 1 << a, 1 << a):
                     kept = (*copies[:n], copies[n] & ~evict | 1 << a, *copies[n + 1 :])
                     yield price, (executed, kept, off), Act(n + 1, evict, tensor=a, load=True)
-            for a in bits(copies[n] & ~beyond & (wanted | (self.outputs & ~off))):
+            for a in bits(copies[n] & ~beyond & (wanted | (self.dag.results & ~off))):
                 price = level.weight * self.dag.size[a]
                 if n + 1 == len(copies):
                     yield price, self._without_dead((executed, copies, off | 1 << a)), Act(n + 2, 0, tensor=a)
@@ -145,5 +141,5 @@ class _Work:
     def _without_dead(self, state: State) -> State:
         """What nobody reads or stores any more has no copies."""
         executed, copies, off = state
-        kept = self.wanted(executed) | (self.outputs & ~off)
+        kept = self.dag.read_by(~executed) | (self.dag.results & ~off)
         return executed, tuple(mask & kept for mask in copies), off

@@ -102,19 +102,14 @@ class _Work:
         self.unit = lcm(*(f.denominator for f in (*runs, *moves)))
         self.run_ticks = [int(p * self.unit) for p in runs]
         self.move_ticks = [int(p * self.unit) for p in moves]
-        self.outputs, self.made, self.reads = dag.results, dag.makes, dag.reads
 
     def ticks(self, seconds: float) -> int:
         return int(Fraction(seconds) * self.unit) if seconds != float("inf") else 1 << 4000
 
-    def wanted(self, executed: int) -> int:
-        """Tensors that an operator yet to begin reads."""
-        return sum(1 << a for a, readers in enumerate(self.dag.readers) if readers & ~executed)
-
     def done(self, state: _State) -> bool:
         return (
             state.executed == self.dag.everything and state.running < 0 and not state.moving
-            and not self.outputs & ~state.off_chip
+            and not self.dag.results & ~state.off_chip
         )  # fmt: skip
 
     def to_come(self, state: _State) -> int:
@@ -122,8 +117,8 @@ class _Work:
         executed = state.executed | (1 << state.running if state.running >= 0 else 0)
         compute = state.run_left + sum(self.run_ticks[i] for i in bits(self.dag.everything & ~executed))
         coming = state.resident | (1 << (state.moving - 1) if state.moving > 0 else 0)
-        missing = self.wanted(executed) & state.off_chip & ~coming
-        unstored = self.outputs & ~state.off_chip
+        missing = self.dag.read_by(~executed) & state.off_chip & ~coming
+        unstored = self.dag.results & ~state.off_chip
         if state.moving < 0:
             unstored &= ~(1 << (-state.moving - 1))
         moving = state.move_left + sum(self.move_ticks[a] for a in bits(missing | unstored))
@@ -143,9 +138,9 @@ class _Work:
         if state.running >= 0:
             return
         for i in range(len(self.dag)):
-            if state.executed >> i & 1 or self.reads[i] & ~state.resident:
+            if state.executed >> i & 1 or self.dag.reads[i] & ~state.resident:
                 continue
-            for evict in self._evictions(state, self.reads[i], self.made[i]):
+            for evict in self._evictions(state, self.dag.reads[i], self.dag.makes[i]):
                 resident = state.resident & ~evict
                 yield i, evict, state._replace(running=i, run_left=self.run_ticks[i], resident=resident)
 
@@ -154,21 +149,21 @@ class _Work:
         if state.moving:
             return
         executed = state.executed | (1 << state.running if state.running >= 0 else 0)
-        wanted = self.wanted(executed)
-        busy = self.reads[state.running] if state.running >= 0 else 0
+        wanted = self.dag.read_by(~executed)
+        busy = self.dag.reads[state.running] if state.running >= 0 else 0
         for a in bits(wanted & state.off_chip & ~state.resident & ~busy):
             for evict in self._evictions(state, busy, 1 << a):
                 resident = state.resident & ~evict
                 yield a + 1, evict, state._replace(moving=a + 1, move_left=self.move_ticks[a], resident=resident)
-        for a in bits(state.resident & ~state.off_chip & (wanted | self.outputs)):
+        for a in bits(state.resident & ~state.off_chip & (wanted | self.dag.results)):
             yield -(a + 1), 0, state._replace(moving=-(a + 1), move_left=self.move_ticks[a])
 
     def _evictions(self, state: _State, busy: int, fresh: int) -> Iterator[int]:
         """Sets of idle residents that lie off-chip and make room for `fresh`, none of them superfluous."""
         held = state.resident
         if state.running >= 0:
-            held |= self.made[state.running]
-            busy |= self.reads[state.running]
+            held |= self.dag.makes[state.running]
+            busy |= self.dag.reads[state.running]
         if state.moving > 0:
             held |= 1 << (state.moving - 1)
         excess = self.dag.weigh(held) + self.dag.weigh(fresh) - self.capacity
@@ -181,7 +176,7 @@ class _Work:
             run_left -= ticks
             if not run_left:
                 executed |= 1 << running
-                resident |= self.made[running]
+                resident |= self.dag.makes[running]
                 running = -1
         if moving:
             move_left -= ticks
@@ -198,9 +193,9 @@ class _Work:
 
     def _dead(self, executed: int, running: int, resident: int, off_chip: int, moving: int) -> int:
         """Residents that nobody reads or stores any more."""
-        kept = self.wanted(executed) | (self.outputs & ~off_chip)
+        kept = self.dag.read_by(~executed) | (self.dag.results & ~off_chip)
         if running >= 0:
-            kept |= self.reads[running]
+            kept |= self.dag.reads[running]
         if moving < 0:
             kept |= 1 << (-moving - 1)
         return resident & ~kept
@@ -242,7 +237,7 @@ class _Work:
             elif act.move < 0:
                 stores.append((-act.move - 1, len(order)))
                 queue.append((False, -act.move - 1))
-            there = after.resident | (self.made[after.running] if after.running >= 0 else 0)
+            there = after.resident | (self.dag.makes[after.running] if after.running >= 0 else 0)
             there |= 1 << (after.moving - 1) if after.moving > 0 else 0
             leave(sum(1 << a for a in open_ if not there >> a & 1))
         leave(sum(1 << a for a in open_))

@@ -7,12 +7,11 @@ steps up to its reader hold anyway: so it never blocks an operator for good. Of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-from peakline.solvers.dag import Dag, bits
+from peakline.solvers.dag import Dag
 from peakline.solvers.makespan.timed import Stay, Timed
-from peakline.solvers.schedule.episodes import Episode, Schedule, episodes
+from peakline.solvers.schedule.episodes import Schedule, episodes
 
 __all__ = ["POLICIES", "Policy", "streamed"]
 
@@ -21,47 +20,44 @@ POLICIES: tuple[Policy, ...] = ("rooms", "loads", "stores")
 """What goes first: the next load; stores that make room, then loads; any store."""
 
 
-@dataclass
 class _Link:
-    """The machine while it runs: times in seconds, room in bytes."""
+    """The machine while it runs: times in seconds, room in bytes. Boxes are numbers of episodes."""
 
-    dag: Dag
-    order: tuple[int, ...]
-    boxes: list[Episode]
-    seconds: Sequence[float]
-    bandwidth: float
-    free: int
-
-    def __post_init__(self) -> None:
+    def __init__(self, dag: Dag, schedule: Schedule, capacity: int, seconds: Sequence[float], bandwidth: float) -> None:
+        self.dag, self.order, self.seconds, self.bandwidth = dag, schedule.order, seconds, bandwidth
+        self.capacity = self.free = capacity
+        self.boxes = episodes(dag, schedule)
         count = len(self.order)
         self.loads = [n for n, box in enumerate(self.boxes) if box.loaded]
         self.missing = [0] * count  # loads that each step still waits for
         self.held = [0] * (count + 1)  # bytes that each step holds, with prefetches
         self.made: list[list[int]] = [[] for _ in range(count)]
         self.ending: list[list[int]] = [[] for _ in range(count)]
-        dropped = {box.tensor for box in self.boxes if box.loaded}
-        outputs = set(bits(self.dag.results))
         self.to_store: set[int] = set()  # boxes whose tensor must be stored, and is not yet
+        to_store = sum(1 << a for a in {box.tensor for box in self.boxes if box.loaded}) | dag.results
         for n, box in enumerate(self.boxes):
             for t in range(box.first, box.last + 1):
-                self.held[t] += self.dag.size[box.tensor]
+                self.held[t] += self.size(n)
             self.ending[box.last].append(n)
             if box.loaded:
                 self.missing[box.first] += 1
             else:
                 self.made[box.first].append(n)
-                if box.tensor in dropped or box.tensor in outputs:
+                if to_store >> box.tensor & 1:
                     self.to_store.add(n)
-        self.clock = 0
+        self.storable: list[int] = []  # boxes made, not yet stored
+        self.clock = 0  # moments at which bytes were taken
         self.since, self.until = [0] * len(self.boxes), [0] * len(self.boxes)
         self.begun = [box.first for box in self.boxes]
         self.ended = [box.last for box in self.boxes]
-        self.storable: list[int] = []  # boxes made, not yet stored
-        self.next_load = 0
-        self.next_run = 0
+        self.next_load = self.next_run = 0
+        self.finished = 0  # steps
+        self.running: float | None = None  # when the unit is free again
+        self.moving: tuple[float, bool, int] | None = None  # when the link is; whether it loads; box
         self.queue: list[tuple[bool, int]] = []
 
     def size(self, n: int) -> int:
+        """Bytes of a box."""
         return self.dag.size[self.boxes[n].tensor]
 
     def load(self, lookahead: int) -> int | None:
@@ -94,75 +90,73 @@ class _Link:
         return (False, other) if other is not None else None
 
     def take(self, n: int) -> None:
+        """The box gets its bytes."""
         self.clock += 1
         self.since[n] = self.clock
         self.free -= self.size(n)
 
     def give(self, n: int) -> None:
+        """The box gives its bytes back."""
         self.until[n] = self.clock + 1
         self.free += self.size(n)
 
-    def begin_load(self, n: int) -> None:
-        for t in range(self.next_run, self.boxes[n].first):
-            self.held[t] += self.size(n)
-        self.begun[n] = self.next_run
-        self.take(n)
-        self.next_load += 1
+    def begin_run(self, now: float) -> bool:
+        """The next operator runs if it can; whether it has its operands, but no room for what it makes."""
+        if self.running is not None or self.next_run == len(self.order) or self.missing[self.next_run]:
+            return False
+        if sum(self.size(n) for n in self.made[self.next_run]) > self.free:
+            return True
+        for n in self.made[self.next_run]:
+            self.take(n)
+        self.running = now + self.seconds[self.order[self.next_run]]
+        self.next_run += 1
+        return False
 
-    def end_run(self, step: int) -> None:
-        self.finished = step + 1
-        for n in self.made[step]:
-            if n in self.to_store:
-                self.storable.append(n)
+    def begin_transfer(self, now: float, load: bool, n: int) -> None:
+        if load:
+            for t in range(self.next_run, self.boxes[n].first):
+                self.held[t] += self.size(n)
+            self.begun[n] = self.next_run
+            self.take(n)
+            self.next_load += 1
+        else:
+            self.storable.remove(n)
+        self.queue.append((load, self.boxes[n].tensor))
+        self.moving = (now + self.size(n) / self.bandwidth, load, n)
+
+    def end_run(self) -> None:
+        step = self.next_run - 1
+        self.running, self.finished = None, self.next_run
+        self.storable += [n for n in self.made[step] if n in self.to_store]
         for n in self.ending[step]:
             if n not in self.to_store:
                 self.give(n)
 
-    def end_store(self, n: int) -> None:
+    def end_transfer(self, load: bool, n: int) -> None:
+        self.moving = None
+        if load:
+            self.missing[self.boxes[n].first] -= 1
+            return
         self.to_store.discard(n)
         if self.boxes[n].last < self.finished:
             self.give(n)
             self.ended[n] = max(self.ended[n], self.next_run - 1)
 
-    finished = 0
-
     def simulate(self, policy: Policy, lookahead: int) -> float | None:
         """Seconds until all is done, or None if it comes to a stop."""
-        self.capacity = self.free
-        count = len(self.order)
-        now, running, transfer = 0.0, None, None
-        while self.finished < count or self.to_store or transfer is not None:
-            blocked = False
-            if running is None and self.next_run < count and not self.missing[self.next_run]:
-                room = sum(self.size(n) for n in self.made[self.next_run])
-                blocked = room > self.free
-                if not blocked:
-                    for n in self.made[self.next_run]:
-                        self.take(n)
-                    running = now + self.seconds[self.order[self.next_run]]
-                    self.next_run += 1
-            if transfer is None and (chosen := self.choose(policy, lookahead, blocked)) is not None:
-                is_load, n = chosen
-                if is_load:
-                    self.begin_load(n)
-                else:
-                    self.storable.remove(n)
-                self.queue.append((is_load, self.boxes[n].tensor))
-                transfer = (now + self.size(n) / self.bandwidth, is_load, n)
-            ends = [end for end in (running, transfer[0] if transfer else None) if end is not None]
+        now = 0.0
+        while self.finished < len(self.order) or self.to_store or self.moving is not None:
+            blocked = self.begin_run(now)
+            if self.moving is None and (chosen := self.choose(policy, lookahead, blocked)) is not None:
+                self.begin_transfer(now, *chosen)
+            ends = [end for end in (self.running, self.moving[0] if self.moving else None) if end is not None]
             if not ends:
                 return None
             now = min(ends)
-            if running is not None and running <= now:
-                running = None
-                self.end_run(self.next_run - 1)
-            if transfer is not None and transfer[0] <= now:
-                _, is_load, n = transfer
-                transfer = None
-                if is_load:
-                    self.missing[self.boxes[n].first] -= 1
-                else:
-                    self.end_store(n)
+            if self.running is not None and self.running <= now:
+                self.end_run()
+            if self.moving is not None and self.moving[0] <= now:
+                self.end_transfer(*self.moving[1:])
         return now
 
 
@@ -181,7 +175,7 @@ def streamed(
     No load begins more than `lookahead` steps before its reader's. What waits for its store is resident until then.
     None if the capacity is too small.
     """
-    link = _Link(dag, schedule.order, episodes(dag, schedule), seconds, bandwidth, capacity)
+    link = _Link(dag, schedule, capacity, seconds, bandwidth)
     stored = sorted((link.boxes[n].first + 1, link.boxes[n].tensor) for n in link.to_store)
     time = link.simulate(policy, lookahead)
     if time is None:

@@ -56,28 +56,19 @@ class _Moves:
     def __init__(self, dag: Dag, capacity: int, allow: tuple[str, ...], deadline: float) -> None:
         self.dag, self.capacity, self.deadline = dag, capacity, deadline
         self.bypass, self.in_place, self.again = (name in allow for name in ("bypass", "in-place", "recompute"))
-        self.outputs, self.makes, self.reads = dag.results, dag.makes, dag.reads
-
-    def wanted(self, executed: int) -> int:
-        """Tensors that an operator yet to run reads; with recompute any may be wanted again."""
-        left = self.dag.everything & ~executed
-        return sum(1 << a for a, readers in enumerate(self.dag.readers) if readers & left)
 
     def of(self, state: State) -> Iterator[tuple[int, State, Taken]]:
         """(traffic, next state, step), in any order."""
         executed, resident, off = state
-        wanted = self.wanted(executed)
-        for i in range(len(self.dag)):
+        for i, reads in enumerate(self.dag.reads):
             ran = executed >> i & 1
-            if ran and not (self.again and self.makes[i] & ~resident):
+            if ran and not (self.again and self.dag.makes[i] & ~resident):
                 continue
-            if self.reads[i] & ~(resident | off):
+            if reads & ~(resident | off):
                 continue
-            absent = self.reads[i] & ~resident
-            for passed in _subsets(self.reads[i]) if self.bypass else (0,):
-                load = absent & ~passed
+            for passed in _subsets(reads) if self.bypass else (0,):
                 for pairs in self._overlays(i, passed):
-                    yield from self._step(state, i, load, passed, pairs, wanted)
+                    yield from self._step(state, i, reads & ~resident & ~passed, passed, pairs)
 
     def _overlays(self, i: int, passed: int) -> Iterator[tuple[tuple[int, int], ...]]:
         """Ways to put outputs in place of inputs, each input under one output at most."""
@@ -94,19 +85,20 @@ class _Moves:
                 yield tuple((b, a) for b, a in zip(self.dag.outputs[i], chosen) if a is not None)
 
     def _step(
-        self, state: State, i: int, load: int, passed: int, pairs: tuple[tuple[int, int], ...], wanted: int
+        self, state: State, i: int, load: int, passed: int, pairs: tuple[tuple[int, int], ...]
     ) -> Iterator[tuple[int, State, Taken]]:
+        """Ways to make room for operator `i`; with recompute what leaves may be lost, to be made anew."""
         executed, resident, off = state
         dag = self.dag
-        needed = (self.reads[i] & ~passed) | self.makes[i]
+        needed = (dag.reads[i] & ~passed) | dag.makes[i]
         leaving = resident & passed  # stored if need be, then read from off-chip
         idle = resident & ~needed & ~leaving
         room = self.capacity - dag.weigh(needed) + sum(dag.size[b] for b, _ in pairs)
-        anew = resident & self.makes[i]  # made again, so the old copy may go
+        anew = resident & dag.makes[i]  # made again, so the old copy may go
         for evict in minimal_sets(dag, idle, dag.weigh(idle) - room, self.deadline):
             under = sum(1 << a for _, a in pairs)
             losing = (evict | under) & ~off
-            must = losing & (self.wanted(executed | 1 << i) if not self.again else -1)
+            must = losing if self.again else losing & dag.read_by(~(executed | 1 << i))
             for lost in _subsets(must) if self.again else (0,):
                 store = must & ~lost | leaving & ~off
                 if store & load:
@@ -114,7 +106,7 @@ class _Moves:
                 first = sum(1 << a for a in bits(load | passed) if dag.maker[a] < 0 and not dag.readers[a] & executed)
                 paid = dag.weigh(store) + dag.weigh((load | passed) & ~first)
                 stays = (resident & ~evict & ~leaving | needed) & ~under
-                off_now = off | store | self.makes[i] & self.outputs
+                off_now = off | store | dag.makes[i] & dag.results
                 new = (executed | 1 << i, stays, off_now)
                 yield paid, new, Taken(i, store, evict | anew | leaving, load, passed, pairs)
 
@@ -161,6 +153,7 @@ def search(dag: Dag, capacity: int, allow: tuple[str, ...], known: int | None, *
 
 
 def _subsets(mask: int) -> Iterator[int]:
+    """All parts of a set, the whole first."""
     part = mask
     while True:
         yield part
