@@ -25,9 +25,9 @@ from peakline.solvers.levels.exact import search
 from peakline.solvers.levels.exclusive import Homes, best_homes, of_homes
 from peakline.solvers.levels.fixed_order import Drops, best_drops, nested
 from peakline.solvers.levels.plan import Bound, Level, LevelsPlan
-from peakline.solvers.plan import Plan
+from peakline.solvers.limits import check_time_limit
 from peakline.solvers.problem import Problem
-from peakline.solvers.schedule.episodes import Schedule, traffic
+from peakline.solvers.schedule.episodes import Schedule, order_of, traffic
 from peakline.solvers.schedule.fixed_order import furthest_use
 from peakline.solvers.schedule.local_search import moved
 from peakline.solvers.schedule.pack import pack
@@ -67,8 +67,7 @@ def schedule_levels(
             raise ValueError(
                 f"capacity: levels must grow from the operators outwards, got {other.capacity} after {one.capacity}"
             )
-    if not (math.isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
+    check_time_limit(time_limit)
     dag = Dag.of(problem)
     smallest, worst = largest_working_set(dag)
     if smallest > levels[0].capacity:
@@ -153,7 +152,7 @@ class _Work:
             total += level.capacity
             together = schedule(self.dag.problem, total, time_limit=share, seed=self.seed)
             self.bound += level.weight * together.certificate.lower_bound
-            orders.setdefault(self._order(together), f"order of link {n + 1}")
+            orders.setdefault(order_of(self.dag, together), f"order of link {n + 1}")
             self._tell()
             if together.interrupted:
                 raise KeyboardInterrupt
@@ -162,7 +161,7 @@ class _Work:
                     crossed = schedule(self.crossed.problem, total, time_limit=share, seed=self.seed)
                 except (Infeasible, NotFound):
                     continue
-                orders.setdefault(self._order(crossed), f"order of link {n + 1} with room for what passes")
+                orders.setdefault(order_of(self.dag, crossed), f"order of link {n + 1} with room for what passes")
                 if crossed.interrupted:
                     raise KeyboardInterrupt
         orders.setdefault(self.dag.problem.given_order, "given order")
@@ -187,10 +186,6 @@ class _Work:
         tries = _TRIES * 50 // max(50, len(self.dag))
         *_, best = anneal(order, self._estimate, near, tries=tries, seed=self.seed, deadline=self._until(0.7))
         return best
-
-    def _order(self, plan: Plan) -> tuple[int, ...]:
-        place = {operator.name: i for i, operator in enumerate(self.dag.problem.operators)}
-        return tuple(place[step.operator] for step in plan.steps)
 
     def _searched(self, known: float) -> LevelsPlan | None:
         """The plan of the exact search, if it costs less than `known` and addresses exist."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from peakline.solvers.alternatives import Choices
 from peakline.solvers.dag import Dag
+from peakline.solvers.limits import check_rate, check_time_limit
 from peakline.solvers.makespan.bounds import ROUNDING, time_bound
 from peakline.solvers.makespan.link import streamed
 from peakline.solvers.makespan.solve import fastest, seconds_of
@@ -38,11 +39,9 @@ def fastest_choosing(
 
     Interrupts and errors as `fastest`.
     """
-    for name, rate in (("bandwidth", bandwidth), ("compute", compute_rate)):
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"{name}: must be a rate above 0 per second, got {rate:g}")
-    if not (math.isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
+    check_rate("bandwidth", bandwidth)
+    check_rate("compute", compute_rate)
+    check_time_limit(time_limit)
     refuse_too_small(choices, capacity)
     seconds_of(choices.problem, compute_rate)
     began = time.perf_counter()

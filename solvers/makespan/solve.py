@@ -15,14 +15,15 @@ from dataclasses import replace
 
 from peakline.solvers.annealing import anneal
 from peakline.solvers.dag import Dag
+from peakline.solvers.limits import check_rate, check_time_limit
 from peakline.solvers.makespan.bounds import ROUNDING, time_bound
 from peakline.solvers.makespan.exact import search
 from peakline.solvers.makespan.link import POLICIES, streamed
-from peakline.solvers.makespan.timed import Timed, makespan, pack, to_plan, trimmed
+from peakline.solvers.makespan.timed import Timed, makespan, pack, trimmed
 from peakline.solvers.order import smallest_peak
 from peakline.solvers.plan import Certificate, Plan, Timing
 from peakline.solvers.problem import Problem
-from peakline.solvers.schedule.episodes import Schedule
+from peakline.solvers.schedule.episodes import Schedule, of_stays, schedule_of
 from peakline.solvers.schedule.fixed_order import furthest_use
 from peakline.solvers.schedule.local_search import moved
 from peakline.solvers.schedule.solve import Progress, schedule
@@ -58,11 +59,12 @@ def fastest(
     `progress` is told of the shortest plan so far and the bound, in seconds. A keyboard interrupt ends the work early,
     and the best plan so far is returned with its gap.
 
-    Raises ValueError for a rate not above 0 or an operator that says neither seconds nor flops, and as `schedule`.
+    Raises ValueError for a rate or a time limit not above 0, an operator that says neither seconds nor flops, and as
+    `schedule`.
     """
-    for name, rate in (("bandwidth", bandwidth), ("compute", compute_rate)):
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"{name}: must be a rate above 0 per second, got {rate:g}")
+    check_rate("bandwidth", bandwidth)
+    check_rate("compute", compute_rate)
+    check_time_limit(time_limit)
     seconds = seconds_of(problem, compute_rate)
     began = time.perf_counter()
     least = schedule(problem, capacity, time_limit=(0.35 if overlap else 1.0) * time_limit, seed=seed)
@@ -154,11 +156,11 @@ class _Work:
             f"the shortest time; bound on traffic: {self.least.certificate.method.split('bound: ')[-1]}",
             time.perf_counter() - self.began,
         )  # fmt: skip
-        return to_plan(dag, timed, offsets, self.capacity, proof, timing)
+        return of_stays(dag, timed.order, timed.stays, timed.stores, offsets, self.capacity, proof, timing)
 
     def _as_it_is(self) -> None:
         """The plan with the least traffic at its own addresses, its transfers in the order of its steps."""
-        base = self._of_plan()
+        base = schedule_of(self.dag, self.least)
         made = streamed(self.dag, base, self.capacity, self.seconds, self.bandwidth, lookahead=0)
         assert made is not None
         timed = _in_order_of_steps(trimmed(self.dag, made[0], prefetches=True, waits=True))
@@ -171,25 +173,8 @@ class _Work:
         stays = timed.stays  # without a look ahead a load is listed at its reader's step, as in the plan
         self._offer(timed, tuple(at[stay.tensor, stay.first] for stay in stays), "the least traffic")
 
-    def _of_plan(self) -> Schedule:
-        """The order of the plan with the least traffic, and what it drops between uses."""
-        number = {tensor.name: a for a, tensor in enumerate(self.dag.problem.tensors)}
-        place = {operator.name: i for i, operator in enumerate(self.dag.problem.operators)}
-        uses = [0] * len(number)
-        dropped = set()
-        order = []
-        for step in self.least.steps:
-            i = place[step.operator]
-            order.append(i)
-            for name in step.load:
-                if uses[number[name]]:
-                    dropped.add((number[name], uses[number[name]] - 1))
-            for a in (*self.dag.inputs[i], *self.dag.outputs[i]):
-                uses[a] += 1
-        return Schedule(tuple(order), frozenset(dropped))
-
     def _improve(self) -> None:
-        base = self._of_plan()
+        base = schedule_of(self.dag, self.least)
         self._place(self._streams([("the least traffic", base)]))
         if self._done():
             return

@@ -14,25 +14,21 @@ from itertools import pairwise
 
 from peakline.solvers.allocation import Instance, allocate
 from peakline.solvers.dag import Dag
-from peakline.solvers.plan import Certificate, Plan, Step, Timing, Traffic
+from peakline.solvers.schedule.episodes import Episode
 
-__all__ = ["Stay", "Timed", "makespan", "pack", "to_plan", "trimmed"]
+__all__ = ["Stay", "Timed", "makespan", "pack", "trimmed"]
 
 _MOST_SEARCHED = 600  # stays; beyond it the exact search's clock ticks too slowly
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
-    """`tensor` is resident at the steps `first` to `last`, both included; `loaded`: it comes from off-chip.
+class Stay(Episode):
+    """An episode that may begin before its tensor is read, and last until its store has ended.
 
     `since` and `until` number the moments at which bytes are taken and given back: what is given back at a moment may
     be taken at that moment.
     """
 
-    tensor: int
-    first: int
-    last: int
-    loaded: bool
     since: int = 0
     until: int = 0
 
@@ -183,39 +179,3 @@ def _longest(spent: Sequence[float], after: Sequence[Sequence[int]]) -> float:
             if not missing[other]:
                 ready.append(other)
     return max(end) if done == len(spent) else float("inf")  # inf: the queue waits for itself
-
-
-def to_plan(
-    dag: Dag, timed: Timed, offsets: Sequence[int], capacity: int, proof: Certificate, time: Timing | None
-) -> Plan:
-    """The plan that keeps each stay at its offset."""
-    names = [tensor.name for tensor in dag.problem.tensors]
-    count = len(timed.order)
-    store: list[list[str]] = [[] for _ in range(count + 1)]
-    evict: list[list[str]] = [[] for _ in range(count + 1)]
-    load: list[dict[str, int]] = [{} for _ in range(count)]
-    produce: list[dict[str, int]] = [{} for _ in range(count)]
-    change = [0] * (count + 1)
-    moved_in = moved_out = 0
-    for a, step in timed.stores:
-        store[step].append(names[a])
-        moved_out += dag.size[a]
-    for stay, offset in zip(timed.stays, offsets):
-        name, size = names[stay.tensor], dag.size[stay.tensor]
-        (load if stay.loaded else produce)[stay.first][name] = offset
-        moved_in += size if stay.loaded else 0
-        change[stay.first] += size
-        change[stay.last + 1] -= size
-        if stay.last + 1 < count:
-            evict[stay.last + 1].append(name)
-    peak = held = 0
-    for amount in change:
-        held += amount
-        peak = max(peak, held)
-    operators = dag.problem.operators
-    steps = tuple(
-        Step(operators[i].name, tuple(store[t]), tuple(evict[t]), load[t], produce[t])
-        for t, i in enumerate(timed.order)
-    )
-    traffic = Traffic(moved_in, moved_out, dag.problem.compulsory)
-    return Plan(capacity, steps, tuple(store[count]), traffic, peak, proof, (), time)

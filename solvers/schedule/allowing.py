@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import isfinite
 
 from peakline.solvers.dag import Dag
+from peakline.solvers.limits import check_capacity, check_time_limit
 from peakline.solvers.plan import ALLOWED, Certificate, Plan, Traffic
 from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.allowing_bounds import relieved, remaking_bound, savings, traffic_bound_allowing
+from peakline.solvers.schedule.episodes import order_of
 from peakline.solvers.schedule.options import search
 from peakline.solvers.schedule.options_plan import place_in_turn, placed, written
 from peakline.solvers.schedule.runs import Runs, as_steps, furthest_event, non_compulsory
@@ -56,10 +57,8 @@ def schedule_allowing(
     unknown = [name for name in allow if name not in ALLOWED]
     if unknown:
         raise ValueError(f"allow: must be of {', '.join(ALLOWED)}, got {unknown[0]!r}")
-    if not (isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
-    if capacity < 1:
-        raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
+    check_time_limit(time_limit)
+    check_capacity(capacity)
     options = tuple(name for name in ALLOWED if name in allow)
     work = _Work(problem, capacity, options, time_limit, seed, progress or (lambda _: None))
     work.refuse_too_small()
@@ -141,7 +140,7 @@ class _Work:
 
     def improve(self) -> None:
         """Search, exactly or for better sequences."""
-        orders = [] if self.best is None else [self.order_of(self.best)]
+        orders = [] if self.best is None else [order_of(self.dag, self.best)]
         if not self.done() and "recompute" not in self.options:
             orders += self.relieve()
         if not self.done() and len(self.dag) <= _MOST_EXACT:
@@ -188,7 +187,7 @@ class _Work:
         self.prove(
             proof.lower_bound, f"{how}, each operator saving the most that {', '.join(self.options)} may save it"
         )
-        return [self.order_of(plan)]
+        return [order_of(self.dag, plan)]
 
     def search_all(self, deadline: float) -> None:
         """The exact search over all plans."""
@@ -261,10 +260,6 @@ class _Work:
         method = f"{self.found_by}{', interrupted' if self.interrupted else ''}; bound: {self.proved_by}"
         proof = Certificate(cost, min(self.bound, cost), method, time.perf_counter() - self.began)
         return replace(self.best, certificate=proof)
-
-    def order_of(self, plan: Plan) -> tuple[int, ...]:
-        place = {operator.name: i for i, operator in enumerate(self.dag.problem.operators)}
-        return tuple(place[step.operator] for step in plan.steps)
 
     def offer(self, plan: Plan, method: str) -> None:
         if self.best is None or plan.traffic.non_compulsory < self.best.traffic.non_compulsory:

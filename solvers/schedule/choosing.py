@@ -16,6 +16,7 @@ from itertools import islice, product
 from peakline.solvers.alternatives import Alternative, Choices
 from peakline.solvers.bounds import traffic_bound
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.limits import check_capacity, check_time_limit
 from peakline.solvers.plan import Certificate, Plan
 from peakline.solvers.problem import Operator, Problem, ProblemError
 from peakline.solvers.schedule.fixed_order import furthest_use
@@ -52,10 +53,8 @@ def schedule_choosing(
 
     Raises as `schedule`; Infeasible where an operator fits in none of its alternatives.
     """
-    if not (math.isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
-    if capacity < 1:
-        raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
+    check_time_limit(time_limit)
+    check_capacity(capacity)
     refuse_too_small(choices, capacity)
     began = time.perf_counter()
 

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from peakline.solvers.dag import Dag
-from peakline.solvers.plan import Certificate, Plan, Step, Traffic
+from peakline.solvers.plan import Certificate, Plan, Step, Timing, Traffic
 
-__all__ = ["Episode", "Schedule", "episodes", "gaps", "to_plan", "traffic", "uses"]
+__all__ = [
+    "Episode",
+    "Schedule",
+    "episodes",
+    "gaps",
+    "of_stays",
+    "order_of",
+    "schedule_of",
+    "to_plan",
+    "traffic",
+    "uses",
+]
 
 
 @dataclass(frozen=True)
@@ -74,45 +85,76 @@ def episodes(dag: Dag, schedule: Schedule) -> list[Episode]:
 
 
 def to_plan(dag: Dag, schedule: Schedule, offsets: Sequence[int], capacity: int, certificate: Certificate) -> Plan:
-    """The plan that keeps each episode (in the order of `episodes`) at its offset."""
+    """The plan that keeps each episode (in the order of `episodes`) at its offset.
+
+    What must be stored is, when its first episode that is not its last ends; an output at the latest with that one.
+    """
+    boxes = episodes(dag, schedule)
+    last = {box.tensor: box.last for box in boxes}
+    off_chip = dag.off_chip
+    stores: list[tuple[int, int]] = []
+    for box in boxes:
+        needed = dag.results >> box.tensor & 1 or box.last < last[box.tensor]
+        if needed and not off_chip >> box.tensor & 1:
+            off_chip |= 1 << box.tensor
+            stores.append((box.tensor, box.last + 1))
+    return of_stays(dag, schedule.order, boxes, stores, offsets, capacity, certificate)
+
+
+def of_stays(
+    dag: Dag,
+    order: Sequence[int],
+    stays: Sequence[Episode],
+    stores: Iterable[tuple[int, int]],
+    offsets: Sequence[int],
+    capacity: int,
+    certificate: Certificate,
+    timing: Timing | None = None,
+) -> Plan:
+    """The plan in which each stay has its offset; `stores`: (tensor, step before which; the number of steps: at last).
+
+    A tensor is loaded or made at the first step of a stay, and evicted before the one after its last.
+    """
     names = [tensor.name for tensor in dag.problem.tensors]
-    outputs = {a for a, tensor in enumerate(dag.problem.tensors) if tensor.role == "output"}
-    steps = len(schedule.order)
-    store: list[list[str]] = [[] for _ in range(steps)]
-    evict: list[list[str]] = [[] for _ in range(steps)]
-    load: list[dict[str, int]] = [{} for _ in range(steps)]
-    produce: list[dict[str, int]] = [{} for _ in range(steps)]
-    final: list[str] = []
-    change = [0] * (steps + 1)
-    last = {e.tensor: e.last for e in episodes(dag, schedule)}
-    off_chip = {a for a, maker in enumerate(dag.maker) if maker < 0}
+    count = len(order)
+    store: list[list[str]] = [[] for _ in range(count + 1)]
+    evict: list[list[str]] = [[] for _ in range(count + 1)]
+    load: list[dict[str, int]] = [{} for _ in range(count)]
+    produce: list[dict[str, int]] = [{} for _ in range(count)]
+    change = [0] * (count + 1)
     moved_in = moved_out = 0
-    for episode, offset in zip(episodes(dag, schedule), offsets):
-        a, name, size = episode.tensor, names[episode.tensor], dag.size[episode.tensor]
-        (load if episode.loaded else produce)[episode.first][name] = offset
-        moved_in += size if episode.loaded else 0
-        change[episode.first] += size
-        change[episode.last + 1] -= size
-        needed = a in outputs or episode.last < last[a]
-        if needed and a not in off_chip:
-            off_chip.add(a)
-            moved_out += size
-            (store[episode.last + 1] if episode.last + 1 < steps else final).append(name)
-        if episode.last + 1 < steps:
-            evict[episode.last + 1].append(name)
-    peak = alive = 0
-    for amount in change:
-        alive += amount
-        peak = max(peak, alive)
+    for a, step in stores:
+        store[step].append(names[a])
+        moved_out += dag.size[a]
+    for stay, offset in zip(stays, offsets, strict=True):
+        name, size = names[stay.tensor], dag.size[stay.tensor]
+        (load if stay.loaded else produce)[stay.first][name] = offset
+        moved_in += size if stay.loaded else 0
+        change[stay.first] += size
+        change[stay.last + 1] -= size
+        evict[stay.last + 1].append(name)
     operators = dag.problem.operators
-    return Plan(
-        capacity,
-        tuple(
-            Step(operators[i].name, tuple(store[t]), tuple(evict[t]), load[t], produce[t])
-            for t, i in enumerate(schedule.order)
-        ),
-        tuple(final),
-        Traffic(moved_in, moved_out, dag.problem.compulsory),
-        peak,
-        certificate,
+    steps = tuple(
+        Step(operators[i].name, tuple(store[t]), tuple(evict[t]), load[t], produce[t]) for t, i in enumerate(order)
     )
+    traffic = Traffic(moved_in, moved_out, dag.problem.compulsory)
+    return Plan(capacity, steps, tuple(store[count]), traffic, max(accumulate(change)), certificate, (), timing)
+
+
+def order_of(dag: Dag, plan: Plan) -> tuple[int, ...]:
+    """The operators of a plan in its order."""
+    number = {operator.name: i for i, operator in enumerate(dag.problem.operators)}
+    return tuple(number[step.operator] for step in plan.steps)
+
+
+def schedule_of(dag: Dag, plan: Plan) -> Schedule:
+    """The order of a plan and what it drops between uses: what it loads a second time."""
+    number = {tensor.name: a for a, tensor in enumerate(dag.problem.tensors)}
+    used = [0] * len(number)
+    dropped = set()
+    order = order_of(dag, plan)
+    for i, step in zip(order, plan.steps):
+        dropped |= {(number[name], used[number[name]] - 1) for name in step.load if used[number[name]]}
+        for a in (*dag.inputs[i], *dag.outputs[i]):
+            used[a] += 1
+    return Schedule(order, frozenset(dropped))
