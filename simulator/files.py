@@ -25,7 +25,7 @@ def text_of(path: str | PathLike[str], accepted: str, *, most_bytes: int | None 
     try:
         if most_bytes is not None and file.stat().st_size > most_bytes:
             raise ValueError(f"{file}: is larger than {most_bytes:,} bytes; accepted: {accepted}")
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror or error}; accepted: {accepted}") from None
     except UnicodeDecodeError:

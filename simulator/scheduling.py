@@ -21,7 +21,7 @@ from peakline.memory.lifetimes import Program, Step, unroll
 from peakline.models.graph import ALL, RESIDENT_ROLES, Graph
 from peakline.models.operators import operator_type
 from peakline.solvers.alternatives import Choices
-from peakline.solvers.problem import Operator, Problem, Role, Tensor
+from peakline.solvers.problem import Operator, Problem, ProblemError, Role, Tensor
 
 __all__ = ["Described", "Scope", "described", "on_chip_seconds", "part_of", "problem_of", "read_problem"]
 
@@ -133,7 +133,10 @@ def read_problem(path: Path) -> Choices | Graph | None:
         return Graph.from_json(text)
     if isinstance(data, dict) and not {"tensors", "operators"} & data.keys() and "model_type" in data:
         return None
-    return Choices.from_dict(data)
+    try:
+        return Choices.from_dict(data)
+    except ProblemError as error:
+        raise ProblemError(f"{path}: {error}") from None
 
 
 def _overwriting(group: _Group) -> tuple[tuple[str, str], ...]:

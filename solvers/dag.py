@@ -175,25 +175,29 @@ class Dag:
         return live
 
     def peak_of(self, order: tuple[int, ...] | list[int]) -> int:
-        """Most bytes alive at once in an order, nothing being evicted before its last use.
+        """Most bytes alive at once in an order, nothing being evicted before its last use."""
+        return max(self.alive_along(order))
+
+    def alive_along(self, order: tuple[int, ...] | list[int]) -> list[int]:
+        """Bytes alive while each operator of an order runs, nothing being evicted before its last use.
 
         A tensor lives from the operator that makes it (or first reads it, if it exists off-chip) to its last reader.
         """
         left = [mask.bit_count() for mask in self.users]
         seen = [False] * len(self.size)
-        alive = peak = 0
+        alive, found = 0, []
         for i in order:
             touched = (*self.inputs[i], *self.outputs[i])
             for a in touched:
                 if not seen[a]:
                     seen[a] = True
                     alive += self.size[a]
-            peak = max(peak, alive)
+            found.append(alive)
             for a in touched:
                 left[a] -= 1
                 if not left[a]:
                     alive -= self.size[a]
-        return peak
+        return found
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,23 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from peakline.cli.estimate import workload_of
-from peakline.cli.schedule_levels import bytes_of, over_levels, refuse_beside_levels
+from peakline.cli.progress import Meter
+from peakline.cli.schedule_levels import bytes_of, counted, over_levels, refuse_beside_levels
 from peakline.cli.schedule_parts import best_choice, refuse_mixed, split_words
 from peakline.cli.schedule_time import Rates, rates_of, shortest, time_lines
-from peakline.files import written_whole
+from peakline.files import check_target, written_whole
 
 if TYPE_CHECKING:
     from peakline.solvers.alternatives import Choices
     from peakline.solvers.plan import Plan
     from peakline.solvers.problem import Problem
     from peakline.solvers.replay import Replay
-    from peakline.solvers.schedule import Progress
 
 __all__ = ["schedule"]
 
 SCHEMA = "peakline.schedule/1"
 _NO = 1
-_REDRAW = 0.2  # seconds between two lines of progress
 _GRAPH, _SOLVER, _OUTPUT, _TIME = "Graph", "Solver", "Output", "Objective time"
 
 
@@ -135,11 +132,14 @@ def schedule(
     given = {k: v for k, v in sizes.items() if v is not None}
     problem, tiled = _problem(graph, asked, given, scope, only, rates, tile)
     if plot is not None:
-        from peakline.files import check_target
         from peakline.plot import file_format
 
         file_format(plot)
-        check_target(plot)
+    for option, target in (("--out", out), ("--plot", plot)):
+        if target is not None:
+            check_target(target)
+            if target.exists() and Path(graph).exists() and target.samefile(graph):
+                raise ValueError(f"{option} {target}: is the graph itself; give another file")
     elsewhere = {
         "--objective time": rates is not None,
         "--allow": allow is not None,
@@ -175,36 +175,33 @@ def schedule(
     choices = tiled(size) if tile and size is not None else tiled(None)
     refuse_mixed(choices, tile, allow, objective, size)
     try:
-        meter = _meter() if sys.stderr.isatty() else None
-        if choices.alternatives and size is not None:
-            plan = best_choice(choices, size, rates, time_limit, seed)
-            problem = choices.expand(plan.alternatives)
-        elif rates is not None and size is not None:
-            plan = shortest(problem, size, rates, time_limit, seed)
-        elif allow is not None and size is not None:
-            from peakline.solvers.schedule.allowing import schedule_allowing
+        with Meter(_seconds if rates is not None else _bytes, time_limit) as meter:
+            if choices.alternatives and size is not None:
+                plan = best_choice(choices, size, rates, time_limit, seed, meter)
+                problem = choices.expand(plan.alternatives)
+            elif rates is not None and size is not None:
+                plan = shortest(problem, size, rates, time_limit, seed, meter)
+            elif allow is not None and size is not None:
+                from peakline.solvers.schedule.allowing import schedule_allowing
 
-            options = tuple(name.strip() for name in allow.split(","))
-            plan = schedule_allowing(problem, size, options, time_limit=time_limit, seed=seed, progress=meter)
-        else:
-            plan = solve(
-                problem,
-                size,
-                objective=objective,  # type: ignore[arg-type]
-                time_limit=time_limit,
-                seed=seed,
-                jobs=jobs,
-                method=method,
-                progress=meter,
-            )
+                options = tuple(name.strip() for name in allow.split(","))
+                plan = schedule_allowing(problem, size, options, time_limit=time_limit, seed=seed, progress=meter)
+            else:
+                plan = solve(
+                    problem,
+                    size,
+                    objective=objective,  # type: ignore[arg-type]
+                    time_limit=time_limit,
+                    seed=seed,
+                    jobs=jobs,
+                    method=method,
+                    progress=meter,
+                )
     except ImportError as error:
         raise ValueError(str(error)) from error
     except (Infeasible, NotFound) as error:
         _refuse(error, size, json_)
         return _NO
-    finally:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     done = replay(problem, plan)
     if plan.time is not None:
         replay_time(problem, plan)
@@ -227,13 +224,12 @@ def _sweep(problem: Problem, points: int, time_limit: float, seed: int, plot: Pa
     from peakline.hardware.units import format_bytes
     from peakline.solvers.schedule.sweep import capacity_sweep
 
-    def tell(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{done} of {total} capacities", end="", file=sys.stderr, flush=True)
-
-    curve = capacity_sweep(problem, points=points, time_limit=time_limit, seed=seed, progress=tell)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with Meter(_bytes, time_limit) as meter:
+        meter.tell("the smallest peak")
+        curve = capacity_sweep(
+            problem, points=points, time_limit=time_limit, seed=seed,
+            progress=lambda done, total: meter.tell(f"{done} of {total} capacities"),
+        )  # fmt: skip
     if plot is not None:
         from peakline.plot_schedule import plot_capacity, save_axes
 
@@ -249,6 +245,8 @@ def _sweep(problem: Problem, points: int, time_limit: float, seed: int, plot: Pa
         notes += [f"knee ({format_bytes(point.capacity)})"] if n == curve.knee else []
         line = f"{point.capacity:14,} {point.non_compulsory:16,} {point.bound:16,} {gap:7.1%}  {', '.join(notes)}"
         print(line.rstrip())
+    if curve.points[-1].capacity < curve.smallest_peak:
+        print(f"interrupted before the smallest peak, {curve.smallest_peak:,}")
     return 0
 
 
@@ -357,33 +355,26 @@ def _lines(problem: Problem, plan: Plan, done: Replay, out: Path | None) -> list
     proof, moved = plan.certificate, plan.traffic
     timed = time_lines(plan.time) if plan.time is not None else []
     used = {name: n for name, n in _used(plan).items() if name in plan.allow}
+    proven = f"objective {_bytes(proof.objective)}, bound {_bytes(proof.lower_bound)}, gap {proof.gap:.1%}"
     lines = [
-        f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, capacity {format_bytes(plan.capacity)}",
+        f"{counted(problem)}, capacity {format_bytes(plan.capacity)}",
         f"traffic   {format_bytes(moved.load + moved.store)}: load {format_bytes(moved.load)}, "
         f"store {format_bytes(moved.store)}; compulsory {format_bytes(moved.compulsory)}, "
-        f"non-compulsory {format_bytes(moved.non_compulsory)} ({moved.non_compulsory} B)",
+        f"non-compulsory {format_bytes(moved.non_compulsory)} ({_bytes(moved.non_compulsory)})",
         f"peak      {format_bytes(plan.peak)} resident, addresses up to {format_bytes(done.arena)}",
         *([f"in parts  {split_words(plan.alternatives)}"] if plan.alternatives else []),
         *([f"used      {', '.join(f'{n} × {name}' for name, n in used.items())}"] if used else []),
-        *timed,
-        f"proven    {proof.status}: objective {proof.objective} B, bound {proof.lower_bound} B, gap {proof.gap:.1%}",
-        f"method    {proof.method} ({proof.seconds:.2f} s)",
+        *(timed or [f"proven    {proof.status}: {proven}"]),
+        f"method    {plan.time.method if plan.time is not None else proof.method} ({proof.seconds:.2f} s)",
     ]
     return [*lines, f"written   {out}"] if out is not None else lines
 
 
-def _meter() -> Callable[[Progress], None]:
-    """One line on the terminal, redrawn a few times a second."""
-    drawn = 0.0
+def _bytes(count: float) -> str:
+    return f"{count:,.0f} B"
 
-    def draw(progress: Progress) -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        if now - drawn >= _REDRAW:
-            drawn = now
-            best, bound = progress.incumbent, progress.bound
-            gap = f", gap {(best - bound) / best:.1%}" if best else ""
-            text = f"best {best:,} B, bound {bound:,} B{gap}, {progress.seconds_left:.0f} s left"
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
-    return draw
+def _seconds(time: float) -> str:
+    from peakline.hardware.units import format_time
+
+    return format_time(time)

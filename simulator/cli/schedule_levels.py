@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peakline.cli.progress import Meter
 from peakline.files import check_target, written_whole
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from peakline.solvers.problem import Problem
     from peakline.solvers.replay_levels import LevelsReplay
 
-__all__ = ["bytes_of", "over_levels", "refuse_beside_levels"]
+__all__ = ["bytes_of", "counted", "over_levels", "refuse_beside_levels"]
 
 SCHEMA = "peakline.schedule-levels/1"
 
@@ -49,7 +50,8 @@ def over_levels(
     if out is not None:
         check_target(out)
     try:
-        plan = schedule_levels(problem, levels, time_limit=time_limit, seed=seed)
+        with Meter(lambda weighed: f"{weighed:,.0f}", time_limit) as meter:
+            plan = schedule_levels(problem, levels, time_limit=time_limit, seed=seed, progress=meter)
     except Infeasible as error:
         answer = {"schema": SCHEMA, "status": "infeasible", "smallest_capacity": error.smallest}
         print(json.dumps({**answer, "forced_by": error.operator, "reason": str(error)}) if as_json else error)
@@ -60,6 +62,12 @@ def over_levels(
             temporary.write_text(plan.to_json() + "\n", encoding="utf-8")
     print(json.dumps(_document(plan, done)) if as_json else "\n".join(_lines(problem, plan, done, out)))
     return 0
+
+
+def counted(problem: Problem) -> str:
+    """How many operators and tensors a problem has."""
+    listed = ((len(problem.operators), "operator"), (len(problem.tensors), "tensor"))
+    return ", ".join(f"{count:,} {noun}{'s' if count != 1 else ''}" for count, noun in listed)
 
 
 def bytes_of(capacity: str) -> int:
@@ -105,14 +113,16 @@ def _lines(problem: Problem, plan: LevelsPlan, done: LevelsReplay, out: Path | N
     from peakline.hardware.units import format_bytes
 
     proof = plan.certificate
-    lines = [f"{len(problem.operators)} operators, {len(problem.tensors)} tensors, {len(plan.levels)} levels"]
+    lines = [f"{counted(problem)}, {len(plan.levels)} levels"]
     for n, (level, moved, peak) in enumerate(zip(plan.levels, plan.traffic, done.peak), 1):
         lines.append(
-            f"level {n}   {format_bytes(level.capacity)}, {format_bytes(peak)} of it taken; behind it {moved.load} B "
-            f"come and {moved.store} B go, {moved.non_compulsory} B of them non-compulsory, weight {level.weight:g}"
+            f"level {n}   {format_bytes(level.capacity)}, {format_bytes(peak)} of it taken; over the link behind it "
+            f"{format_bytes(moved.load)} in, {format_bytes(moved.store)} out, {moved.non_compulsory:,} B of them "
+            f"non-compulsory, weight {level.weight:g}"
         )
     lines += [
-        f"proven    {proof.status}: objective {proof.objective:g}, bound {proof.lower_bound:g}, gap {proof.gap:.1%}",
+        f"proven    {proof.status}: objective {proof.objective:,.10g}, bound {proof.lower_bound:,.10g}, "
+        f"gap {proof.gap:.1%}",
         f"method    {proof.method} ({proof.seconds:.2f} s)",
     ]
     return [*lines, f"written   {out}"] if out is not None else lines

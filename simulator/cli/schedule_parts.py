@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from peakline.cli.schedule_time import Rates
@@ -11,6 +11,7 @@ from peakline.cli.schedule_time import Rates
 if TYPE_CHECKING:
     from peakline.solvers.alternatives import Choices
     from peakline.solvers.plan import Plan
+    from peakline.solvers.schedule import Progress
 
 __all__ = ["best_choice", "refuse_mixed", "split_words"]
 
@@ -28,18 +29,25 @@ def refuse_mixed(choices: Choices, tile: bool, allow: str | None, objective: str
         raise ValueError(f"--objective peak: {what} serve traffic and time within a capacity")
 
 
-def best_choice(choices: Choices, capacity: int, rates: Rates | None, time_limit: float, seed: int) -> Plan:
+def best_choice(
+    choices: Choices,
+    capacity: int,
+    rates: Rates | None,
+    time_limit: float,
+    seed: int,
+    progress: Callable[[Progress], None],
+) -> Plan:
     """The plan of the best choice of alternatives."""
     if rates is not None:
         from peakline.solvers.makespan.choosing import fastest_choosing
 
         return fastest_choosing(
             choices, capacity, bandwidth=rates.bandwidth, compute_rate=rates.compute, overlap=rates.overlap,
-            time_limit=time_limit, seed=seed,
+            time_limit=time_limit, seed=seed, progress=progress,
         )  # fmt: skip
     from peakline.solvers.schedule.choosing import schedule_choosing
 
-    return schedule_choosing(choices, capacity, time_limit=time_limit, seed=seed)
+    return schedule_choosing(choices, capacity, time_limit=time_limit, seed=seed, progress=progress)
 
 
 def split_words(alternatives: Mapping[str, str]) -> str:

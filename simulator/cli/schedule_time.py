@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from peakline.hardware import Device
     from peakline.solvers.plan import Plan, Timing
     from peakline.solvers.problem import Problem
+    from peakline.solvers.schedule import Progress
 
 __all__ = ["Rates", "rates_of", "shortest", "time_lines"]
 
@@ -69,13 +71,15 @@ def _number(text: str, parse, option: str) -> float:  # type: ignore[no-untyped-
     return value
 
 
-def shortest(problem: Problem, capacity: int, rates: Rates, time_limit: float, seed: int) -> Plan:
+def shortest(
+    problem: Problem, capacity: int, rates: Rates, time_limit: float, seed: int, progress: Callable[[Progress], None]
+) -> Plan:
     """The plan with the least makespan."""
     from peakline.solvers.makespan import fastest
 
     return fastest(
         problem, capacity, bandwidth=rates.bandwidth, compute_rate=rates.compute, overlap=rates.overlap,
-        time_limit=time_limit, seed=seed,
+        time_limit=time_limit, seed=seed, progress=progress,
     )  # fmt: skip
 
 
@@ -87,6 +91,5 @@ def time_lines(timing: Timing) -> list[str]:
         f"time      {format_time(timing.makespan)}: compute {format_time(timing.compute)}, stalled "
         f"{format_time(timing.stall)}; the link moves {format_time(timing.transfer)} at "
         f"{format_bandwidth(timing.bandwidth)}{'' if timing.overlap else ', nothing beside operators'}",
-        f"proven    {timing.status} time: at least {format_time(timing.lower_bound)}, gap {timing.gap:.1%} "
-        f"({timing.method})",
+        f"proven    {timing.status}: no plan takes less than {format_time(timing.lower_bound)}, gap {timing.gap:.1%}",
     ]

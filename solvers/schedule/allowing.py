@@ -111,7 +111,10 @@ class _Work:
     def without_options(self) -> None:
         """The best plan that uses none, and bounds that cost little."""
         try:
-            plan = schedule(self.reduced, self.capacity, time_limit=self.time_limit / 2, seed=self.seed)
+            plan = schedule(
+                self.reduced, self.capacity, time_limit=self.time_limit / 2, seed=self.seed,
+                progress=lambda at: self.tell(at.incumbent),  # its bound is none where options are allowed
+            )  # fmt: skip
         except (Infeasible, NotFound) as error:
             self.refusal = str(error)
         else:
@@ -274,9 +277,10 @@ class _Work:
     def done(self) -> bool:
         return self.best is not None and self.best.traffic.non_compulsory <= self.bound
 
-    def tell(self) -> None:
+    def tell(self, incumbent: float | None = None) -> None:
         elapsed = time.perf_counter() - self.began
-        incumbent = self.best.traffic.non_compulsory if self.best is not None else None
+        if self.best is not None:
+            incumbent = self.best.traffic.non_compulsory
         self.report(Progress(incumbent, self.bound, elapsed, max(0.0, self.time_limit - elapsed)))
 
     def until(self, share: float) -> float:

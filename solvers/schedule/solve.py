@@ -156,10 +156,13 @@ class _Work:
             self.dag, time_limit=0.8 * self.time_limit, jobs=self.jobs, method=self.method, progress=self._tell
         )
         if self.limited and order.bound > self.capacity:
+            alive = self.dag.alive_along(order.operators)
+            fullest = self.dag.problem.operators[order.operators[alive.index(order.peak)]].name
+            reached = "" if order.proven else f"; {order.peak} bytes would do"
             raise Infeasible(
                 f"capacity {self.capacity}: no order fits without evicting; the smallest peak over all orders is "
-                f"{'' if order.proven else 'at least '}{order.bound}",
-                self.capacity, order.bound, None,
+                f"{'' if order.proven else 'at least '}{order.bound}, at operator {fullest!r}{reached}",
+                self.capacity, order.bound, fullest,
             )  # fmt: skip
         result = Schedule(order.operators, frozenset())
         placed = None
