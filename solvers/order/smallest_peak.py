@@ -19,6 +19,7 @@ from peakline.solvers.order.search import beam, search
 from peakline.solvers.order.timed import by_program, small_enough
 from peakline.solvers.problem import Problem
 from peakline.solvers.segments import Segment, in_order, segments, signature
+from peakline.solvers.symmetry import in_listed_order
 
 __all__ = ["Order", "smallest_peak"]
 
@@ -85,6 +86,8 @@ def smallest_peak(
     floor, proof = max(live_floors(dag)), "order-free floor"
     if peak == floor:
         return Order(given, peak, floor, f"{found_by}, {proof}", _since(began))
+    dag = in_listed_order(dag)
+    floor = max(live_floors(dag))  # precedences may raise it
     pieces = segments(dag, independent=False)
     orders = [in_order(dag, piece) for piece in pieces]
 

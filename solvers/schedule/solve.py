@@ -33,6 +33,7 @@ from peakline.solvers.schedule.spare import Placed, place_with_spare
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.schedule.timed import by_program, small_enough
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
+from peakline.solvers.symmetry import in_listed_order
 
 __all__ = ["METHODS", "OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]
 
@@ -256,7 +257,7 @@ class _Work:
     def _solve_pieces(self) -> None:
         """Beam and A* on each piece of the contracted problem; isomorphic pieces share one solution."""
         small = postpone(contract(self.dag), self.capacity)
-        dag = small.dag
+        dag = in_listed_order(small.dag)
         pieces = segments(dag, independent=True)
         if max((p.stop & ~p.start).bit_count() for p in pieces) > _MOST_SEARCHED:
             return
