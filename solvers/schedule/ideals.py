@@ -67,8 +67,15 @@ class Ideal:
 
     @cached_property
     def tensors(self) -> tuple[int, ...]:
-        """The live ones, the largest first."""
-        return tuple(sorted(bits(self.live), key=self.graph.rank.__getitem__))
+        """The live ones, the largest first, of equal ones those that are read last, as far as the listing tells."""
+        readers, left, rank = self.graph.dag.readers, ~self.executed, self.graph.rank
+
+        def order(a: int) -> tuple[int, int, int, int]:
+            waiting = readers[a] & left
+            size, slot = rank[a]
+            return size, -(waiting & -waiting), -waiting.bit_count(), slot
+
+        return tuple(sorted(bits(self.live), key=order))
 
     @cached_property
     def places(self) -> Words:
@@ -84,6 +91,32 @@ class Ideal:
     def dear(self) -> Words:
         """1 for activations."""
         return np.array([self.graph.dag.dear >> a & 1 for a in self.tensors], dtype=np.int64)
+
+    @cached_property
+    def read_later(self) -> tuple[Words, Words]:
+        """For each tensor the slots of those before it that may as well leave in its stead: off-chip ones, activations.
+
+        Let a and b have equal sizes. If one operator alone has yet to read a, and whoever has yet to read b is that
+        operator or must follow it, then evicting b is no worse than evicting a, if it costs no more: let b be out where
+        a would be, and come back when a would; a is not needed any more then, and b has been stored. If the same
+        operators have yet to read both, they can change places for good.
+        """
+        dag, left, inside = self.graph.dag, ~self.executed, self.graph.floors.inside
+        waiting = [dag.readers[a] & left for a in self.tensors]
+        found: tuple[list[int], list[int]] = ([], [])
+        for n, (a, last) in enumerate(zip(self.tensors, waiting)):
+            alone = not last & (last - 1) and bool(last & inside)
+            after = dag.descendants[last.bit_length() - 1] | last if alone else 0
+            words = [0, 0]
+            for m in range(n - 1, -1, -1):
+                b = self.tensors[m]
+                if self.graph.size[b] != self.graph.size[a]:
+                    break
+                if waiting[m] == last or (alone and not waiting[m] & ~after):
+                    words[dag.dear >> b & 1] |= 1 << self.graph.slot[b]
+            found[0].append(words[0])
+            found[1].append(words[1])
+        return np.array(found[0], dtype=np.int64), np.array(found[1], dtype=np.int64)
 
     @cached_property
     def excess(self) -> Words:

@@ -24,11 +24,17 @@ from peakline.solvers.schedule.ideals import Graph, Ideal, Runs, Words, next_ide
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
-__all__ = ["Layer", "distinct", "expand", "layers", "to_come", "trace", "undominated"]
+__all__ = ["Crowded", "Layer", "distinct", "expand", "layers", "to_come", "trace", "undominated"]
 
 _MOST_STATES = 12_000_000  # 32 bytes each
+_MOST_WAYS = 40_000_000  # to make room in all states of a layer, 60 bytes each
 _COMPARED = 8  # times the width: states of an ideal that are compared with each other
 _BLOCK = 256  # states of an ideal, the best first, against which the others are compared
+_TILE = 4096  # of the others at a time, so that what is compared stays in the cache
+
+
+class Crowded(Exception):
+    """There are more ways to make room than asked for."""
 
 
 @dataclass(slots=True)
@@ -62,10 +68,22 @@ class Layer:
         )  # fmt: skip
 
 
-def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal], below: Words) -> Layer:
+def expand(
+    graph: Graph,
+    layer: Layer,
+    runs: Runs,
+    ideals: list[Ideal],
+    below: Words,
+    *,
+    forward: bool = True,
+    most: int = _MOST_WAYS,
+) -> Layer:
     """All states one operator further, before any is compared; `runs` lead from the layer's ideals to `ideals`.
 
-    A state of the k-th of these has paid less than `below[k]`.
+    A state of the k-th of these has paid less than `below[k]`. `forward`: of tensors that may leave in each other's
+    stead only the first ones do (`Ideal.read_later`).
+
+    Raises Crowded if it takes more than `most` ways to make room.
     """
     ends = layer.starts()
     counts = (ends[1:] - ends[:-1])[runs.ideal]
@@ -93,7 +111,7 @@ def expand(graph: Graph, layer: Layer, runs: Runs, ideals: list[Ideal], below: W
     which, number = np.unique(layer.ideal, return_inverse=True)
     used, at = [layer.ideals[g] for g in which], number.ravel()[state]
     spare = below[runs.to[run]] - layer.paid[state]
-    pair, evicted, freed, price = _evictions(used, at, runs.touched[run], out, stored, short, spare)
+    pair, evicted, freed, price = _evictions(used, at, runs.touched[run], out, stored, short, spare, forward, most)
     run, state, out, stored, held, back = (v[pair] for v in (run, state, out, stored, held, back))
     dear = _dear(used)[at[pair]]
     return Layer(
@@ -113,7 +131,15 @@ def _dear(ideals: list[Ideal]) -> Words:
 
 
 def _evictions(
-    ideals: list[Ideal], at: Words, touched: Words, out: Words, stored: Words, short: Words, spare: Words
+    ideals: list[Ideal],
+    at: Words,
+    touched: Words,
+    out: Words,
+    stored: Words,
+    short: Words,
+    spare: Words,
+    forward: bool,
+    limit: int,
 ) -> tuple[Words, Words, Words, Words]:
     """For every (run, state) all minimal evictions that make room: the pair's number, slots, grains freed, price.
 
@@ -127,7 +153,10 @@ def _evictions(
     place = np.zeros((len(ideals), most), dtype=np.int64)
     size = np.zeros((len(ideals), most), dtype=np.int64)
     dear = np.zeros((len(ideals), most), dtype=np.int64)
+    first = np.zeros((2, len(ideals), most), dtype=np.int64)
     for g, one in enumerate(ideals):
+        if forward:
+            first[:, g, : len(one.places)] = one.read_later
         place[g, : len(one.places)], size[g, : len(one.places)] = one.places, one.sizes
         dear[g, : len(one.places)] = one.dear
     none = np.flatnonzero(short <= 0)
@@ -144,13 +173,21 @@ def _evictions(
     pair, ideal, missing, mask, price, fixed, rest = (
         v[alive] for v in (pair, ideal, missing, mask, price, fixed, rest)
     )
+    ways = 0
     for k in range(most):
         if not len(pair):
             break
+        ways += len(pair)
+        if ways > limit:
+            raise Crowded
         bit, amount = place[ideal, k], size[ideal, k]
         free = (amount > 0) & (((fixed >> bit) & 1) == 0)
         rest = rest - amount * free
-        cost = amount * (1 + (dear[ideal, k] & ~(stored[pair] >> bit) & 1))
+        unstored = dear[ideal, k] & ~(stored[pair] >> bit) & 1
+        cost = amount * (1 + unstored)
+        if forward:  # those that leave before it, as far as they cost no more
+            before = first[0, ideal, k] | first[1, ideal, k] & (stored[pair] | -unstored)
+            free &= (before & ~(mask | fixed)) == 0
         left = spare[pair] - price
         enough = free & (amount >= missing) & (cost < left)
         done.append(
@@ -219,38 +256,44 @@ def undominated(ideal: Ideal, layer: Layer, which: npt.NDArray[np.intp]) -> npt.
     """Those of `which` (the best first) that none before them is as good as."""
     if len(which) < 2 or not len(ideal.places):
         return which[:1] if not len(ideal.places) else which
+    ones, others = _weights(ideal, layer, which)
     kept = which[:0]
     while len(which):
-        block, which = which[:_BLOCK], which[_BLOCK:]
-        better = _as_good(ideal, layer, block, block)
+        here, which = which[:_BLOCK], which[_BLOCK:]
+        block, ones = ones[:_BLOCK], ones[_BLOCK:]
+        better = block @ others[:_BLOCK].T <= 0
+        others = others[_BLOCK:]
         np.fill_diagonal(better, False)
         mutual = better & better.T
-        better &= ~(mutual & (np.arange(len(block))[:, None] > np.arange(len(block))))
-        block = block[~better.any(axis=0)]
-        kept = np.concatenate([kept, block])
+        better &= ~(mutual & (np.arange(len(here))[:, None] > np.arange(len(here))))
+        alone = ~better.any(axis=0)
+        kept, block = np.concatenate([kept, here[alone]]), block[alone]
         if len(which):
-            which = which[~_as_good(ideal, layer, block, which).any(axis=0)]
+            left = ~np.concatenate(
+                [(block @ others[k : k + _TILE].T <= 0).any(axis=0) for k in range(0, len(others), _TILE)]
+            )
+            which, ones, others = which[left], ones[left], others[left]
     return kept
 
 
-def _as_good(
-    ideal: Ideal, layer: Layer, ones: npt.NDArray[np.intp], others: npt.NDArray[np.intp]
-) -> npt.NDArray[np.bool_]:
-    """[i, j]: state `ones[i]`, having evicted and stored what only `others[j]` has, has paid no more."""
-    size, dear = ideal.sizes.astype(np.float64), ideal.dear
+def _weights(
+    ideal: Ideal, layer: Layer, which: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    """Rows of numbers: row i of the first times row j of the second is not above 0 if state i is as good as state j.
 
-    def split(which: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        out = (layer.out[which][:, None] >> ideal.places) & 1
-        stored = (layer.stored[which][:, None] >> ideal.places) & 1
-        return out.astype(np.float64), stored.astype(np.float64)
-
-    out, stored = split(ones)
-    evicting = size * (1 + dear * (1 - stored)) * (1 - out)
-    storing = size * (1 - stored)
-    out_, stored_ = split(others)
-    extra = evicting @ out_.T + storing @ (stored_ * (1 - out_)).T
-    found: npt.NDArray[np.bool_] = layer.paid[ones][:, None] + extra <= layer.paid[others]
-    return found
+    State i, having evicted and stored what only state j has, has then paid no more. The numbers are whole, and in the
+    smallest type of floating point that holds all their sums exactly.
+    """
+    paid = layer.paid[which] - layer.paid[which].min()
+    size, dear = ideal.sizes, ideal.dear
+    exact = np.float32 if 2 * int(size.sum()) + int(paid.max()) < 1 << 24 else np.float64
+    out = (layer.out[which][:, None] >> ideal.places) & 1
+    stored = (layer.stored[which][:, None] >> ideal.places) & 1
+    one = np.ones((len(which), 1), dtype=np.int64)
+    evicting, storing = size * (1 + dear * (1 - stored)) * (1 - out), size * (1 - stored)
+    ones = np.concatenate([evicting, storing, paid[:, None], one], axis=1)
+    others = np.concatenate([out, stored * (1 - out), one, -paid[:, None]], axis=1)
+    return ones.astype(exact), others.astype(exact)
 
 
 def to_come(graph: Graph, ideal: Ideal, out: Words, stored: Words) -> Words:
@@ -295,7 +338,10 @@ def layers(
     seen = 1
     for _ in range((moves.segment.stop & ~moves.segment.start).bit_count()):
         runs, ideals = next_ideals(graph, layer.ideals)
-        expanded = expand(graph, layer, runs, ideals, np.full(len(ideals), most, dtype=np.int64))
+        try:
+            expanded = expand(graph, layer, runs, ideals, np.full(len(ideals), most, dtype=np.int64))
+        except Crowded:
+            return None
         layer.forget()
         layer = _select(graph, distinct(expanded, most), most, width, cut)
         seen += len(layer)

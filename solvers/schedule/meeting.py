@@ -25,6 +25,7 @@ moving operators in both could undo each other.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -33,7 +34,7 @@ import numpy.typing as npt
 
 from peakline.solvers.dag import bits
 from peakline.solvers.schedule.ideals import Graph, Ideal, Words, next_ideals, previous_ideals
-from peakline.solvers.schedule.layers import Layer, distinct, expand, to_come, trace, undominated
+from peakline.solvers.schedule.layers import Crowded, Layer, distinct, expand, to_come, trace, undominated
 from peakline.solvers.schedule.search import Found
 from peakline.solvers.schedule.states import Moves
 
@@ -41,6 +42,9 @@ __all__ = ["meet"]
 
 _MOST_STATES = 8_000_000  # 32 bytes each
 _MOST_PAIRS = 200_000_000  # of ideals of both fronts that are compared at a step
+_FIRST_WAYS = 50_000  # to make room in a layer, before the other end is tried
+_MOST_WAYS = 64_000_000
+_GROWTH = 4
 _ROWS = 256  # of them at a time
 _BITS = 62
 _WORD = (1 << _BITS) - 1
@@ -65,7 +69,10 @@ def meet(
         return None
     ends = _Ends(graph, -(-known // graph.unit))
     while not ends.met:
-        ends.go_on()
+        try:
+            ends.go_on()
+        except Crowded:
+            return None
         tick()
         if ends.hopeless:
             return Found(None, known, known, ends.states)
@@ -98,14 +105,29 @@ class _Ends:
         return not (len(self.ahead[-1]) and len(self.behind[-1]))
 
     def go_on(self) -> None:
-        """One layer further from the end with fewer states."""
-        self.apart -= 1
-        forward = len(self.ahead[-1]) <= len(self.behind[-1])
+        """One layer further from the end with fewer states, or from the other where that leads to far too many.
+
+        Raises Crowded if both do.
+        """
+        fewer = len(self.ahead[-1]) <= len(self.behind[-1])
+        most = _FIRST_WAYS
+        while most <= _MOST_WAYS:
+            for forward in (fewer, not fewer):
+                with contextlib.suppress(Crowded):
+                    self._go_on(forward, most)
+                    self.apart -= 1
+                    return
+            most *= _GROWTH
+        raise Crowded
+
+    def _go_on(self, forward: bool, most: int) -> None:
+        """One layer further from one end, with at most so many ways to make room."""
         passed, other = (self.ahead, self.behind) if forward else (self.behind, self.ahead)
         front = passed[-1]
         runs, ideals = (next_ideals if forward else previous_ideals)(self.graph, front.ideals)
         reached = self._reached(ideals, other[-1], forward)
-        layer = distinct(expand(self.graph, front, runs, ideals, self.most - reached), self.most)
+        further = expand(self.graph, front, runs, ideals, self.most - reached, forward=forward, most=most)
+        layer = distinct(further, self.most)
         front.forget()
         worth = self._after if forward else self._before
         ends = layer.starts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from schedule_cases import least_traffic_by_enumeration, problems, wired, working_set
 
 from peakline.solvers.dag import Dag, bits
-from peakline.solvers.problem import Problem
+from peakline.solvers.problem import Operator, Problem, Tensor
 from peakline.solvers.schedule.episodes import traffic
+from peakline.solvers.schedule.layers import layers
 from peakline.solvers.schedule.meeting import meet
-from peakline.solvers.schedule.search import Found, search
+from peakline.solvers.schedule.search import Found, beam, search
 from peakline.solvers.schedule.states import Moves
 from peakline.solvers.segments import Segment, segments
 
@@ -64,6 +66,45 @@ def test_they_agree_with_a_star_where_much_moves(seed: int) -> None:
     moves = whole(wired(seed, 15))
     found = least_below(moves, ANY)
     assert found.cost == carried_out(moves, found) == search(moves, 0, ANY, deadline=inf).cost
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems(), st.sampled_from(((1,), (2, 3))), st.integers(0, 3))
+def test_which_of_equal_tensors_leaves_is_left_open_at_no_cost(
+    problem: Problem, sizes: tuple[int, ...], spare: int
+) -> None:
+    """Of equal ones that are read last in any order only the first leave."""
+    equal = tuple(replace(t, bytes=sizes[n % len(sizes)]) for n, t in enumerate(problem.tensors))
+    alike = Problem(equal, problem.operators)
+    moves = whole(alike, spare)
+    found, all_states = least_below(moves, ANY), layers(moves, known=ANY, width=1 << 40, deadline=inf)
+    least = least_traffic_by_enumeration(alike, working_set(alike) + spare)
+    assert all_states is not None
+    assert found.cost == all_states.cost == carried_out(moves, found) == least
+
+
+def test_an_end_with_too_many_ways_to_make_room_waits_for_the_other() -> None:
+    """A recurrent network, unrolled: from the end any of its states may have been out, forwards it hardly matters."""
+    tensors = [Tensor("y", 24)]
+    operators = []
+    for layer, below in (("a", "x"), ("b", "ha")):
+        tensors += [Tensor(f"w{layer}", 32, "parameter"), *(Tensor(f"{s}{layer}-1", 1, "input") for s in "hc")]
+        for t in range(24):
+            before = (f"h{layer}{t - 1}", f"c{layer}{t - 1}")
+            if below == "x":
+                tensors.append(Tensor(f"x{t}", 1, "input"))
+            tensors += [Tensor(f"g{layer}{t}", 4), Tensor(f"c{layer}{t}", 1), Tensor(f"h{layer}{t}", 1)]
+            operators += [
+                Operator(f"gates {layer}{t}", (f"{below}{t}", before[0], f"w{layer}"), (f"g{layer}{t}",)),
+                Operator(f"cell {layer}{t}", (f"g{layer}{t}", before[1]), (f"c{layer}{t}",)),
+                Operator(f"hidden {layer}{t}", (f"g{layer}{t}", f"c{layer}{t}"), (f"h{layer}{t}",)),
+            ]
+    operators.append(Operator("all", tuple(f"hb{t}" for t in range(24)), ("y",)))
+    moves = whole(Problem(tuple(tensors), tuple(operators)))
+    known = beam(moves, 4, deadline=inf).cost
+    found = least_below(moves, known + 1)
+    assert found.states < 20_000
+    assert 0 < found.cost == carried_out(moves, found) <= known
 
 
 @pytest.mark.parametrize("seed", range(12))
