@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import inf
 
 from peakline.solvers.allocation import Instance, allocate
 from peakline.solvers.dag import Dag
@@ -92,90 +93,107 @@ def makespan(dag: Dag, timed: Timed, offsets: Sequence[int], seconds: Sequence[f
     """Seconds that the schedule takes at these addresses, each task as soon as it can: a longest path.
 
     Tasks are the operators, the loads and the stores; a task follows its predecessor on its own line, what makes its
-    data, and all that used the bytes that it fills.
+    data, and all that used the bytes that it fills. Infinite if the link's order waits for itself.
     """
-    order, stays = timed.order, timed.stays
-    count = len(order)
-    spent = [seconds[i] for i in order]  # runs have the numbers of their steps
-    after: list[list[int]] = [[t - 1] if t else [] for t in range(count)]
-    by_tensor: dict[int, list[int]] = {}
-    for n, stay in enumerate(stays):
-        by_tensor.setdefault(stay.tensor, []).append(n)
-    users: list[list[int]] = [[] for _ in stays]
-    loads: dict[int, list[int]] = {}  # tensor → its load tasks by step
-    for n in sorted(range(len(stays)), key=lambda n: stays[n].first):
-        stay = stays[n]
-        if stay.loaded:
-            users[n].append(len(spent))
-            loads.setdefault(stay.tensor, []).append(len(spent))
-            spent.append(dag.size[stay.tensor] / bandwidth)
-            after.append([])
-    store: dict[int, int] = {}
-    for a, step in timed.stores:
-        store[a] = len(spent)
-        holder = max((n for n in by_tensor[a] if stays[n].first < step), key=lambda n: stays[n].first)
-        users[holder].append(len(spent))
-        spent.append(dag.size[a] / bandwidth)
-        made = loads[a][0] if stays[holder].loaded else _step_of(dag, order, a)
-        after.append([made])
-    for t, i in enumerate(order):
-        for a in (*dag.inputs[i], *dag.outputs[i]):
-            n = next(n for n in by_tensor[a] if stays[n].first <= t <= stays[n].last)
-            if stays[n].loaded:
-                after[t].append(users[n][0])
-            users[n].append(t)
-    for a, tasks in loads.items():
-        if a in store:
-            for task in tasks:
-                after[task].append(store[a])
-    _add_hazards(dag, timed, offsets, users, loads, after)
-    queued: dict[tuple[bool, int], list[int]] = {(True, a): tasks[::-1] for a, tasks in loads.items()}
-    queued |= {(False, a): [task] for a, task in store.items()}
-    line = [queued[entry].pop() for entry in timed.queue]
-    for one, other in pairwise(line):
-        after[other].append(one)
-    return _longest(spent, after)
+    tasks = _Tasks(dag, timed, seconds, bandwidth)
+    tasks.load()
+    tasks.store()
+    tasks.run()
+    tasks.overwrite(offsets)
+    tasks.queue()
+    return tasks.longest()
 
 
-def _step_of(dag: Dag, order: Sequence[int], a: int) -> int:
-    return order.index(dag.maker[a])
+class _Tasks:
+    """What is to be done, how long it takes and what it waits for; operators have the numbers of their steps."""
 
+    def __init__(self, dag: Dag, timed: Timed, seconds: Sequence[float], bandwidth: float) -> None:
+        self.dag, self.timed, self.bandwidth = dag, timed, bandwidth
+        self.spent = [seconds[i] for i in timed.order]
+        self.after: list[list[int]] = [[t - 1] if t else [] for t in range(len(timed.order))]
+        self.by_first = sorted(range(len(timed.stays)), key=lambda n: timed.stays[n].first)
+        self.stays_of: dict[int, list[int]] = {}
+        for n, stay in enumerate(timed.stays):
+            self.stays_of.setdefault(stay.tensor, []).append(n)
+        self.users: list[list[int]] = [[] for _ in timed.stays]  # tasks; of a loaded stay its load is the first
+        self.loads: dict[int, list[int]] = {}  # of each tensor, by step
+        self.stores: dict[int, int] = {}
 
-def _add_hazards(
-    dag: Dag, timed: Timed, offsets: Sequence[int], users: list[list[int]], loads: dict[int, list[int]],
-    after: list[list[int]],
-) -> None:  # fmt: skip
-    """Whatever fills bytes waits for all who used what lay there before."""
-    turn = {a: iter(tasks) for a, tasks in loads.items()}
-    past: list[tuple[int, int, int]] = []  # (low, high, stay), none of them overwritten whole
-    for n in sorted(range(len(timed.stays)), key=lambda n: timed.stays[n].first):
-        stay = timed.stays[n]
-        low, high = offsets[n], offsets[n] + dag.size[stay.tensor]
-        filler = next(turn[stay.tensor]) if stay.loaded else stay.first
-        kept = []
-        for entry in past:
-            if entry[0] < high and low < entry[1]:
-                after[filler] += [task for task in users[entry[2]] if task != filler]
-            if not (low <= entry[0] and entry[1] <= high):
-                kept.append(entry)
-        past = [*kept, (low, high, n)]
+    def transfer(self, a: int, after: list[int]) -> int:
+        """One more task: a tensor over the link."""
+        self.spent.append(self.dag.size[a] / self.bandwidth)
+        self.after.append(after)
+        return len(self.spent) - 1
 
+    def load(self) -> None:
+        """The loads, one for each stay that begins with one."""
+        for n in self.by_first:
+            stay = self.timed.stays[n]
+            if stay.loaded:
+                task = self.transfer(stay.tensor, [])
+                self.users[n].append(task)
+                self.loads.setdefault(stay.tensor, []).append(task)
 
-def _longest(spent: Sequence[float], after: Sequence[Sequence[int]]) -> float:
-    followers: list[list[int]] = [[] for _ in spent]
-    missing = [len(before) for before in after]
-    for task, before in enumerate(after):
-        for other in before:
-            followers[other].append(task)
-    ready = [task for task, count in enumerate(missing) if not count]
-    end = [0.0] * len(spent)
-    done = 0
-    while ready:
-        task = ready.pop()
-        done += 1
-        end[task] = max((end[other] for other in after[task]), default=0.0) + spent[task]
-        for other in followers[task]:
-            missing[other] -= 1
-            if not missing[other]:
-                ready.append(other)
-    return max(end) if done == len(spent) else float("inf")  # inf: the queue waits for itself
+    def store(self) -> None:
+        """The stores, each after what brought its tensor in; every load of that waits for it."""
+        stays = self.timed.stays
+        for a, step in self.timed.stores:
+            holder = max((n for n in self.stays_of[a] if stays[n].first < step), key=lambda n: stays[n].first)
+            made = self.loads[a][0] if stays[holder].loaded else self.timed.order.index(self.dag.maker[a])
+            task = self.stores[a] = self.transfer(a, [made])
+            self.users[holder].append(task)
+            for load in self.loads.get(a, ()):
+                self.after[load].append(task)
+
+    def run(self) -> None:
+        """Operators wait for the loads of what they read."""
+        stays = self.timed.stays
+        for t, i in enumerate(self.timed.order):
+            for a in (*self.dag.inputs[i], *self.dag.outputs[i]):
+                n = next(n for n in self.stays_of[a] if stays[n].first <= t <= stays[n].last)
+                if stays[n].loaded:
+                    self.after[t].append(self.users[n][0])
+                self.users[n].append(t)
+
+    def overwrite(self, offsets: Sequence[int]) -> None:
+        """Whatever fills bytes waits for all who used what lay there before."""
+        turn = {a: iter(tasks) for a, tasks in self.loads.items()}
+        past: list[tuple[int, int, int]] = []  # (low, high, stay), none of them overwritten whole
+        for n in self.by_first:
+            stay = self.timed.stays[n]
+            low, high = offsets[n], offsets[n] + self.dag.size[stay.tensor]
+            filler = next(turn[stay.tensor]) if stay.loaded else stay.first
+            kept = []
+            for bottom, top, other in past:
+                if bottom < high and low < top:
+                    self.after[filler] += [task for task in self.users[other] if task != filler]
+                if not (low <= bottom and top <= high):
+                    kept.append((bottom, top, other))
+            past = [*kept, (low, high, n)]
+
+    def queue(self) -> None:
+        """The link takes its transfers in the order of the queue."""
+        waiting = {(True, a): tasks[::-1] for a, tasks in self.loads.items()}
+        waiting |= {(False, a): [task] for a, task in self.stores.items()}
+        for one, other in pairwise([waiting[entry].pop() for entry in self.timed.queue]):
+            self.after[other].append(one)
+
+    def longest(self) -> float:
+        """When the last task ends; infinite if some wait for each other."""
+        followers: list[list[int]] = [[] for _ in self.spent]
+        missing = [len(before) for before in self.after]
+        for task, before in enumerate(self.after):
+            for other in before:
+                followers[other].append(task)
+        ready = [task for task, count in enumerate(missing) if not count]
+        end = [0.0] * len(self.spent)
+        done = 0
+        while ready:
+            task = ready.pop()
+            done += 1
+            end[task] = max((end[other] for other in self.after[task]), default=0.0) + self.spent[task]
+            for other in followers[task]:
+                missing[other] -= 1
+                if not missing[other]:
+                    ready.append(other)
+        return max(end) if done == len(self.spent) else inf

@@ -86,8 +86,8 @@ class _Rule:
     def __init__(self, dag: Dag, order: Sequence[int], capacity: int, bypass: bool, in_place: bool) -> None:
         self.dag, self.order, self.capacity, self.bypass, self.in_place = dag, tuple(order), capacity, bypass, in_place
         self.events = events(dag, order)
-        self.passed = [0] * len(dag.size)
-        self.again: dict[int, int] = {}  # resident → step at which it is read again
+        self.used = [0] * len(dag.size)  # events that have passed, per tensor
+        self.resident: dict[int, int] = {}  # tensor → step at which it is read again
         self.held = 0
         self.dropped: set[tuple[int, int]] = set()
         self.bypassed: set[tuple[int, int]] = set()
@@ -95,37 +95,46 @@ class _Rule:
 
     @property
     def runs(self) -> Runs:
+        """What has been decided."""
         return Runs(self.order, frozenset(self.dropped), frozenset(self.bypassed), self.over)
 
     def read_after(self, a: int) -> int | None:
         """The step at which a tensor touched now is read again; None if it is not, or is made anew before."""
-        listed, k = self.events[a], self.passed[a] + 1
+        listed, k = self.events[a], self.used[a] + 1
         return listed[k][0] if k < len(listed) and not listed[k][1] else None
 
     def run(self, t: int, i: int) -> bool:
-        dag, size = self.dag, self.dag.size
-        reads, makes = dag.inputs[i], dag.outputs[i]
+        """Make room for operator `i` and let it run; False if it does not fit."""
+        size = self.dag.size
+        reads, makes = self.dag.inputs[i], self.dag.outputs[i]
         later = {a: self.read_after(a) for a in (*reads, *makes)}
-        passed = {a for a in reads if self.bypass and a not in self.again and later[a] is None}
+        passed = {a for a in reads if self.bypass and a not in self.resident and later[a] is None}
         pairs = self.pairs(i, {a for a in reads if later[a] is None and a not in passed})
-        need = self.held + sum(size[a] for a in (*reads, *makes) if a not in self.again and a not in passed)
+        need = self.held + sum(size[a] for a in (*reads, *makes) if a not in self.resident and a not in passed)
         need -= sum(size[b] for b, _ in pairs)
         while need > self.capacity:
-            idle = [(step, size[a], a) for a, step in self.again.items() if a not in later]
-            if self.bypass:
-                idle += [(step, size[a], a) for a in reads if a not in passed and (step := later[a]) is not None]
-            if not idle and self.bypass:
-                idle = [(t, size[a], a) for a in reads if a not in passed and a not in {under for _, under in pairs}]
-            if not idle:
+            a = self.furthest(t, i, later, passed, pairs)
+            if a is None:
                 return self.squeeze(t, i, later, passed, pairs, need)
-            _, amount, a = max(idle)
             if a in later:
                 passed.add(a)
-            if a in self.again:
+            if a in self.resident:
                 self.drop(a)
-            need -= amount
+            need -= size[a]
         self.end(t, i, later, passed, pairs)
         return True
+
+    def furthest(
+        self, t: int, i: int, later: dict[int, int | None], passed: set[int], pairs: list[tuple[int, int]]
+    ) -> int | None:
+        """What is read again last of all that may leave or be bypassed; inputs that end only where nothing else is."""
+        size = self.dag.size
+        idle = [(step, size[a], a) for a, step in self.resident.items() if a not in later]
+        if self.bypass:
+            inputs = [a for a in self.dag.inputs[i] if a not in passed]
+            idle += [(step, size[a], a) for a in inputs if (step := later[a]) is not None]
+            idle = idle or [(t, size[a], a) for a in inputs if a not in {under for _, under in pairs}]
+        return max(idle)[-1] if idle else None
 
     def squeeze(
         self, t: int, i: int, later: dict[int, int | None], passed: set[int], pairs: list[tuple[int, int]], need: int
@@ -151,24 +160,25 @@ class _Rule:
         return found
 
     def drop(self, a: int) -> None:
-        self.dropped.add((a, self.passed[a] - 1))
+        """A resident leaves until it is read again."""
+        self.dropped.add((a, self.used[a] - 1))
         self.held -= self.dag.size[a]
-        del self.again[a]
+        del self.resident[a]
 
     def end(self, t: int, i: int, later: dict[int, int | None], passed: set[int], pairs: list[tuple[int, int]]) -> None:
-        """What is not read again, passed by or overwritten is gone."""
+        """The operator has run: what is not read again, bypassed or overwritten is gone."""
         gone = passed | {a for _, a in pairs}
         self.bypassed |= {(a, t) for a in passed}
         if pairs:
             self.over[t] = tuple(pairs)
         for a, step in later.items():
-            last = self.passed[a]
-            self.passed[a] += 1
-            if a in self.again:
+            last = self.used[a]
+            self.used[a] += 1
+            if a in self.resident:
                 self.held -= self.dag.size[a]
-                del self.again[a]
+                del self.resident[a]
             if step is not None and a not in gone:
-                self.again[a] = step
+                self.resident[a] = step
                 self.held += self.dag.size[a]
             elif last + 1 < len(self.events[a]):
                 self.dropped.add((a, last))

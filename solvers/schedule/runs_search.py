@@ -58,6 +58,7 @@ def _fewest(dag: Dag, runs: Runs, capacity: int, allow: Sequence[str]) -> Runs:
 
 
 def _price(dag: Dag, runs: Runs) -> int:
+    """Bytes moved beyond the compulsory ones, and a byte for each additional run."""
     return non_compulsory(dag, runs) + runs.again()
 
 
