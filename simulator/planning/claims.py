@@ -11,8 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import peakline as pk
-from peakline.planning.claim import GIB, Claim, largest, row
+from peakline.planning.claim import Claim, largest, row
 from peakline.planning.claims_memo import memo
+from peakline.planning.claims_serving import flexgen, head_infer, mom
+from peakline.planning.claims_tables import (
+    activations,
+    card,
+    galore,
+    lomo,
+    long_sequences,
+    megatron,
+    mini_sequences,
+    qlora,
+)
 from peakline.planning.extract import problem_of, profile
 from peakline.planning.tiers import DRIVE, surroundings
 from peakline.planning.turns import HostOptimizer
@@ -114,41 +125,6 @@ def mezo() -> Iterator[Claim]:
     )  # fmt: skip
 
 
-def galore() -> Iterator[Claim]:
-    """GaLore, arXiv:2403.03507, figure 1: LLaMA 7B, token batch 256, 8-bit Adam, per-layer updates; rank 1,024."""
-    rank, source = 1024, "GaLore (2403.03507)"
-    step = pk.training_step("llama-2-7b", batch=1, seq=256, dtype="bf16", optimizer="none")
-    before = pk.estimate(step, "rtx-4090")
-    weights, full, biggest = 0, 0, 0
-    low = {1: 0, 2: 0}  # bytes of states, by bytes of a moment's element
-    for tensor in step.of_role("parameter"):
-        count, shape = step.layers(tensor.name), [int(n) for n in tensor.shape]
-        size = int(tensor.elements)
-        weights, biggest = weights + count * int(tensor.bytes), max(biggest, int(tensor.bytes))
-        full += count * 2 * 2 * size
-        projected = len(shape) == 2 and min(shape) > rank and "embed" not in tensor.name and "head" not in tensor.name
-        for width in low:
-            moments = 2 * width * (max(shape) * rank if projected else size)
-            low[width] += count * (moments + (2 * min(shape) * rank if projected else 0))  # and a bf16 projector
-    for width, told, words in ((2, 65.5, "bf16"), (1, 82.5, "8-bit")):
-        yield Claim(
-            source, f"optimizer states saved, {words} moments, LLaMA 7B", told, 100 * (1 - low[width] / full), "%",
-            "rank 1,024, bf16 projectors, full-rank embeddings, against both moments in bf16",
-        )  # fmt: skip
-    activations = int(before.memory.by_role.get("activation", 0))
-    total = weights + low[1] + biggest + activations + before.memory.context
-    yield Claim(
-        source, "LLaMA 7B pre-training in 24 GB of an RTX 4090", _card(), total / 1e9, "GB held",
-        "rank 1,024, 8-bit moments, bf16 projectors, full-rank embeddings, one layer's gradient at a time, 256 tokens",
-        within=True,
-    )  # fmt: skip
-
-
-def _card() -> float:
-    """What a program can have of a card sold as one of 24 GB, in 10⁹ bytes."""
-    return round((pk.device("rtx-4090").main.capacity or 0) / 1e9, 1)
-
-
 def fuyou() -> Iterator[Claim]:
     """Fuyou, arXiv:2403.06504, §5.1: RTX 4090, 768 GB of host memory, twelve 3.84 TB drives."""
     step = pk.training_step("gpt3-175b", batch=8, seq=1024, dtype="fp16", optimizer="adamw-fused")
@@ -156,7 +132,7 @@ def fuyou() -> Iterator[Claim]:
     drives = pk.device("samsung-pm1743-7.68tb", **{"memory.nand.capacity": "46.08 TB"})
     least = _floor(step, "rtx-4090", states, host=768 << 30, ssd=drives)
     yield Claim(
-        "Fuyou (2403.06504)", "GPT-3 175B fine-tuned on one 24 GB card with drives", _card(), least / 1e9,
+        "Fuyou (2403.06504)", "GPT-3 175B fine-tuned on one 24 GB card with drives", card("rtx-4090"), least / 1e9,
         "GB held", "batch 8 of 1,024 tokens; parameters, gradients and activations stream, states beside the device",
         within=True,
     )  # fmt: skip
@@ -219,80 +195,22 @@ def pipe_offload() -> Iterator[Claim]:
         )  # fmt: skip
 
 
-# ---- inference ------------------------------------------------------------------------------------------------------
-def head_infer() -> Iterator[Claim]:
-    """HeadInfer, arXiv:2502.12574, figure 1 and table 2: Llama-3-8B, a million tokens."""
-    tokens, chunk = 1 << 20, 10_240
-    before = pk.estimate(pk.prefill("llama-3-8b", batch=1, seq=tokens), "a100-80gb").memory
-    part = pk.estimate(pk.prefill("llama-3-8b", batch=1, seq=chunk), "a100-80gb").memory
-    cache = before.by_role["kv_cache"]
-    heads = 32 * 8
-    source = "HeadInfer (2502.12574)"
-    yield Claim(source, "Llama-3-8B, 1M tokens: cache", 128.0, cache / GIB, "GiB", "bf16")
-    yield Claim(
-        source, "cache on the device, head by head", 1.0, 2 * cache / heads / GIB, "GiB", "two heads: ping-pong"
-    )
-    yield Claim(
-        source, "in all without offloading", 207.0, before.live / GIB, "GiB",
-        "prompts in one piece, eager kernels (which keep the activated gate as well: 28 GiB)",
-    )  # fmt: skip
-    held = part.by_role["parameter"] + 2 * cache / heads + part.by_role["activation"]
-    yield Claim(source, "in all with it", 17.0, held / GIB, "GiB", f"chunks of {chunk:,} tokens")
-    placed = pk.place(
-        "llama-3-8b", "a100-80gb", prompt=tokens, generate=1, batch=(1,), batches=(1,), host=512 << 30,
-        cache_unit="head", resident_heads=0, prompt_chunk=chunk,
-    )  # fmt: skip
-    yield Claim(
-        source, "the same as placed, head by head", 17.0, placed.device_bytes / GIB, "GiB",
-        f"chunks of {chunk:,} tokens, buffers and workspaces counted",
-    )  # fmt: skip
-
-
-def mom() -> Iterator[Claim]:
-    """MOM, arXiv:2504.12526, figure 1: Llama-3 8B in 80 GB."""
-    splits, device = 64, pk.device("a100-80gb")
-    capacity = device.main.capacity or 0
-
-    def standard(tokens: int) -> bool:
-        whole = pk.estimate(pk.inference("llama-3-8b", batch=1, seq=tokens), device).memory
-        return int(whole.live) + _cache(tokens) + whole.context <= capacity
-
-    def split(tokens: int, kernels: str) -> bool:
-        thin = pk.prefill("llama-3-8b", batch=1, seq=tokens, kernels=kernels, overrides={"ffn": 14336 // splits})
-        whole = pk.prefill("llama-3-8b", batch=1, seq=1)
-        memory = pk.estimate(thin, device).memory
-        lost = int(whole.total_bytes("parameter")) - int(thin.total_bytes("parameter"))
-        return int(memory.live) + lost + memory.context <= capacity
-
-    source = "MOM (2504.12526)"
-    yield Claim(
-        source, "Llama-3 8B on an A100 80 GB: longest prompt", 155.0, largest(standard, 1000, 400_000, 1000) / 1e3,
-        "10³ tokens", "logits of every token in bf16, cache on the device",
-    )  # fmt: skip
-    for kernels, words in (("eager", "norms in float32, as eager kernels work"), ("fused", "norms in one kernel")):
-
-        def fits(tokens: int, kernels: str = kernels) -> bool:
-            return split(tokens, kernels)
-
-        yield Claim(
-            source, f"the same in mini-sequences, {words}", 455.0, largest(fits, 1000, 900_000, 1000) / 1e3,
-            "10³ tokens", f"MLP in {splits} mini-sequences, logits of the last token, cache on the device",
-        )  # fmt: skip
-
-
-def _cache(tokens: int) -> int:
-    return int(pk.prefill("llama-3-8b", batch=1, seq=tokens).total_bytes("kv_cache"))
-
-
 CASES: dict[str, Callable[[], Iterator[Claim]]] = {
     "zero-offload": zero_offload,
     "mezo": mezo,
+    "flexgen": flexgen,
     "head-infer": head_infer,
     "mom": mom,
     "ssdtrain": ssdtrain,
     "pipe-offload": pipe_offload,
     "fuyou": fuyou,
     "galore": galore,
+    "lomo": lomo,
+    "qlora": qlora,
+    "activations": activations,
+    "megatron": megatron,
+    "mini-sequences": mini_sequences,
+    "alst": long_sequences,
     "memo": memo,
 }
 """The cases by name."""

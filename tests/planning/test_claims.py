@@ -50,13 +50,29 @@ def test_head_infers_cache_on_the_device_is_two_heads_of_it():
     assert abs(claims["in all with it"].difference) < 0.05
 
 
-@pytest.mark.parametrize("case", ["mezo", "galore"])
-def test_what_follows_from_sizes_is_near_and_what_is_claimed_to_fit_fits(case):
+@pytest.mark.parametrize(
+    ("case", "near"), [("mezo", 0.05), ("galore", 0.1), ("activations", 0.01), ("qlora", 0.01), ("megatron", 0.05)]
+)
+def test_what_follows_from_sizes_is_near_and_what_is_claimed_to_fit_fits(case, near):
     for claim in CASES[case]():
         if claim.within:
             assert claim.ours <= claim.claimed
         else:
-            assert abs(claim.difference) < 0.05
+            assert abs(claim.difference) < near
+
+
+def test_moms_measured_peaks_and_where_its_standard_prompts_end_come_out():
+    """72 and 35 GiB, four ratios of peaks, and the 155,000 tokens after which PyTorch's allocator finds no room."""
+    found = [claim for claim in CASES["mom"]() if claim.claimed != 455.0]
+    assert len(found) == 7
+    for claim in found:
+        assert abs(claim.difference) < 0.02
+
+
+def test_a_matrix_at_a_time_leaves_lomo_weights_and_recomputed_activations():
+    told = {claim.what: claim for claim in CASES["lomo"]()}
+    for optimizer in ("AdamW", "SGD", "LOMO"):
+        assert abs(told[f"LLaMA-7B, {optimizer}, layers recomputed"].difference) < 0.05
 
 
 def test_a_claim_of_fitting_is_told_by_whether_it_does():
