@@ -73,7 +73,7 @@ class Placement:
         shares: where it lies, and what the linear program says.
         seconds: from the prompts to the last token of the block, as replayed.
         prompt_seconds: of the prompts of the block, as replayed.
-        step_seconds: of one decoding step over the block, as replayed.
+        step_seconds: of one decoding step over the block, with half of what it generates in the cache, as replayed.
         lower_bound: seconds per generated token that no placement of the blocks tried goes below.
     """
 

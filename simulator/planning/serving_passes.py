@@ -93,13 +93,13 @@ class Pass:
 
 
 def decoding(s: Sizes, batch: int, batches: int, prefetch: float, times: int) -> Pass:
-    """The pass of a decoding step: a token of every sequence."""
+    """The pass of an average decoding step: a token of every sequence, half of what is generated in the cache."""
     block = batch * batches
     late = (1.0 - prefetch) * s.experts * s.touched(block)
     neurons = s.sparse.beside(block).loaded if s.sparse else 0.0
     return Pass(
         "", times, batches * s.units, batches * s.step_seconds, s.read(block) - s.gathered - late, 0.0, late, neurons,
-        s.cache * batch / s.units, s.appended * batch, s.units, True, s.pieces,
+        s.filled * s.cache * batch / s.units, s.appended * batch, s.units, True, s.pieces,
     )  # fmt: skip
 
 

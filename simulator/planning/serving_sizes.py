@@ -89,6 +89,7 @@ class Sizes:
         pieces: in which a layer comes in, in the order of their use; one, or its operators.
         chunks: passes of the prompts.
         hidden: bytes of what one layer hands to the next, for one token of one sequence.
+        filled: share of the cache that a decoding step reads, on average over the steps.
     """
 
     layers: int
@@ -107,6 +108,7 @@ class Sizes:
     pieces: tuple[Piece, ...] = (Piece("", 1.0, 1.0, True),)
     chunks: tuple[Chunk, ...] = ()
     hidden: float = 0.0
+    filled: float = 1.0
 
     @property
     def gathered(self) -> float:
@@ -144,9 +146,16 @@ def sizes_of(
     model: str, device: Device, batch: int, prompt: int, generate: int, formats: dict[str, Any], unit: str = "layer",
     chunk: int | None = None,
 ) -> tuple[Sizes, int]:  # fmt: skip
-    """Sizes of one batch, from estimates of a decoding step and of the prompts; and the context's bytes."""
-    graph = decode(model, batch=batch, context=prompt + generate, **formats)
+    """Sizes of one batch, from estimates of a decoding step and of the prompts; and the context's bytes.
+
+    Room is kept for the whole cache. A decoding step takes the time of the average one, whose cache holds the prompt
+    and half of what is generated (FlexGen, appendix A.3: s + n/2).
+    """
+    graph, mean = decode(model, batch=batch, context=prompt + generate, **formats), prompt + max(generate // 2, 1)
     step = estimate(graph, device)
+    average = (
+        estimate(decode(model, batch=batch, context=mean, **formats), device) if mean < prompt + generate else step
+    )
     prompts = estimate(prefill(model, batch=batch, seq=prompt, **formats), device)
     layers = max(graph.families.values(), default=1)
     cache = float(graph.total_bytes("kv_cache")) / batch
@@ -166,12 +175,13 @@ def sizes_of(
         cache / layers,
         cache / layers / (prompt + generate),
         working,
-        float(step.time) / layers,
+        float(average.time) / layers,
         float(prompts.time) / layers,
         heads,
         units,
         *_experts(graph, batch, layers),
         hidden=_hidden(graph, batch),
+        filled=mean / (prompt + generate),
         chunks=_chunks(prompt, chunk, float(part.time) / layers, float(prompts.time) / layers),
     ), step.memory.context
 
