@@ -61,9 +61,15 @@ def applied_peak(case: Case, plan: pk.OffloadPlan, folder: Path) -> int:
         applied[0].remove()
 
 
-@each
-@pytest.mark.parametrize("allow", [("recompute",), ("swap",), ("recompute", "swap")], ids="+".join)
-def test_ten_steps_are_bit_for_bit_those_without_a_plan(case: Case, allow: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("allow", "case"),
+    [
+        *((("recompute", "swap"), case) for case in CASES),
+        *(((one,), BY_NAME[name]) for one in ("recompute", "swap") for name in ("gpt2", "resnet")),
+    ],
+    ids=lambda given: given.name if isinstance(given, Case) else "+".join(given),
+)
+def test_ten_steps_are_bit_for_bit_those_without_a_plan(allow: tuple[str, ...], case: Case, tmp_path: Path) -> None:
     plan = planned(case, 0.65, *allow)
     assert any(decision.action in ("recompute", "move") for decision in plan.decisions)
     losses, gradients, module = trained(case, None, tmp_path)

@@ -20,7 +20,6 @@ import peakline as pk  # noqa: E402
 
 STEPS = 10
 WITHIN = {"parameters": 0.001, "parameters and states": 0.001, "all but moved activations": 0.01}
-NAMES = ["gpt2", "llama", "bert", "vit"]
 BY_NAME = {case.name: case for case in CASES}
 ALLOWED = {
     "parameters": ("offload-params",),
@@ -59,7 +58,12 @@ def trained(name: str, plan: pk.OffloadPlan | None, folder: Path) -> tuple[list[
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("gpt2", "parameters"), ("bert", "parameters and states"), *((n, "all but moved activations") for n in NAMES)],
+    [
+        ("gpt2", "parameters"),
+        ("bert", "parameters and states"),
+        ("llama", "all but moved activations"),
+        ("vit", "all but moved activations"),
+    ],
 )
 def test_ten_steps_are_bit_for_bit_those_without_a_plan(name: str, kind: str, tmp_path: Path) -> None:
     plan = streamed_plan(name, kind)
@@ -72,8 +76,16 @@ def test_ten_steps_are_bit_for_bit_those_without_a_plan(name: str, kind: str, tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("gpt2", "parameters"),
+        ("vit", "parameters"),
+        ("bert", "parameters and states"),
+        ("llama", "parameters and states"),
+        *((name, "all but moved activations") for name in ("gpt2", "llama", "bert", "vit")),
+    ],
+)
 def test_the_measured_peak_is_the_planned_one(name: str, kind: str, tmp_path: Path) -> None:
     case, plan = BY_NAME[name], streamed_plan(name, kind)
     applied: list[Any] = []
