@@ -101,6 +101,11 @@ class Placement:
         return self.problem.around
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed, and what the model was not made for."""
+        return (*self.around.notes, *self.sizes.notes)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Fractions of the weights by place (`device`, `host`, `ssd`)."""
         s, at = self.sizes, self.shares
@@ -163,7 +168,7 @@ class Placement:
             "prompt_seconds": self.prompt_seconds,
             "step_seconds": self.step_seconds, "seconds": self.seconds, "solved_seconds": self.shares.seconds,
             "tokens_per_second": self.throughput, "tokens_per_second_bound": 1.0 / self.lower_bound,
-            "gap": self.gap, "bound_by": self.bound_by, "notes": list(self.around.notes),
+            "gap": self.gap, "bound_by": self.bound_by, "notes": list(self.notes),
         }  # fmt: skip
 
     def explain(self) -> str:
@@ -192,7 +197,7 @@ class Placement:
             "",
             *Table("Where it lies", ("<tensor", "bytes", *_PLACES), tuple(rows)).lines(),
         ]
-        return "\n".join([*lines, "", *(f"note: {note}" for note in self.around.notes)])
+        return "\n".join([*lines, "", *(f"note: {note}" for note in self.notes)])
 
 
 _PLACES = ("device", "host", "ssd")
@@ -295,6 +300,10 @@ def place(
         if stream_unit == "operator":
             sizes = by_operators(sizes, model, found, batch=size, prompt=prompt, generate=generate, formats=formats)
         kept = _resident(resident_heads, sizes)
+        if expert_prefetch and not sizes.expert_count:
+            raise ValueError(
+                f"expert_prefetch: {expert_prefetch!r} says nothing of {model}, which has no routed experts"
+            )
         for count in sorted(set(batches)) if objective == "throughput" else (1,):
             passes = (*prompts(sizes, size, count), decoding(sizes, size, count, expert_prefetch, generate - 1))
             problem = Block(

@@ -131,6 +131,15 @@ class _Rows:
             found |= {f"{what} ({link})": way.seconds + seconds for link, seconds in late.items()}
         return found
 
+    def times(self) -> list[Any]:
+        """T of every pass."""
+        return [self.pulp.LpVariable(f"T{i}", 0) for i in range(len(self.block.passes))]
+
+    def paced(self, way: Pass, took: Any) -> None:
+        """No layer faster than a resource allows."""
+        for limit in self.limits(way).values():
+            self.program += took >= limit
+
     def first(self, passes: Sequence[Pass], took: Sequence[Any]) -> Any:
         """Seconds of the prompts: one layer by itself, whose copies come before their use, and the others after it; or
         what they save, after the first two slots."""
@@ -334,10 +343,9 @@ def bound(block: Block) -> float | None:
     """
     rows = _Rows(block, integer=False)
     rows.fits()
-    took = [rows.pulp.LpVariable(f"T{i}", 0) for i in range(len(block.passes))]
+    took = rows.times()
     for way, seconds in zip(block.passes, took):
-        for limit in rows.limits(way).values():
-            rows.program += seconds >= limit
+        rows.paced(way, seconds)
     layers, passes = block.sizes.layers, [way for way in block.passes if way.times]
     before = [float(BUFFERS * bool(i)) for i in range(len(passes))]
     rows.program.setObjective(
@@ -371,10 +379,9 @@ def solve(
         rows.program += rows.cache["device"] == 1
     if not handed:
         rows.program += rows.states["device"] == 1
-    took = [rows.pulp.LpVariable(f"T{i}", 0) for i in range(len(block.passes))]
+    took = rows.times()
     for way, seconds in zip(block.passes, took):
-        for limit in rows.limits(way).values():
-            rows.program += seconds >= limit
+        rows.paced(way, seconds)
         comes = (cached and way.cached > 0) or (handed and way.states > 0)
         rows.waits(way.coarse(SLOTS), seconds, comes, sliced)
     for name in ("weights", "cache", "neurons", "states") if near else ():

@@ -109,7 +109,7 @@ def prompts(s: Sizes, batch: int, batches: int) -> tuple[Pass, ...]:
         Pass(
             "prompt", chunk.times, batches * s.units, batches * chunk.seconds,
             s.read(batch * batches * chunk.tokens) - s.gathered, s.gathered, 0.0, 0.0,
-            chunk.cached * s.appended * batch / s.units, chunk.tokens * s.appended * batch / s.units, 1, False,
+            s.held(chunk.cached) * batch / s.units, s.held(chunk.tokens) * batch / s.units, 1, False,
             s.pieces_of(batch * batches * chunk.tokens), 1.0,
             s.hidden * batch * chunk.tokens / s.units if batches > 1 and s.pieces[0].cached else 0.0,
         )

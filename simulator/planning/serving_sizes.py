@@ -78,7 +78,7 @@ class Sizes:
         layers: number of layers.
         weights: bytes of one layer's weights (all weights over the layers).
         cache: bytes of one layer's cache for one sequence at its full length.
-        appended: bytes of one layer's cache for one token of one sequence.
+        appended: bytes of one layer's cache that a token of one sequence writes: its keys and values, or a whole state.
         working: bytes of activations while a batch runs.
         step_seconds, prompt_seconds: computing of one layer for one batch: a token each, and the prompts.
         heads: key-value heads of a layer; 0 where the cache has none (latent attention).
@@ -90,6 +90,7 @@ class Sizes:
         chunks: passes of the prompts.
         hidden: bytes of what one layer hands to the next, for one token of one sequence.
         filled: share of the cache that a decoding step reads, on average over the steps.
+        notes: what a user should know of the workload.
     """
 
     layers: int
@@ -109,6 +110,7 @@ class Sizes:
     chunks: tuple[Chunk, ...] = ()
     hidden: float = 0.0
     filled: float = 1.0
+    notes: tuple[str, ...] = ()
 
     @property
     def gathered(self) -> float:
@@ -130,6 +132,10 @@ class Sizes:
         share = experts / read / parts
         some = (Piece(f"experts {i}", share, (1 - rest) / parts, False, (1 - rest) / parts) for i in range(parts))
         return first, *some
+
+    def held(self, tokens: float) -> float:
+        """Bytes of one layer's cache for so many tokens of one sequence: windows and states hold no more of more."""
+        return min(tokens * self.appended, self.cache)
 
     def touched(self, tokens: int) -> float:
         """Share of a layer's experts that some of the tokens choose, evenly and each for itself."""
@@ -153,12 +159,12 @@ def sizes_of(
     """
     graph, mean = decode(model, batch=batch, context=prompt + generate, **formats), prompt + max(generate // 2, 1)
     step = estimate(graph, device)
-    average = (
-        estimate(decode(model, batch=batch, context=mean, **formats), device) if mean < prompt + generate else step
-    )
+    middle = decode(model, batch=batch, context=mean, **formats) if mean < prompt + generate else graph
+    average = step if middle is graph else estimate(middle, device)
     prompts = estimate(prefill(model, batch=batch, seq=prompt, **formats), device)
     layers = max(graph.families.values(), default=1)
     cache = float(graph.total_bytes("kv_cache")) / batch
+    appended = float(decode(model, batch=1, context=1, **formats).total_bytes("kv_cache"))
     resident = float(graph.total_bytes("parameter", "kv_cache", "buffer"))
     working = max(float(step.memory.live) - resident, 0.0)
     part = prompts if chunk is None or chunk >= prompt else estimate(
@@ -173,7 +179,7 @@ def sizes_of(
         layers,
         float(graph.total_bytes("parameter")) / layers,
         cache / layers,
-        cache / layers / (prompt + generate),
+        appended / layers,
         working,
         float(average.time) / layers,
         float(prompts.time) / layers,
@@ -181,7 +187,8 @@ def sizes_of(
         units,
         *_experts(graph, batch, layers),
         hidden=_hidden(graph, batch),
-        filled=mean / (prompt + generate),
+        filled=float(middle.total_bytes("kv_cache")) / batch / cache if cache else 1.0,
+        notes=graph.notes,
         chunks=_chunks(prompt, chunk, float(part.time) / layers, float(prompts.time) / layers),
     ), step.memory.context
 

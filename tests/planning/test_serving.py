@@ -87,6 +87,26 @@ def test_chunks_of_prompts_read_the_cache_of_those_before_them():
     assert found.prompt_seconds == pytest.approx(found.shares.prompts, rel=0.01)
 
 
+def test_a_step_reads_the_cache_that_is_there_on_average():
+    """FlexGen, arXiv:2303.06865, appendix A.3: the prompt and half of what is generated."""
+    found = place("llama-2-7b", "a100-80gb", prompt=64, generate=128, batch=(4,), batches=(1,), resident_heads=0)
+    keys_and_values = 2 * 4096 * 2  # bytes of a token in one layer
+    assert found.problem.passes[-1].cached == 4 * (64 + 128 / 2) * keys_and_values
+    assert found.sizes.cache == (64 + 128) * keys_and_values  # all of it needs room
+
+
+def test_a_state_is_written_whole_and_a_window_holds_no_more():
+    state = place("mamba-2.8b", "a100-80gb", prompt=64, generate=128, batch=(1,), batches=(1,)).sizes
+    assert state.appended == state.cache == state.held(1) == state.held(1000)
+    assert state.filled == 1.0
+
+
+def test_what_a_model_was_not_made_for_is_noted():
+    found = place("gpt2", "a100-80gb", prompt=4096, generate=8, batch=(1,), batches=(1,))
+    assert "note: 4104 tokens pass the 1024 positions that gpt2 was made for" in found.explain()
+    assert found.to_dict()["notes"][-1].startswith("4104 tokens")
+
+
 def test_larger_blocks_share_the_weights_that_come_in():
     alone, together = (
         place("llama-3.1-70b", "rtx-4090", prompt=128, generate=32, batch=(16,), batches=(n,), host=512 * GIB)
@@ -216,6 +236,13 @@ def test_prompts_bring_experts_in_parts():
     assert [piece.cached for piece in pieces] == [True] + 8 * [False]
     assert sum(piece.weights for piece in pieces) == pytest.approx(1.0)
     assert pieces[1].weights * sizes.read(64) == pytest.approx(sizes.experts / 8, rel=1e-6)
+
+
+def test_guesses_of_experts_that_there_are_not_are_refused():
+    with pytest.raises(
+        ValueError, match=r"expert_prefetch: 0\.5 says nothing of llama-2-7b, which has no routed experts"
+    ):
+        place("llama-2-7b", "a100-80gb", prompt=64, generate=8, expert_prefetch=0.5)
 
 
 def test_a_share_that_is_none_is_named():
