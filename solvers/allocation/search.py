@@ -43,7 +43,7 @@ MODES: tuple[Mode, ...] = ("low", "few", "sore")
 (Boussemart et al., "Boosting systematic search by weighting constraints", ECAI 2004)."""
 
 _PLACED = 1 << 62
-_CHECK_CLOCK = 64  # nodes between two looks at the clock
+_CHECK_CLOCK = 64  # turns of a loop between two looks at the clock
 _MOST_PLACED = 100_000  # components with their offsets
 _MOST_NOGOODS = 2_000_000  # 16-byte fingerprints, about 150 MB with the set around them
 
@@ -182,8 +182,7 @@ class Search:
 
     def _count_node(self) -> None:
         self._nodes += 1
-        late = self._nodes % _CHECK_CLOCK == 0 and time.monotonic() > self._deadline
-        if late or self._nodes > self._node_limit:
+        if self._nodes > self._node_limit or time.monotonic() > self._deadline:
             raise _Stopped
 
     # -- moves, all undone through the trail ------------------------------------------------------------------------
