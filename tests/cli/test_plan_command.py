@@ -218,7 +218,10 @@ def test_a_curve_ends_at_the_bytes_of_the_device(run: Run) -> None:
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "peakline", *f"plan llama-3.1-8b --device a100-80gb --batch 1 --seq 8192 "
                f"--dtype bf16 --curve 50 --out {tmp_path / 'p.json'} --plot {tmp_path / 'p.png'}".split()]  # fmt: skip
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
     time.sleep(4)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=60)
