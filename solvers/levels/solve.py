@@ -142,6 +142,7 @@ class _Work:
             self._offer(order, best_drops(self.dag, order, self.levels, time_limit=self._share()), name)
 
     def _share(self) -> float:
+        """Seconds for one integer program."""
         return min(self._until(0.85) - time.perf_counter(), 0.25 * self.time_limit)
 
     def _links(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -203,6 +204,9 @@ class _Work:
         late = time.perf_counter() > self._until(1.0)
         if plan is not None and (late or plan.certificate.objective <= self.cost):
             return plan
+        if self.best is None:  # plans with one copy met the bound, but have no addresses
+            for homes, name in self.homes:
+                self._offer(homes.order, best_drops(self.dag, homes.order, self.levels, time_limit=self._share()), name)
         other = self._placed_drops()
         return other if plan is None or other.certificate.objective < plan.certificate.objective else plan
 
@@ -224,6 +228,7 @@ class _Work:
         return best
 
     def _homes_with_slack(self, homes: Homes, name: str, slack: int) -> LevelsPlan | None:
+        """The plan of these homes, or of the best ones in their order that leave a part of each level free."""
         if slack:
             spare = [level.capacity // slack for level in self.levels]
             limit = 0.1 * self.time_limit
