@@ -8,9 +8,9 @@ __all__ = ["check_capacity", "check_rate", "check_time_limit"]
 
 
 def check_time_limit(seconds: float) -> None:
-    """Raise ValueError for a time limit that is not above 0, or without end."""
+    """Raise ValueError for a time limit that is not above 0, or not finite."""
     if not (isfinite(seconds) and seconds > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {seconds:g}")
+        raise ValueError(f"time limit: must be above 0 seconds and finite, got {seconds:g}")
 
 
 def check_capacity(capacity: int) -> None:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from peakline.solvers.allocation.instance import Instance
 from peakline.solvers.allocation.search import MODES, Mode, Outcome, Search
 from peakline.solvers.allocation.sections import Sections
 from peakline.solvers.allocation.validator import validate
+from peakline.solvers.limits import check_capacity, check_time_limit
 
 __all__ = ["METHODS", "Allocation", "Method", "Progress", "Status", "allocate"]
 
@@ -101,10 +102,9 @@ def allocate(
     Raises ValueError for a time limit that is not above 0 or not finite, a capacity below 1 or an unknown method;
     ImportError naming the package if the method needs a solver that is not installed.
     """
-    if not (isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds and finite, got {time_limit:g}")
-    if capacity is not None and capacity < 1:
-        raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
+    check_time_limit(time_limit)
+    if capacity is not None:
+        check_capacity(capacity)
     if method not in METHODS:
         raise ValueError(f"method: must be one of {', '.join(METHODS)}, got {method!r}")
     if method in _MODELS:

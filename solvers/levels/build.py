@@ -123,6 +123,7 @@ class _Stays:
                 self.boxes[act.level - 1].append((a, t, len(acts)))
 
     def _close(self, here: list[dict[int, int]], n: int, a: int, t: int) -> None:
+        """The copy of tensor `a` in level n + 1 ends before act `t`."""
         box = here[n].pop(a)
         self.boxes[n][box] = (a, self.boxes[n][box][1], t)
 
@@ -136,6 +137,7 @@ class _Stays:
         return found[::-1]
 
     def plan(self, offsets: Sequence[Sequence[int]], proof: Bound) -> LevelsPlan:
+        """The acts as steps, each copy at the offset of its rectangle."""
         names = [tensor.name for tensor in self.dag.problem.tensors]
         load, store = [0] * len(self.levels), [0] * len(self.levels)
         steps: list[LevelStep] = []

@@ -11,6 +11,7 @@ import heapq
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from peakline.solvers.dag import Dag, bits
 from peakline.solvers.evictions import minimal_sets
@@ -19,6 +20,8 @@ from peakline.solvers.levels.plan import Level
 __all__ = ["Act", "Found", "search"]
 
 _CHECK_CLOCK = 256
+_LESS = 1 - 1e-12  # times a cost: what is below that is less, and not only rounded differently
+_STALE = 1e-9  # of a value: what is above a later one by more has been bettered since
 
 State = tuple[int, tuple[int, ...], int]  # executed operators, copies in each level, tensors off-chip
 
@@ -55,10 +58,10 @@ def search(dag: Dag, levels: Sequence[Level], known: float, *, deadline: float, 
     serial = pops = 0
     while heap:
         value, _, _, state = heapq.heappop(heap)
-        if value - compulsory >= known * (1 - 1e-12):
+        if value - compulsory >= known * _LESS:
             return Found(None, known, known, True)
         paid = cost[state]
-        if value > paid + work.to_come(state) + 1e-9 * value:
+        if value > paid + work.to_come(state) + _STALE * value:
             continue
         if state[0] == dag.everything and not dag.results & ~state[2]:
             acts = []
@@ -71,7 +74,7 @@ def search(dag: Dag, levels: Sequence[Level], known: float, *, deadline: float, 
         if pops % _CHECK_CLOCK == 0 and (time.perf_counter() > deadline or serial > most_states):
             return Found(None, known, max(0.0, value - compulsory), False)
         for price, new, act in work.moves(state):
-            if paid + price < cost.get(new, float("inf")) * (1 - 1e-12):
+            if paid + price < cost.get(new, inf) * _LESS:
                 cost[new] = paid + price
                 came[new] = (state, act)
                 serial += 1
@@ -102,6 +105,7 @@ class _Work:
         return total
 
     def moves(self, state: State) -> Iterator[tuple[float, State, Act]]:
+        """(weighted bytes, next state, act): operators that may run, then loads and stores over each link."""
         executed, copies, off = state
         for i in range(len(self.dag)):
             if executed >> i & 1 or self.dag.reads[i] & ~copies[0]:

@@ -79,33 +79,43 @@ class _Model:
             a: pulp.LpVariable(f"z_{a}", 0, 1) for a in sorted({g[0] for g in self.gaps if dag.dear >> g[0] & 1})
         }
         self.model = pulp.LpProblem("homes", pulp.LpMinimize)
-        heaviest = max(level.weight for level in levels)
-        self.model += pulp.lpSum(
-            level.weight / heaviest * (dag.size[a] // self.unit) * (2 * self.out[n, a, k] - self.out[count - 1, a, k])
-            for n, level in enumerate(levels)
-            for a, k, _, _ in self.gaps
-        ) + pulp.lpSum(
-            level.weight / heaviest * (dag.size[a] // self.unit) * z for level in levels for a, z in self.stored.items()
-        )
+        self.model += self.traffic()
         for gap in self.gaps:
             for n in range(count - 1):
                 self.model += self.forbid_homes_beyond_a_level_and_not_beyond_one_before(n, gap)
             if gap[0] in self.stored:
                 self.model += self.forbid_reloads_of_what_was_not_stored(gap)
-        transits = _transits(dag, order)
-        resting: list[list[Gap]] = [[] for _ in range(len(order) + 1)]
-        for gap in self.gaps:
-            for t in range(gap[2], gap[3] + 2):
-                resting[t].append(gap)
         for i, alive, around in slots(dag, order):
             room = max(dag.working_sets[i], levels[0].capacity - spare[0])
             if alive > room:
                 self.model += self.forbid_more_than_the_first_level(sorted(around), alive - room)
-        for t, here in enumerate(resting):
+        for here, transit in zip(self._resting(), _transits(dag, order)):
             for n in range(1, count):
-                room = max(0, levels[n].capacity - transits[t] - spare[n])
+                room = max(0, levels[n].capacity - transit - spare[n])
                 if sum(dag.size[gap[0]] for gap in here) > room:
                     self.model += self.forbid_more_than_a_level(n, here, room)
+
+    def traffic(self) -> Any:
+        """Σ_l w_l Σ s_a (2 y[l, a, k] − y[L, a, k]) + Σ_l w_l Σ s_a z[a], in units and parts of the largest weight."""
+        heaviest = max(level.weight for level in self.levels)
+        last = len(self.levels) - 1
+        return self.pulp.lpSum(
+            level.weight / heaviest * (self.dag.size[a] // self.unit) * (2 * self.out[n, a, k] - self.out[last, a, k])
+            for n, level in enumerate(self.levels)
+            for a, k, _, _ in self.gaps
+        ) + self.pulp.lpSum(
+            level.weight / heaviest * (self.dag.size[a] // self.unit) * z
+            for level in self.levels
+            for a, z in self.stored.items()
+        )
+
+    def _resting(self) -> list[list[Gap]]:
+        """The gaps that touch the moment before each step, and after the last: their tensors rest at home then."""
+        found: list[list[Gap]] = [[] for _ in range(len(self.order) + 1)]
+        for gap in self.gaps:
+            for t in range(gap[2], gap[3] + 2):
+                found[t].append(gap)
+        return found
 
     def forbid_homes_beyond_a_level_and_not_beyond_one_before(self, n: int, gap: Gap) -> Any:
         """y[l + 1, a, k] ≤ y[l, a, k]."""
@@ -142,6 +152,7 @@ class _Model:
 
 
 def _cost(dag: Dag, levels: Sequence[Level], home: dict[tuple[int, int], int]) -> float:
+    """Weighted bytes that homes move: the objective of the integer program, counted anew."""
     total = 0.0
     off = len(levels) + 1
     for (a, _), h in home.items():
@@ -202,6 +213,7 @@ class _Writer:
         self.moves: list[Move] = []
 
     def plan(self, proof: Bound) -> LevelsPlan:
+        """Before each step what its predecessor used goes home, then what it reads comes back."""
         dag, order = self.dag, self.homes.order
         used, seen = uses(dag, order), [0] * len(dag.size)
         steps = []
@@ -239,6 +251,7 @@ class _Writer:
         self.moves.append(Move("evict", self.names[a], 1))
 
     def go(self, a: int, k: int, target: int, t: int) -> None:
+        """Tensor `a` goes out level by level to its target, at moment `t`."""
         for level in range(2, target + 1):
             offset = None
             if level <= len(self.levels):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
+from peakline.solvers.limits import check_capacity
 from peakline.solvers.plan import PlanError, Traffic, certificate_values, document
 
 __all__ = ["SCHEMA", "Bound", "Level", "LevelStep", "LevelsPlan", "Move"]
@@ -29,8 +30,7 @@ class Level:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise ValueError(f"capacity: must be at least 1 byte, got {self.capacity}")
+        check_capacity(self.capacity)
         if not 0 < self.weight < inf:
             raise ValueError(f"weight: must be a finite number above 0, got {self.weight:g}")
 

@@ -29,9 +29,7 @@ from peakline.solvers.dag import Dag, bits
 __all__ = ["ROUNDING", "heads", "jackson", "tails", "time_bound", "windows"]
 
 _MOST_QUEUED = 800  # operators; the ancestors of all of them are queued one operator at a time
-
 _LONGEST_WINDOW = 40  # descendants, the first in the given order, to which windows are drawn
-
 _MOST_SUMMED = 10  # tensors whose subset sums are listed
 
 ROUNDING = 1 - 1e-12
@@ -45,7 +43,7 @@ def time_bound(
     bandwidth: float,
     avoidable: int = 0,
     *,
-    deadline: float = float("inf"),
+    deadline: float = inf,
 ) -> tuple[float, str]:
     """Seconds that every plan takes that moves at least `avoidable` non-compulsory bytes; and what says so.
 
@@ -63,7 +61,7 @@ def time_bound(
 
 
 def windows(
-    dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float, deadline: float = float("inf")
+    dag: Dag, capacity: int, seconds: Sequence[float], bandwidth: float, deadline: float = inf
 ) -> dict[int, list[tuple[int, float]]]:
     """For each operator j the descendants k with the seconds that lie between j's end and k's start in every plan.
 
@@ -179,7 +177,7 @@ def jackson(jobs: Sequence[tuple[float, float, float]]) -> float:
             heapq.heappush(waiting, (-arriving[n][2], arriving[n][1]))
             n += 1
         tail, left = heapq.heappop(waiting)
-        until = arriving[n][0] if n < len(arriving) else float("inf")
+        until = arriving[n][0] if n < len(arriving) else inf
         if now + left <= until:
             now += left
             longest = max(longest, now - tail)

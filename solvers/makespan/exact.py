@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from math import inf, lcm
 from typing import NamedTuple
 
 from peakline.solvers.dag import Dag, bits
@@ -23,6 +23,7 @@ from peakline.solvers.makespan.timed import Stay, Timed
 __all__ = ["Found", "search"]
 
 _CHECK_CLOCK = 256
+_NEVER = 1 << 4000  # ticks: more than any plan takes, however short a tick
 
 
 class _State(NamedTuple):
@@ -84,7 +85,7 @@ def search(
         if pops % _CHECK_CLOCK == 0 and (time.perf_counter() > deadline or serial > most_states):
             return Found(None, least / work.unit, False)
         for act, new, spent in work.moves(state):
-            if now + spent < reached.get(new, 1 << 4000):
+            if now + spent < reached.get(new, _NEVER):
                 reached[new] = now + spent
                 came[new] = (state, act)
                 serial += 1
@@ -104,9 +105,11 @@ class _Work:
         self.move_ticks = [int(p * self.unit) for p in moves]
 
     def ticks(self, seconds: float) -> int:
-        return int(Fraction(seconds) * self.unit) if seconds != float("inf") else 1 << 4000
+        """Whole ticks in a time; more than any plan takes for no end of it."""
+        return int(Fraction(seconds) * self.unit) if seconds != inf else _NEVER
 
     def done(self, state: _State) -> bool:
+        """Whether everything has run and every output lies off-chip."""
         return (
             state.executed == self.dag.everything and state.running < 0 and not state.moving
             and not self.dag.results & ~state.off_chip
@@ -134,6 +137,7 @@ class _Work:
                 yield _Act(run, for_run, move, for_move), self._later(busy, min(ends)), min(ends)
 
     def _runs(self, state: _State) -> Iterator[tuple[int, int, _State]]:
+        """(operator, evicted for it, state): what an idle unit may begin, or that it waits (−1)."""
         yield -1, 0, state
         if state.running >= 0:
             return
@@ -145,6 +149,7 @@ class _Work:
                 yield i, evict, state._replace(running=i, run_left=self.run_ticks[i], resident=resident)
 
     def _transfers(self, state: _State) -> Iterator[tuple[int, int, _State]]:
+        """(move, evicted for it, state): what an idle link may begin, or that it waits (0)."""
         yield 0, 0, state
         if state.moving:
             return

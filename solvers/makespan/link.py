@@ -113,6 +113,7 @@ class _Link:
         return False
 
     def begin_transfer(self, now: float, load: bool, n: int) -> None:
+        """A load takes its bytes at once and holds them until its reader; a store leaves what may be stored."""
         if load:
             for t in range(self.next_run, self.boxes[n].first):
                 self.held[t] += self.size(n)

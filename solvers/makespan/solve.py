@@ -174,6 +174,7 @@ class _Work:
         self._offer(timed, tuple(at[stay.tensor, stay.first] for stay in stays), "the least traffic")
 
     def _improve(self) -> None:
+        """Prefetches for the least traffic and for other orders, the exact search, and orders near the best of them."""
         base = schedule_of(self.dag, self.least)
         self._place(self._streams([("the least traffic", base)]))
         if self._done():
@@ -194,6 +195,7 @@ class _Work:
             self._place(self._streams(self._anneal(start)))
 
     def _price(self, schedule: Schedule) -> float:
+        """Seconds of a schedule where addresses do not matter."""
         made = streamed(self.dag, schedule, self.capacity, self.seconds, self.bandwidth)
         return made[1] if made is not None else math.inf
 
@@ -224,7 +226,10 @@ class _Work:
                 self._place_one(timed, name, promised)
 
     def _place_one(self, timed: Timed, name: str, promised: float) -> None:
-        """Addresses for a schedule, or for the same with less time for its stays."""
+        """Addresses for a schedule, or for the same with less time for its stays.
+
+        First bytes are shared by moments, then by steps; then prefetches, waits, or both are cut, with other seeds.
+        """
         for n in range(-1, _PACKINGS):
             cut = trimmed(self.dag, timed, prefetches=bool(n & 2), waits=bool(n & 1)) if n > 0 else timed
             left = min(0.05 * self.time_limit, max(0.05, self._until(0.95) - time.perf_counter()))
@@ -235,6 +240,7 @@ class _Work:
                 return
 
     def _search(self, deadline: float) -> None:
+        """The exact search, and addresses for what it finds."""
         found = search(self.dag, self.capacity, self.seconds, self.bandwidth, known=self.time, deadline=deadline)
         if found.bound > self.bound:
             self.bound, self.proved_by = min(found.bound * ROUNDING, self.time), "best-first search over moments"
@@ -242,7 +248,7 @@ class _Work:
             self._place_one(found.timed, "best-first search over moments", found.bound)
 
     def _anneal(self, start: Schedule) -> list[tuple[str, Schedule]]:
-        """Orders near `start` with less time where addresses do not matter, best last found first."""
+        """Orders near `start` with ever less time where addresses do not matter."""
 
         def near(found: Schedule, chance: random.Random) -> Schedule | None:
             order = moved(self.dag, found.order, chance)
@@ -257,6 +263,7 @@ class _Work:
     # -- incumbent and bound ------------------------------------------------------------------------------------------
 
     def _offer(self, timed: Timed, offsets: tuple[int, ...], method: str) -> None:
+        """A candidate at its real addresses, also with its transfers in the order of its steps."""
         for variant in (timed, _in_order_of_steps(timed)):
             taken = makespan(self.dag, variant, offsets, self.seconds, self.bandwidth)
             if taken < self.time:

@@ -20,7 +20,7 @@ from peakline.solvers.dag import Dag
 from peakline.solvers.schedule.episodes import Schedule, traffic, uses
 from peakline.solvers.schedule.gap_program import Gap, chosen, enough_leaves, minimised, slots, solver_available
 
-__all__ = ["Replacement", "best_replacement", "furthest_use", "solver_available"]
+__all__ = ["Replacement", "best_replacement", "furthest_use"]
 
 
 @dataclass(frozen=True, slots=True)

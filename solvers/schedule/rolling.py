@@ -155,6 +155,7 @@ class _Turn(Residents):
         self.pause = step + _PAUSE
 
     def _solve(self, boxes: list[tuple[int, int, int]], fixed: list[int | None]) -> tuple[int, ...] | None:
+        """Offsets of boxes, some of them fixed; None if none were found in time."""
         left = min(self.deadline - time.perf_counter(), _SECONDS)
         if left <= 0:
             return None

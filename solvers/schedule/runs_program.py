@@ -66,6 +66,7 @@ class _Model:
         self.forbid_bypassing_what_is_resident()
 
     def units(self, a: int) -> int:
+        """Size of a tensor in units."""
         return self.dag.size[a] // self.unit
 
     def gone_after(self, a: int, t: int) -> Any:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal
 
 from peakline.solvers.bounds import largest_working_set, traffic_bound
 from peakline.solvers.contest import Answer, Entry, contest, cores
 from peakline.solvers.dag import Dag, bits
+from peakline.solvers.limits import check_capacity, check_time_limit
 from peakline.solvers.linear import PROGRAM_SOLVERS, available, require
 from peakline.solvers.order import Order, smallest_peak
 from peakline.solvers.plan import Certificate, Plan
@@ -22,7 +22,8 @@ from peakline.solvers.problem import Problem
 from peakline.solvers.schedule.contract import contract
 from peakline.solvers.schedule.entries import a_star, by_beam, by_layers, by_meeting, by_stretches
 from peakline.solvers.schedule.episodes import Schedule, to_plan, traffic
-from peakline.solvers.schedule.fixed_order import Replacement, best_replacement, furthest_use, solver_available
+from peakline.solvers.schedule.fixed_order import best_replacement, furthest_use
+from peakline.solvers.schedule.gap_program import solver_available
 from peakline.solvers.schedule.local_search import improve
 from peakline.solvers.schedule.neighbourhoods import Path, improve_piece
 from peakline.solvers.schedule.pack import pack
@@ -111,11 +112,10 @@ def schedule(
         require(method)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if not (isfinite(time_limit) and time_limit > 0):
-        raise ValueError(f"time limit: must be above 0 seconds, got {time_limit:g}")
-    if capacity is not None and capacity < 1:
-        raise ValueError(f"capacity: must be at least 1 byte, got {capacity}")
-    if capacity is None and objective == "traffic":
+    check_time_limit(time_limit)
+    if capacity is not None:
+        check_capacity(capacity)
+    elif objective == "traffic":
         raise ValueError("capacity: the least traffic needs one, in bytes")
     if len(problem.operators) > _MOST_OPERATORS:
         raise ValueError(f"operators: at most {_MOST_OPERATORS}, got {len(problem.operators)}; schedule a part of it")
@@ -246,13 +246,12 @@ class _Work:
         ]
         return [entry for n, entry in enumerate(listed) if entry[1] not in [o for _, o in listed[:n]]]
 
-    def _replace(self, order: tuple[int, ...], name: str) -> Replacement:
+    def _replace(self, order: tuple[int, ...], name: str) -> None:
         """Offer the best replacement for an order."""
         left = min(self._until(0.9) - time.perf_counter(), 0.3 * self.time_limit)
         found = best_replacement(self.dag, order, self.capacity, time_limit=left)
         how = "exact replacement (HiGHS)" if solver_available() else "furthest use (HiGHS is not installed)"
         self._offer(found.schedule, f"{name}, {how}")
-        return found
 
     def _solve_pieces(self) -> None:
         """Beam and A* on each piece of the contracted problem; isomorphic pieces share one solution."""
