@@ -40,7 +40,7 @@ def read_document(path: str | PathLike[str]) -> dict[str, Any]:
     text = text_of(file, "a sweep in YAML; write long axes as ranges", most_bytes=_MOST_BYTES)
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, Mapping):
         raise ValueError(f"{file}: must hold axes by name, as 'batch: [1, 8]', not a {type(document).__name__}")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cli_command import Run
 
+import peakline as pk
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
     "intermediate_size": 11008, "num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 32,
@@ -133,6 +135,16 @@ def test_a_device_file_that_is(run: Run, tmp_path: Path, what: str) -> None:
     path.write_bytes(CONTENTS[what])
     _is_one_clear_line(run("estimate", "resnet-50", "-d", str(path)), "device.yaml")
     _is_one_clear_line(run("devices", str(path)), "device.yaml")
+
+
+@pytest.mark.parametrize("what", CONTENTS)
+def test_a_problem_a_sweep_or_a_plan_in_a_file_that_is(run: Run, tmp_path: Path, what: str) -> None:
+    for name, command in (("problem.json", "schedule {} --capacity 8"), ("sweep.yaml", "sweep {} --out rows.parquet")):
+        path = tmp_path / name
+        path.write_bytes(CONTENTS[what])
+        _is_one_clear_line(run(*command.format(path).split()), name)
+    with pytest.raises(ValueError, match=r"problem\.json: .*accepted: "):
+        pk.read_plan(tmp_path / "problem.json")
 
 
 @pytest.mark.parametrize("name", ["config.json", "device.yaml"])
