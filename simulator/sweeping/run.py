@@ -30,7 +30,7 @@ MOST_ON_DISK = 1_000_000_000
 """Rows that `sweep_to` makes without `yes`."""
 
 ROW_BYTES_IN_MEMORY, ROW_BYTES_ON_DISK = 356, 90
-"""Bytes of a row: in a DataFrame by the types of its columns, in Parquet as measured (benchmarks/README.md)."""
+"""Bytes of a row: in a DataFrame by the types of its columns, in Parquet as measured (docs/sweep.md)."""
 
 
 class TooManyRows(ValueError):
