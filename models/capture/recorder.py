@@ -25,7 +25,7 @@ from peakline.models.capture.strides import contiguous, elementwise_strides
 from peakline.models.capture.views import Schema, plain_dtype, plain_value, schema_of, tensors_in, view_of
 from peakline.models.graph import Role
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "references"]
 
 _DEVICE_OF = torch.ops.prim.device.default
 storage_id: Any = torch._C._storage_id  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from peakline.execution.in_place import in_place
 from peakline.execution.parameters import Parameters
 from peakline.execution.replay import (
     FRESH,
@@ -34,7 +35,7 @@ from peakline.execution.replay import (
 )
 from peakline.execution.script import PACKED, Action, Expected, Script
 from peakline.execution.stores import Store, Stored, Ticket
-from peakline.models.capture.views import tensors_in
+from peakline.models.capture.views import schema_of, tensors_in
 
 __all__ = ["Handle", "Iteration"]
 
@@ -80,14 +81,16 @@ class Iteration:
     """State of one forward pass and its backward pass."""
 
     def __init__(
-        self, script: Script, stores: dict[str, Store], lingering: set[int], parameters: Parameters | None = None
-    ) -> None:
+        self, script: Script, stores: dict[str, Store], lingering: set[int], parameters: Parameters | None = None,
+        *, training: bool = True,
+    ) -> None:  # fmt: skip
         """Nothing has run.
 
         Args:
             lingering: storages that variables hold for a while beyond their last use, as earlier iterations found;
                 this one adds to them.
             parameters: those that lie elsewhere.
+            training: whether the module is in training mode.
         """
         self.script, self.stores, self.lingering, self.parameters = script, stores, lingering, parameters
         self.position = 0
@@ -108,6 +111,8 @@ class Iteration:
         self._behind = 0
         self._waiting: list[tuple[int, Action]] = []
         self.busy = False
+        self._after: int | None = None
+        self.training, self.called_again = training, False
 
     @property
     def recording(self) -> bool:
@@ -133,6 +138,8 @@ class Iteration:
     # ---- the forward pass -----------------------------------------------------------------------------------------
     def run(self, operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operator of the forward pass and line it up with the plan."""
+        if not schema_of(operator).is_view:  # autograd detaches what it saves while the operands are still held
+            self._settle()
         given = [] if operator is FRESH else list(tensors_in([*args, *kwargs.values()]))
         for tensor in given:
             if not self._known(tensor):
@@ -160,7 +167,10 @@ class Iteration:
         if difference:
             if not self.inside:
                 return result  # the loss is somebody else's; what the plan says of it is missed when it is needed
-            raise ValueError(f"{difference}; the module changed since the plan was made: capture and plan it again")
+            why = "the module changed since the plan was made" if self.training else (
+                "the module is in evaluation mode, the plan's was not"
+            )  # fmt: skip
+            raise ValueError(f"{difference}; {why}: capture and plan it again")
         for key, tensor in zip(step.makes, made.values()):
             self._learn(tensor, key)
             if key in self.users:
@@ -168,18 +178,29 @@ class Iteration:
         if again is not None and plain is not None:
             self.written[step.step] = Written(operator, *plain, step.makes, state)
         self.position += 1
-        del given, made, tensor, plain  # a tensor let go here shall be gone
-        following = self.script.expected[self.position].step if self.recording else self.script.turn
-        for done in range(step.step, following):
-            for key in self.script.sends.get(done, ()):
-                self._send(key)
-            for key in self.script.lets.get(done, ()):
-                self._let_go(key)
-        self._until(following)
+        self._after = step.step
         return result
+
+    def _settle(self) -> None:
+        """What the plan does after the operator that has run last: whoever called it has let go of its operands now."""
+        if self._after is None:
+            return
+        first, self._after = self._after, None
+        following = self.script.expected[self.position].step if self.recording else self.script.turn
+        self.busy = True
+        try:
+            for done in range(first, following):
+                for key in self.script.sends.get(done, ()):
+                    self._send(key)
+                for key in self.script.lets.get(done, ()):
+                    self._let_go(key)
+        finally:
+            self.busy = False
+        self._until(following)
 
     def leave(self) -> None:
         """The module returns: what is held now may be seen by whoever called it, and must stay what it is."""
+        self._settle()
         self.inside = False
         self.lingering.update(key for key in self._held if self._storages[key]() is None)
 
@@ -232,23 +253,35 @@ class Iteration:
         """
         if self.recording:
             awaited = self.script.expected[self.position]
+            if self.called_again:
+                raise ValueError(
+                    "the module was called again before the backward pass of its last call; a plan is of one call, its "
+                    "loss and its backward pass"
+                )
             raise ValueError(
                 f"the backward pass begins, but {awaited.name} ({awaited.type}{_at(awaited.line)}) of the plan has not "
                 "run: the loss is another than the captured one; capture and plan it again"
             )
+        self._settle()
         step = self.script.first_use.get(key, -1)
         begins = self.script.began.get(step, step)  # operators before the one that reads it may still be to come
         self._behind = max(self._behind, bisect_left(self.script.backward, (begins, "")))
         self._until(step, begins)
 
-    def follow(self, operator: Any) -> None:
-        """An operator of the backward pass is about to run: do all that comes before its step, if it is the next."""
+    def follow(self, operator: Any, args: tuple[Any, ...]) -> Any:
+        """An operator of the backward pass is about to run: do all that comes before its step, if it is the next.
+
+        Returns the operator to run, which PyTorch would have called if nobody listened.
+        """
+        self._settle()
         if self._behind >= len(self.script.backward):
-            return
+            return operator
         step, kind = self.script.backward[self._behind]
+        operator = in_place(operator, kind, args)
         if kind == packet_of(operator):
             self._behind += 1
             self._until(step)
+        return operator
 
     def ensure(self, tensors: list[torch.Tensor]) -> None:
         """Have the parameters among the tensors in."""
@@ -315,6 +348,8 @@ class Iteration:
     def _fetch(self, memory: _Memory) -> None:
         if memory.stored is not None and memory.base is None:
             memory.base, memory.ticket = memory.stored.fetch()
+            if self.script.moved[memory.key] == PACKED:  # it takes memory of the device until then
+                memory.stored.free()
 
     def there(self, memory: _Memory) -> torch.Tensor:
         """The memory with its bytes in it."""

@@ -16,7 +16,7 @@ import torch
 from peakline.execution.parameters import Parameters
 from peakline.execution.stores import Files, HostMemory, Store, Stored
 
-__all__ = ["OffloadedOptimizer", "layers_of", "offload_optimizer"]
+__all__ = ["OffloadedOptimizer", "check_members", "layers_of", "offload_optimizer"]
 
 SMALL = 1 << 16
 """Bytes below which a state stays (step counts; what the planner does not decide about either)."""
@@ -52,9 +52,7 @@ def offload_optimizer(
         raise ValueError(f"update: {update!r} is unknown; accepted: device, host")
     names = {id(p): name for name, p in module.named_parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    strangers = [p for p in held if id(p) not in names]
-    if strangers:
-        raise ValueError(f"optimizer: a parameter of shape {tuple(strangers[0].shape)} is not the module's")
+    check_members(optimizer, module)
     chosen = list(turns) if turns is not None else layers_of([names[id(p)] for p in held])
     place = {name: i for i, turn in enumerate(chosen) for name in turn}
     ordered: list[list[torch.nn.Parameter]] = [[] for _ in range(len(chosen) + 1)]
@@ -68,6 +66,19 @@ def offload_optimizer(
     store: Store = HostMemory(device) if folder is None else Files(folder)
     wanted = None if states is None else set(states)
     return _InTurns(optimizer, [turn for turn in ordered if turn], names, store, wanted, away, release)
+
+
+def check_members(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> None:
+    """The optimizer updates the module's parameters alone.
+
+    Raises:
+        ValueError: giving the shape of one that it updates and the module does not have.
+    """
+    own = {id(p) for p in module.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own:
+                raise ValueError(f"optimizer: a parameter of shape {tuple(parameter.shape)} is not the module's")
 
 
 def layers_of(names: Iterable[str]) -> list[list[str]]:

@@ -14,8 +14,11 @@ from peakline.planning.packing import CODECS, Codec
 
 __all__ = ["PackedMemory", "pack", "unpack"]
 
-PIECE = 1 << 14
-"""Elements that are packed at a time, so that what is in between takes little memory."""
+PIECE = 1 << 12
+"""Elements that are packed at a time at least."""
+
+PIECES = 64
+"""Pieces of a large tensor: what is in between takes a few hundredths of its memory."""
 
 LARGEST_FP8 = 448.0
 """Of E4M3 (OCP 8-bit floating point specification, §5)."""
@@ -27,38 +30,36 @@ def pack(elements: torch.Tensor, codec: Codec) -> tuple[torch.Tensor, ...] | Non
     groups = -(-count // codec.group)
     codes = torch.empty(-(-count * codec.bits // 8), dtype=torch.uint8, device=device)
     scales = torch.empty((groups, codec.scale_bytes // 4), dtype=torch.float32, device=device)
-    step = PIECE // codec.group * codec.group
+    step = _step(count, codec)
     for start in range(0, count, step):
-        piece = elements[start : start + step].float()
-        rows = _rows(piece, codec.group)
+        size = min(step, count - start)
+        rows = _rows(elements[start : start + size].float(), codec.group)
         first = start // codec.group
         own = scales[first : first + rows.shape[0]]
         if codec.name == "fp8":
             most = rows.abs().amax(1)
             own[:, 0] = torch.where(most > 0, most / LARGEST_FP8, 1.0)
-            code = (rows / own[:, :1]).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn).view(torch.uint8)
+            code = (rows / own[:, :1]).clamp_(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn).view(torch.uint8)
         else:
             low, high = rows.amin(1), rows.amax(1)
             top = (1 << codec.bits) - 1
             own[:, 0] = low
             own[:, 1] = torch.where(high > low, (high - low) / top, 1.0)
-            code = ((rows - own[:, :1]) / own[:, 1:]).round_().clamp_(0, top).to(torch.uint8)
-        if not bool(torch.isfinite(own).all()):
-            return None
-        flat = code.flatten()[: piece.numel()]
+            code = (rows - own[:, :1]).div_(own[:, 1:]).round_().clamp_(0, top).to(torch.uint8)
+        flat = code.flatten()[:size]
         if codec.bits == 4:
-            flat = torch.nn.functional.pad(flat, (0, flat.numel() % 2))
-            codes[start // 2 : (start + piece.numel() + 1) // 2] = flat[::2] | (flat[1::2] << 4)
+            flat = torch.nn.functional.pad(flat, (0, size % 2))
+            codes[start // 2 : (start + size + 1) // 2] = flat[::2] | (flat[1::2] << 4)
         else:
-            codes[start : start + piece.numel()] = flat
-    return codes, scales
+            codes[start : start + size] = flat
+    return (codes, scales) if bool(torch.isfinite(scales).all()) else None
 
 
 def unpack(packed: tuple[torch.Tensor, ...], codec: Codec, target: torch.Tensor) -> None:
     """Write the elements back into the flat tensor `target`."""
     codes, scales = packed
     count = target.numel()
-    step = PIECE // codec.group * codec.group
+    step = _step(count, codec)
     for start in range(0, count, step):
         size = min(step, count - start)
         if codec.bits == 4:
@@ -66,11 +67,15 @@ def unpack(packed: tuple[torch.Tensor, ...], codec: Codec, target: torch.Tensor)
             code = torch.stack((both & 15, both >> 4), 1).flatten()[:size]
         else:
             code = codes[start : start + size]
-        values = code.view(torch.float8_e4m3fn).float() if codec.name == "fp8" else code.float()
-        rows = _rows(values, codec.group)
+        rows = _rows(code.view(torch.float8_e4m3fn).float() if codec.name == "fp8" else code.float(), codec.group)
         own = scales[start // codec.group : start // codec.group + rows.shape[0]]
-        back = rows * own[:, :1] if codec.name == "fp8" else rows * own[:, 1:] + own[:, :1]
-        target[start : start + size] = back.flatten()[:size].to(target.dtype)
+        back = rows.mul_(own[:, :1]) if codec.name == "fp8" else rows.mul_(own[:, 1:]).add_(own[:, :1])
+        target[start : start + size] = back.flatten()[:size]
+
+
+def _step(count: int, codec: Codec) -> int:
+    """Elements of a piece: whole groups."""
+    return max(PIECE, -(-count // PIECES)) // codec.group * codec.group
 
 
 def _rows(values: torch.Tensor, group: int) -> torch.Tensor:

@@ -105,12 +105,13 @@ class Parameters:
         """Let a parameter's memory go."""
         self._away[number].drop()
 
-    def ensure(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Have the parameters among the tensors in."""
+    def ensure(self, tensors: Iterable[torch.Tensor], *, to_change: bool = False) -> None:
+        """Have the parameters among the tensors in; `to_change`: what is here now is not what the store has."""
         for tensor in tensors:
             number = self.number_of(tensor)
             if number is not None:
                 self._away[number].ready()
+                self._away[number].changed |= to_change
 
     def bring(self, turn: Iterable[torch.nn.Parameter]) -> None:
         """Have those in that an optimizer is about to change."""

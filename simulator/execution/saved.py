@@ -89,6 +89,8 @@ def _script(found: Mapping[str, Any]) -> Script:
         lets=defaultdict(list, table("lets", list)),
         parameters=table("parameters", str),
         shapes={name: tuple(shape) for name, shape in found["shapes"].items()},
+        formats=dict(found.get("formats", {})),
+        trained=list(found.get("trained", [])),
         states=dict(found["states"]),
         gradients=list(found["gradients"]),
         turns=[list(turn) for turn in found["turns"]],

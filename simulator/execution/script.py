@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from peakline.planning.whole import is_captured
 
 if TYPE_CHECKING:
+    from peakline.models.graph import Tensor
     from peakline.planning.plan import OffloadPlan
 
 __all__ = ["PACKED", "Action", "Expected", "Script", "script_of"]
@@ -79,6 +80,8 @@ class Script:
         parameters: names of the parameters that lie elsewhere, by number; their tiers are in `moved` too.
         lets: storages to be made again that each step of the forward pass is the last to see.
         shapes: of the module's parameters, by name.
+        formats: of the module's parameters, by name: `fp32`.
+        trained: names of the parameters that have a gradient.
         states: tier of each optimizer state that leaves, by name; `*` for all of them.
         gradients: names of the parameters whose gradients leave.
         turns: names of the parameters of each turn of the optimizer.
@@ -103,6 +106,8 @@ class Script:
     lets: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     parameters: dict[int, str] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    formats: dict[str, str] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
     gradients: list[str] = field(default_factory=list)
     turns: list[list[str]] = field(default_factory=list)
@@ -143,7 +148,11 @@ def script_of(plan: OffloadPlan) -> Script:
     _parameters(plan, script)
     for actions in script.actions.values():
         actions.sort(key=lambda action: _ORDER[action.kind])
-    script.shapes = _shapes(plan)
+    own = _own(plan)
+    script.shapes = {name: tuple(int(n) for n in tensor.shape) for name, tensor in own.items()}
+    script.formats = {name: tensor.dtype.name for name, tensor in own.items()}
+    graded = {s.name.removesuffix(".grad") for s in profile.program.storages if s.tensor.role == "gradient"}
+    script.trained = [name for name in own if name in graded]
     script.states, script.update, script.codec = _moved_states(plan), plan.optimizer, plan.codec
     script.gradients = [d.tensor.removesuffix(".grad") for d in plan.decisions if d.role == "gradient" and d.moved]
     script.turns = _turns(plan)
@@ -282,14 +291,11 @@ def _parameters(plan: OffloadPlan, script: Script) -> None:
 
 
 # ---- the optimizer --------------------------------------------------------------------------------------------------
-def _shapes(plan: OffloadPlan) -> dict[str, tuple[int, ...]]:
-    """Shapes of the module's parameters, by name."""
+def _own(plan: OffloadPlan) -> dict[str, Tensor]:
+    """The module's parameters, by name."""
     program = plan.made.profile.program
-    return {
-        program.storages[key].name: tuple(int(n) for n in program.storages[key].tensor.shape)
-        for key in program.resident
-        if program.storages[key].tensor.role == "parameter"
-    }
+    storages = [program.storages[key] for key in program.resident]
+    return {s.name: s.tensor for s in storages if s.tensor.role == "parameter"}
 
 
 def _moved_states(plan: OffloadPlan) -> dict[str, str]:

@@ -22,8 +22,8 @@ from peakline.planning.packing import CODECS  # noqa: E402
 BY_NAME = {case.name: case for case in CASES}
 GRADIENTS = {"int8": 0.02, "fp8": 0.1, "int4": 0.3}
 """Norm of what gradients differ by, against their own: a few times the format's largest rounding error."""
-WITHIN = {"gpt2": 0.02, "llama": 0.02, "vit": 0.02, "resnet": 0.04}
-"""Of the planned peak; a residual network holds 3.1 % more while it packs."""
+WITHIN = 0.01
+"""Of the planned peak: a piece at a time is packed, beside what the plan counts."""
 
 
 @cache
@@ -97,7 +97,7 @@ def test_training_goes_on_as_it_would() -> None:
     assert packed == pytest.approx(plain, rel=0.01)
 
 
-@pytest.mark.parametrize("name", WITHIN)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "resnet"])
 def test_the_measured_peak_is_the_planned_one(name: str) -> None:
     case, plan = BY_NAME[name], packed_plan(name, 0.85, "int8")
     applied: list[Any] = []
@@ -108,6 +108,6 @@ def test_the_measured_peak_is_the_planned_one(name: str) -> None:
         return case.step(module, inputs, optimizer)
 
     try:
-        assert measured_peak(make) == pytest.approx(plan.peak, rel=WITHIN[name])
+        assert measured_peak(make) == pytest.approx(plan.peak, rel=WITHIN)
     finally:
         applied[0].remove()
