@@ -240,6 +240,7 @@ class _Work:
         return of_homes(self.dag, self.levels, homes, proof, time_limit=0.1 * self.time_limit, seed=self.seed)
 
     def _offer_homes(self, homes: Homes | None, name: str) -> None:
+        """Homes that may be given addresses."""
         if homes is not None:
             self.homes.append((homes, name))
             self.least = min(self.least, homes.cost)
@@ -270,13 +271,16 @@ class _Work:
         return of_drops(self.dag, self.levels, order, final, tuple(reversed(offsets)), proof)
 
     def _proof(self, cost: float, method: str) -> Bound:
+        """The certificate of a plan of this cost."""
         elapsed = time.perf_counter() - self.began
         return Bound(cost, min(self.bound, cost), f"{method}; bound: {self.proved_by}", elapsed)
 
     def _price(self, drops: Drops) -> float:
+        """Weighted non-compulsory bytes."""
         return sum(level.weight * traffic(self.dag, dropped) for level, dropped in zip(self.levels, drops))
 
     def _offer(self, order: tuple[int, ...], drops: Drops, name: str) -> None:
+        """Drops in an order, the best ones if they cost less than those."""
         drops = nested(drops)
         cost = self._price(drops)
         if cost < self.cost:
@@ -290,6 +294,7 @@ class _Work:
         self.report(Progress(least, self.bound, elapsed, max(0.0, self.time_limit - elapsed)))
 
     def _done(self) -> bool:
+        """Whether what is found meets the bound, or it is late for more."""
         late = self.best is not None and time.perf_counter() > self._until(0.8)
         return late or self.least <= self.bound * (1 + 1e-9)
 

@@ -273,6 +273,7 @@ class _Work:
         self.report(Progress(best, self.bound, elapsed, max(0.0, self.time_limit - elapsed)))
 
     def _done(self) -> bool:
+        """Whether the shortest time meets the bound, or it is late for more."""
         return self.time <= self.bound * _SAME or time.perf_counter() > self._until(0.95)
 
     def _until(self, share: float) -> float:

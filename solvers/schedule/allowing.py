@@ -224,6 +224,7 @@ class _Work:
         return min(found, key=lambda runs: non_compulsory(self.dag, runs), default=None)
 
     def keep(self, runs: Runs, name: str) -> None:
+        """A sequence that may be given addresses."""
         self.candidates.append((non_compulsory(self.dag, runs), name, runs))
 
     # -- addresses ----------------------------------------------------------------------------------------------------
@@ -251,6 +252,7 @@ class _Work:
                 return
 
     def ranked(self) -> list[tuple[int, str, Runs]]:
+        """Those with the least traffic, of equal ones with the fewest runs."""
         return sorted(self.candidates, key=lambda entry: (entry[0], entry[2].again()))[:_KEPT]
 
     # -- incumbent and bound ------------------------------------------------------------------------------------------
@@ -265,16 +267,19 @@ class _Work:
         return replace(self.best, certificate=proof)
 
     def offer(self, plan: Plan, method: str) -> None:
+        """A plan with addresses, the best one if it moves less than that."""
         if self.best is None or plan.traffic.non_compulsory < self.best.traffic.non_compulsory:
             self.best, self.found_by = plan, method
         self.tell()
 
     def prove(self, bound: int, method: str) -> None:
+        """No plan moves less than this."""
         if bound > self.bound:
             self.bound, self.proved_by = bound, method
         self.tell()
 
     def done(self) -> bool:
+        """Whether the best plan is proven to be that."""
         return self.best is not None and self.best.traffic.non_compulsory <= self.bound
 
     def tell(self, incumbent: float | None = None) -> None:
