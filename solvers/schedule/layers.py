@@ -30,7 +30,12 @@ _MOST_STATES = 12_000_000  # 32 bytes each
 _MOST_WAYS = 40_000_000  # to make room in all states of a layer, 60 bytes each
 _COMPARED = 8  # times the width: states of an ideal that are compared with each other
 _BLOCK = 256  # states of an ideal, the best first, against which the others are compared
+_ROWS = 16_384  # states whose bits are taken apart at a time
 _TILE = 4096  # of the others at a time, so that what is compared stays in the cache
+
+
+_Grains = npt.NDArray[np.signedinteger]
+"""Bytes in units: 32 bits where they suffice."""
 
 
 class Crowded(Exception):
@@ -150,9 +155,10 @@ def _evictions(
     smallest, and without it too little would be.
     """
     most = max(1, max(len(i.places) for i in ideals))
+    small = np.int32 if all(4 * int(i.sizes.sum()) < 1 << 31 for i in ideals) else np.int64
     place = np.zeros((len(ideals), most), dtype=np.int64)
-    size = np.zeros((len(ideals), most), dtype=np.int64)
-    dear = np.zeros((len(ideals), most), dtype=np.int64)
+    size: _Grains = np.zeros((len(ideals), most), dtype=small)
+    dear: _Grains = np.zeros((len(ideals), most), dtype=small)
     first = np.zeros((2, len(ideals), most), dtype=np.int64)
     for g, one in enumerate(ideals):
         if forward:
@@ -164,62 +170,78 @@ def _evictions(
     done = [(none, zero, zero, zero)]
     pair = np.flatnonzero(short > 0)
     ideal = at[pair]
-    missing, mask, price = short[pair], np.zeros(len(pair), dtype=np.int64), np.zeros(len(pair), dtype=np.int64)
-    fixed = out[pair] | touched[pair]
-    rest = np.zeros(len(pair), dtype=np.int64)
+    fixed, mask = out[pair] | touched[pair], np.zeros(len(pair), dtype=np.int64)
+    missing: _Grains = short[pair].astype(small)
+    price: _Grains = np.zeros(len(pair), dtype=small)
+    rest: _Grains = np.zeros(len(pair), dtype=small)  # grains that may still leave
+    cheap: _Grains = np.zeros(len(pair), dtype=small)  # those of them that cost no store
     for k in range(most):
-        rest += size[ideal, k] * (1 - ((fixed >> place[ideal, k]) & 1))
-    alive = (rest >= missing) & (missing < spare[pair])
-    pair, ideal, missing, mask, price, fixed, rest = (
-        v[alive] for v in (pair, ideal, missing, mask, price, fixed, rest)
-    )
+        bit = place[ideal, k]
+        amount = size[ideal, k] * (1 - _bit(fixed, bit, small))
+        rest += amount
+        cheap += amount * (1 - dear[ideal, k] * (1 - _bit(stored[pair], bit, small)))
     ways = 0
     for k in range(most):
+        possible = (rest >= missing) & (missing + np.maximum(missing - cheap, 0) < spare[pair] - price)
+        pair, ideal, fixed, mask, missing, price, rest, cheap = (
+            v[possible] for v in (pair, ideal, fixed, mask, missing, price, rest, cheap)
+        )
+        ways += len(pair)
         if not len(pair):
             break
-        ways += len(pair)
         if ways > limit:
             raise Crowded
-        bit, amount = place[ideal, k], size[ideal, k]
-        free = (amount > 0) & (((fixed >> bit) & 1) == 0)
-        rest = rest - amount * free
-        unstored = dear[ideal, k] & ~(stored[pair] >> bit) & 1
+        bit = place[ideal, k]
+        amount = size[ideal, k] * (1 - _bit(fixed, bit, small))
+        unstored = dear[ideal, k] * (1 - _bit(stored[pair], bit, small))
         cost = amount * (1 + unstored)
+        rest -= amount
+        cheap -= amount * (1 - unstored)
+        free = amount > 0
         if forward:  # those that leave before it, as far as they cost no more
-            before = first[0, ideal, k] | first[1, ideal, k] & (stored[pair] | -unstored)
+            before = first[0, ideal, k] | first[1, ideal, k] & (stored[pair] | -unstored.astype(np.int64))
             free &= (before & ~(mask | fixed)) == 0
-        left = spare[pair] - price
-        enough = free & (amount >= missing) & (cost < left)
+        enough = np.flatnonzero(free & (amount >= missing) & (cost < spare[pair] - price))
         done.append(
             (
                 pair[enough],
                 mask[enough] | 1 << bit[enough],
                 short[pair[enough]] - missing[enough] + amount[enough],
-                price[enough] + cost[enough],
+                price[enough].astype(np.int64) + cost[enough],
             )
         )
-        skip = rest >= missing
-        more = free & (amount < missing) & (rest >= missing - amount) & (missing - amount + cost < left)
-        pair, ideal, fixed, rest, missing, mask, price = (
-            np.concatenate([pair[skip], pair[more]]),
-            np.concatenate([ideal[skip], ideal[more]]),
-            np.concatenate([fixed[skip], fixed[more]]),
-            np.concatenate([rest[skip], rest[more]]),
-            np.concatenate([missing[skip], (missing - amount)[more]]),
-            np.concatenate([mask[skip], (mask | 1 << bit)[more]]),
-            np.concatenate([price[skip], (price + cost)[more]]),
-        )
+        more = np.flatnonzero(free & (amount < missing))
+        taken = mask[more] | 1 << bit[more], missing[more] - amount[more], price[more] + cost[more]
+        pair, ideal, fixed, rest, cheap = (np.concatenate([v, v[more]]) for v in (pair, ideal, fixed, rest, cheap))
+        mask, missing, price = (np.concatenate([v, new]) for v, new in zip((mask, missing, price), taken))
     return tuple(np.concatenate(column) for column in zip(*done))  # type: ignore[return-value]
+
+
+def _bit(words: Words, places: Words, kind: type[np.signedinteger]) -> _Grains:
+    """1 where a word's bit is set."""
+    return ((words >> places) & 1).astype(kind)
 
 
 def distinct(layer: Layer, most: int) -> Layer:
     """Sorted by ideal and paid; of equal states the cheapest; those that cost `most` or more left out."""
-    order = np.lexsort((layer.paid, layer.stored, layer.out, layer.ideal))
-    g, out, stored = layer.ideal[order], layer.out[order], layer.stored[order]
-    fresh = np.ones(len(order), dtype=np.bool_)
-    fresh[1:] = (g[1:] != g[:-1]) | (out[1:] != out[:-1]) | (stored[1:] != stored[:-1])
-    order = order[fresh & (layer.paid[order] < most)]
-    return layer.take(order[np.lexsort((layer.paid[order], layer.ideal[order]))])
+    layer = layer.take(np.flatnonzero(layer.paid < most))
+    if not len(layer):
+        return layer
+    here, stored = _joined(layer.ideal, layer.out), _joined(layer.stored, layer.paid)
+    order = np.lexsort((*stored[::-1], *here[::-1]))
+    fresh = np.zeros(len(order), dtype=np.bool_)
+    fresh[0] = True
+    for column in (layer.ideal, layer.out, layer.stored):
+        values = column[order]
+        fresh[1:] |= values[1:] != values[:-1]
+    order = order[fresh]
+    return layer.take(order[np.lexsort(_joined(layer.ideal[order], layer.paid[order])[::-1])])
+
+
+def _joined(major: Words, minor: Words) -> tuple[Words, ...]:
+    """Two columns of numbers from 0 on as one that sorts as they do, where it has room for both."""
+    bits = int(minor.max()).bit_length()
+    return (major << bits | minor,) if int(major.max()).bit_length() + bits < 63 else (major, minor)
 
 
 @dataclass(slots=True)
@@ -287,13 +309,16 @@ def _weights(
     paid = layer.paid[which] - layer.paid[which].min()
     size, dear = ideal.sizes, ideal.dear
     exact = np.float32 if 2 * int(size.sum()) + int(paid.max()) < 1 << 24 else np.float64
-    out = (layer.out[which][:, None] >> ideal.places) & 1
-    stored = (layer.stored[which][:, None] >> ideal.places) & 1
-    one = np.ones((len(which), 1), dtype=np.int64)
-    evicting, storing = size * (1 + dear * (1 - stored)) * (1 - out), size * (1 - stored)
-    ones = np.concatenate([evicting, storing, paid[:, None], one], axis=1)
-    others = np.concatenate([out, stored * (1 - out), one, -paid[:, None]], axis=1)
-    return ones.astype(exact), others.astype(exact)
+    ones, others = (np.empty((len(which), 2 * len(size) + 2), dtype=exact) for _ in range(2))
+    for k in range(0, len(which), _ROWS):
+        rows = slice(k, k + _ROWS)
+        out = (layer.out[which[rows]][:, None] >> ideal.places) & 1
+        stored = (layer.stored[which[rows]][:, None] >> ideal.places) & 1
+        evicting, storing = size * (1 + dear * (1 - stored)) * (1 - out), size * (1 - stored)
+        one, own = np.ones((len(out), 1), dtype=np.int64), paid[rows, None]
+        ones[rows] = np.concatenate([evicting, storing, own, one], axis=1)
+        others[rows] = np.concatenate([out, stored * (1 - out), one, -own], axis=1)
+    return ones, others
 
 
 def to_come(graph: Graph, ideal: Ideal, out: Words, stored: Words) -> Words:

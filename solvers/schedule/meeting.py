@@ -44,7 +44,8 @@ _MOST_STATES = 8_000_000  # 32 bytes each
 _MOST_PAIRS = 200_000_000  # of ideals of both fronts that are compared at a step
 _FIRST_WAYS = 50_000  # to make room in a layer, before the other end is tried
 _MOST_WAYS = 64_000_000
-_GROWTH = 4
+_WAYS_EACH = 64  # of each state of the smaller front
+_GROWTH = 8
 _ROWS = 256  # of them at a time
 _BITS = 62
 _WORD = (1 << _BITS) - 1
@@ -110,8 +111,8 @@ class _Ends:
         Raises Crowded if both do.
         """
         fewer = len(self.ahead[-1]) <= len(self.behind[-1])
-        most = _FIRST_WAYS
-        while most <= _MOST_WAYS:
+        most = max(_FIRST_WAYS, _WAYS_EACH * min(len(self.ahead[-1]), len(self.behind[-1])))
+        while most < _GROWTH * _MOST_WAYS:
             for forward in (fewer, not fewer):
                 with contextlib.suppress(Crowded):
                     self._go_on(forward, most)
