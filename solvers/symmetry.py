@@ -21,7 +21,7 @@ from peakline.solvers.dag import Dag, Ordered, bits
 __all__ = ["Swap", "in_listed_order", "swaps"]
 
 _ROUNDS = 40  # of telling kinds apart
-_MOST_LOOKED = 200_000  # pairs of operators, in all swaps together
+_MOST_LOOKED = 100_000  # pairs of operators, in all swaps together
 _MOST_OPERATORS = 2_000  # of a problem that is looked at
 
 
@@ -83,7 +83,10 @@ def _keeps(dag: Dag, extra: list[int], swap: Swap) -> bool:
     def moved(mask: int, to: dict[int, int]) -> int:
         return sum(1 << to.get(k, k) for k in bits(mask))
 
+    these, those = sum(1 << i for i in operators), sum(1 << a for a in tensors)
     for i in range(len(dag)):
+        if not (these >> i & 1 or dag.touch[i] & those or (dag.before[i] | extra[i]) & these):
+            continue
         j = operators.get(i, i)
         if moved(dag.reads[i], tensors) != dag.reads[j] or moved(dag.makes[i], tensors) != dag.makes[j]:
             return False
@@ -136,7 +139,8 @@ class _Swapping:
 
     def of(self, one: int, other: int) -> Swap | None:
         """A swap of these two operators that keeps all that is read and made; None if none was found."""
-        if not self._exchange(one, other):
+        self.looked[0] += 1
+        if self.looked[0] > _MOST_LOOKED or not self._exchange(one, other):
             return None
         while self.waiting:
             self.looked[0] += 1
