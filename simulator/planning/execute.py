@@ -113,7 +113,8 @@ class _Writer:
                 wanted = sum(moved) + round(size * self.decisions.kept[i])
                 if wanted < size / 2 or i not in self._users:
                     continue  # not kept at all, or for nobody: it dies as it always did
-                self.kept_until[key] = max(self._users[i])
+                if max(self._users[i]) > self.profile.program.deaths[key]:  # else it dies as it always did, but moves
+                    self.kept_until[key] = max(self._users[i])
             self.rest[key] = stays
             for tier, bytes_ in enumerate(moved):
                 if bytes_:

@@ -61,6 +61,7 @@ def problem_of(
     moments = moments_of(profile.program, profile.live, profile.slot_of, groups.starts() if groups else {})
     items: list[Item] = []
     number: dict[int, int] = {}
+    longer: dict[int, int] = {}
     for key, (last, first) in between.items():
         number[key] = len(items)
         keys.items.append(key)
@@ -76,6 +77,11 @@ def problem_of(
             keys.items.append(key)
             keys.gaps.append((max(profile.touches[key]), groups.needed[key]))
             items.append(_extra_item(profile, moments, key, groups, bool(tiers) and swap))
+        for key in groups.longer:
+            longer[key] = len(items)
+            keys.items.append(key)
+            keys.gaps.append((int(profile.program.deaths[key]), groups.longer[key][0]))
+            items.append(_longer_item(profile, moments, key, groups))
     if tiers and ("gradient" in states or profile.host is not None):
         for key, (last, turn) in _gradients(profile).items():
             keys.items.append(key)
@@ -91,7 +97,7 @@ def problem_of(
     made: tuple[Group, ...] = ()
     segments: tuple[Segment, ...] = ()
     if groups:
-        made, segments = groups.problem(number, moments)
+        made, segments = groups.problem(number, longer, moments)
         keys.groups, keys.segments = groups.steps, groups.segments
     slots = tuple(
         [
@@ -193,13 +199,23 @@ def _extra_item(profile: Profile, moments: Moments, key: int, groups: Groups, mo
 
     Kept for one of them it is there until the first is executed again at least, and until after the last at most.
     """
-    last = max(i for i in profile.touches[key])
+    last = max(*profile.touches[key], min(int(profile.program.deaths[key]), len(profile.steps) - 1))
     needed, until = groups.needed[key], groups.until[key]
     start, end = moments.between(last, needed)
     return Item(
         _name(profile, key), int(profile.program.sizes[key]), (start, end - groups.length(needed) + 1), -1,
         ((profile.slot_of[last], True),), (profile.slot_of[needed],), movable=movable, extra=True,
         lingers=moments.at[until],
+    )  # fmt: skip
+
+
+def _longer_item(profile: Profile, moments: Moments, key: int, groups: Groups) -> Item:
+    """A saved storage after its last use, which a segment would need that is made again later than that."""
+    last, (needed, until) = int(profile.program.deaths[key]), groups.longer[key]
+    start, end = moments.between(last, needed)
+    return Item(
+        f"{_name(profile, key)} (for longer)", int(profile.program.sizes[key]),
+        (start, end - groups.length(needed) + 1), movable=False, extra=True, lingers=moments.at[until],
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class Groups:
         self.boundary: list[int] = []
         self.needed: dict[int, int] = {}
         self.until: dict[int, int] = {}
+        self.longer: dict[int, tuple[int, int]] = {}
         self._segments()
         self._collect()
         self._borders()
@@ -75,7 +76,10 @@ class Groups:
         )
 
     def _borders(self) -> None:
-        """Storages that a segment would need and that it does not make: needed from, and until, which steps."""
+        """Storages that a segment would need and that it does not make: needed from, and until, which steps.
+
+        What is saved may have to be there for longer than it is: until the last segment that reads it has run again.
+        """
         for index, read in enumerate(self.reads):
             start = self.start[self.segment_of[index]]
             for key in read:
@@ -84,12 +88,19 @@ class Groups:
                     continue
                 self.needed[key] = min(self.needed.get(key, start), start)
                 self.until[key] = max(self.until.get(key, start), start)
+                if self._outlived(key, start):
+                    first, last = self.longer.get(key, (start, start))
+                    self.longer[key] = min(first, start), max(last, start)
         self.boundary = [key for key in self.needed if key not in self.saved]
         anybody: set[int] = set().union(*self.reads)
         for key, group in self.of.items():  # what a segment's own groups read must be there when it is made again
             if key in self.saved and key in anybody:
                 start = self.start[self.segment_of[group]]
                 self.needed[key] = min(self.needed.get(key, start), start)
+
+    def _outlived(self, key: int, start: int) -> bool:
+        """Whether a saved storage is gone when a segment starts."""
+        return key in self.saved and int(self.profile.program.deaths[key]) < start
 
     def starts(self) -> dict[int, list[tuple[int, int, int]]]:
         """What is executed again before each step: steps in order, their groups, bytes beside items for sure."""
@@ -108,20 +119,28 @@ class Groups:
         return self.lengths.get(step, 0)
 
     def _passes(self, key: int, group: int) -> bool:
-        """Whether a storage is made again in the group's segment without being anybody's item, and freed there."""
+        """Whether a storage is made again in the group's segment without being anybody's item, and freed there.
+
+        What is saved but too small to be decided on stays, and is made again where it is gone before the segment runs.
+        """
         other = self.of.get(key, -1)
         if other < 0 or key in self.saved or self.segment_of[other] != self.segment_of[group]:
             return False
-        return int(self.profile.program.deaths[key]) < self.profile.turn
+        return int(self.profile.program.deaths[key]) < self.start[self.segment_of[group]]
 
     def _workspace(self, step: int) -> int:
         program = self.profile.program
         return sum(map(int, program.workspaces.get(id(program.steps[step].operator), ())))
 
     def problem(
-        self, number: dict[int, int], moments: Moments
-    ) -> tuple[tuple[Group, ...], tuple[Segment, ...]]:  # fmt: skip
-        """Groups and segments in the numbers of the problem; `number`: item of each storage that is one."""
+        self, number: dict[int, int], longer: dict[int, int], moments: Moments
+    ) -> tuple[tuple[Group, ...], tuple[Segment, ...]]:
+        """Groups and segments in the numbers of the problem.
+
+        Args:
+            number: item of each storage that is one.
+            longer: item of each that would have to be there for longer.
+        """
         profile = self.profile
         groups = []
         last: dict[int, int] = {}  # last step of its segment that touches each storage
@@ -132,15 +151,15 @@ class Groups:
                         last[key] = max(last.get(key, i), i)
         for index, (steps, read) in enumerate(zip(self.steps, self.reads)):
             segment = self.segment_of[index]
-            inner = {
-                self.of[k] for k in read if k not in number and k in self.of and self.segment_of[self.of[k]] == segment
-            }
+            own = {k for k in read if k not in self.saved and k in self.of and self.segment_of[self.of[k]] == segment}
+            inner = {self.of[k] for k in own}  # made again there, whether or not it is kept for others
+            later = {longer[k] for k in read if k in longer and self._outlived(k, self.start[segment])}
             groups.append(
                 Group(
                     profile.steps[steps[-1]].name,
                     sum(profile.seconds[i] for i in steps),
                     segment,
-                    tuple(sorted(number[k] for k in read if k in number)),
+                    tuple(sorted({number[k] for k in read - own if k in number} | later)),
                     tuple(sorted(inner - {index})),
                     self._passing(index, moments, last),
                 )

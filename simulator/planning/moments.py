@@ -55,7 +55,8 @@ class Moments:
         # a span covers whole runs, each of which left its fullest moment
         def told(span: tuple[int, int]) -> tuple[int, int]:
             if span[0] > span[1]:
-                return 0, -1
+                first = bisect_left(kept, span[0])
+                return first, first - 1
             return bisect_left(kept, span[0]), bisect_right(kept, span[1]) - 1
 
         return (

@@ -314,7 +314,8 @@ def _effects(m: Model) -> Iterator[tuple[float, Any, tuple[int, int]]]:
         first, last = item.idle
         if item.extra:
             last = last if m.hopeful else max(last, item.lingers)
-            if first <= last:
+            elsewhere = m.hopeful and bool(m.p.tiers) and not item.movable  # it could be in a tier meanwhile
+            if first <= last and not elsewhere:
                 for _, variable in [*m.moved(i), (1.0, m.k[i])]:
                     yield item.bytes / MEGA, variable, (first, last)
         elif item.group >= 0 and first <= last:

@@ -19,9 +19,10 @@ STEPS = {
     "gpt2": {"batch": 4, "seq": 256, "overrides": {"layers": 3}},
     "resnet-50": {"batch": 4},
     "stable-diffusion-1.5": {"batch": 1, "image": 128},
+    "t5-small": {"batch": 4, "seq": 256, "overrides": {"layers": 2}},
 }
-SMALL = 1e-4
-"""Of a U-Net's 6.9 GB the replay holds up to 295 kB more than was counted."""
+ROUNDED = 1 << 12
+"""Bytes: the solver meets its limits within a tolerance."""
 
 
 @pytest.fixture(scope="module", params=STEPS)
@@ -36,16 +37,16 @@ def replayed(taken, problem, keys, decisions, beside=None):
 
 
 @pytest.mark.parametrize("cut", [lambda p: p, parted, lambda p: coarse(p, 2)], ids=["layers", "parts", "stretches"])
-def test_with_recomputation_alone_the_replay_holds_what_was_counted_but_for_small_tensors(taken, cut):
+def test_with_recomputation_alone_the_replay_holds_what_was_counted(taken, cut):
     taken = sharp(cut(taken), 64)
     problem, keys = problem_of(taken, max(taken.live), ())
     decisions, least = tightest(problem)
-    assert replayed(taken, problem, keys, decisions).peak(DEVICE) <= (1 + SMALL) * least
+    assert replayed(taken, problem, keys, decisions).peak(DEVICE) <= least + ROUNDED
     for part in (0.3, 0.7):
         room = int(least + part * (max(taken.live) - least))
         found = solve(replace(problem, budget=room), integers=False)
         timeline = replayed(taken, problem, keys, found)
-        assert timeline.peak(DEVICE) <= (1 + SMALL) * room
+        assert timeline.peak(DEVICE) <= room + ROUNDED
         assert timeline.makespan == pytest.approx(found.seconds)
 
 
@@ -64,6 +65,17 @@ def test_the_bound_is_below_whatever_is_decided(taken, cut):
         peak = timeline.peak(DEVICE)
         assert bound(replace(problem, budget=peak)) <= timeline.makespan * (1 + 1e-6)
         assert least_budget(problem, hopeful=True, limit=timeline.makespan * (1 + 1e-9)) <= peak + 1
+
+
+@pytest.mark.parametrize("cut", [lambda p: p, parted], ids=["layers", "parts"])
+def test_whatever_is_executed_again_finds_what_it_reads(taken, cut):
+    """Also what is saved for a step that is over by then."""
+    taken = sharp(cut(taken), 64)
+    problem, keys = problem_of(taken, max(taken.live), ())
+    lot = random.Random(3)
+    for share in (0.1, 0.5, 0.9, 1.0):
+        groups = {g for g in range(len(problem.groups)) if lot.random() < share}
+        replayed(taken, problem, keys, decided(problem, groups, {}))
 
 
 def test_pieces_of_a_network_of_blocks_start_where_one_tensor_crosses():
