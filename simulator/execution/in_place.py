@@ -52,7 +52,7 @@ def in_place(operator: Any, planned: str, args: tuple[Any, ...]) -> Any:
 
 @cache
 def held_by_a_buffer() -> tuple[int, int]:
-    """References to a gradient, and to its storage, that autograd's buffer alone holds: measured once, outside of dispatch.
+    """References to a gradient, and to its storage, that autograd's buffer alone holds: measured once, out of dispatch.
 
     y = sin x + cos x: the gradient by way of cos arrives while the buffer of x holds the one by way of sin.
     """

@@ -455,7 +455,7 @@ def _difference(step: Expected, packet: str, made: list[torch.Tensor]) -> str:
     if len(made) != len(step.makes):
         return f"{planned} makes {len(step.makes)} tensors in the plan, {len(made)} in the module"
     for tensor, shape in zip(made, step.shapes):
-        if tuple(tensor.shape) != shape:
+        if tuple(tensor.shape) != shape and 0 not in shape:  # a fake tensor knows no size of oneDNN's workspaces
             return f"{planned} makes a tensor of shape {shape} in the plan, of {tuple(tensor.shape)} in the module"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -234,6 +235,70 @@ def test_a_loss_outside_of_the_module_is_planned_and_executed_too(tmp_path: Path
     module(x[:5]).sum().backward()
 
 
+class Branching(nn.Module):
+    """Gradients of two branches add up; values choose rows; dropout, and statistics of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 128) for _ in range(4))
+        self.sides = nn.ModuleList(nn.Linear(32, 128) for _ in range(4))
+        self.back = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(128), nn.Linear(128, 32)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, side, back in zip(self.layers, self.sides, self.back):
+            rows = torch.arange(0, x.shape[0], 2)
+            x = back(F.gelu(layer(x)) * torch.tanh(side(F.dropout(x, 0.1, self.training))))
+            x = x + x[rows].repeat_interleave(2, 0)
+        return x.square().mean()
+
+
+BRANCHING = Case("branching", Branching, lambda: {"x": torch.randn(512, 32)}, CASES[0].optimizer)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.55])
+def test_gradients_are_added_in_place_as_they_are_without_a_listener(share: float, tmp_path: Path) -> None:
+    plan = planned(BRANCHING, share, "swap")
+    assert applied_peak(BRANCHING, plan, tmp_path) == pytest.approx(plan.peak, rel=0.002)
+    expected, found = trained(BRANCHING, None, tmp_path), trained(BRANCHING, plan, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(expected[1], found[1], strict=True))
+
+
+def test_plans_of_several_modules_work_at_once_and_end_in_any_order(tmp_path: Path) -> None:
+    plan = planned(BRANCHING, 0.7, "recompute")
+    (first, inputs, _), (second, _, _) = BRANCHING.build(), BRANCHING.build()
+    one, two = plan.apply(first), plan.apply(second)
+    for module in (first, second):
+        torch.manual_seed(1)
+        module(**inputs).backward()
+    with pytest.raises(ValueError, match="module: another plan is at work in it"):
+        plan.apply(nn.Sequential(first))
+    copied = copy.deepcopy(first)  # without the plan
+    one.remove()
+    two.remove()
+    for module in (copied, first):
+        torch.manual_seed(1)
+        module(**inputs).backward()  # a second time into the first
+    for a, b in zip(first.parameters(), second.parameters()):
+        assert a.grad is not None
+        assert torch.allclose(a.grad, 2 * b.grad)
+
+
+def test_parameters_that_are_away_are_there_for_whoever_reads_or_changes_them(tmp_path: Path) -> None:
+    case = BY_NAME["gpt2"]
+    plan = planned(case, 0.5, "recompute", "swap", "offload-params")
+    (plain, inputs, _), (module, _, optimizer) = case.build(), case.build()
+    with plan.apply(module, optimizer, folder=tmp_path):
+        assert any(not p.untyped_storage().nbytes() for p in module.parameters())
+        copied = copy.deepcopy(module)
+        loss_of(module(**inputs)).backward()
+        with torch.no_grad():
+            torch._foreach_mul_(list(module.parameters()), 2.0)
+        loss_of(module(**inputs))
+    for a, b, c in zip(plain.parameters(), copied.parameters(), module.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(2 * a, c)
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 def test_a_built_in_graph_cannot_be_lined_up() -> None:
     graph = pk.training_step("gpt2", batch=1, seq=128, dtype="bf16")
@@ -258,6 +323,26 @@ def test_a_module_that_changed_is_refused_naming_the_operator() -> None:
     module.stem[2] = nn.Tanh()
     with plan.apply(module), pytest.raises(ValueError, match=r"next operator is .*relu.*, the module runs aten\.tanh"):
         module(**inputs)
+
+
+def test_other_formats_frozen_parameters_and_what_is_no_optimizer_are_refused() -> None:
+    plan = planned(BRANCHING, 0.7, "recompute")
+    module, inputs, _ = BRANCHING.build()
+    with pytest.raises(ValueError, match=r"optimizer: expected a torch\.optim\.Optimizer, not str"):
+        plan.apply(module, "adamw")
+    with pytest.raises(ValueError, match=r"layers\.0\.weight has format bf16, in the plan fp32"):
+        plan.apply(module.bfloat16())
+    module.float().sides[1].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"sides\.1\.weight is frozen, in the plan it is trained"):
+        plan.apply(module)
+    module.sides[1].requires_grad_(True)
+    with plan.apply(module):
+        first = module(**inputs)
+        module(**inputs)
+        with pytest.raises(ValueError, match="called again before the backward pass of its last call"):
+            first.backward()
+        with pytest.raises(ValueError, match="the module is in evaluation mode, the plan's was not"):
+            module.eval()(**inputs)
 
 
 def test_other_shapes_are_refused_naming_both() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,34 @@ def test_streamed_layers_take_the_memory_of_those_that_are_in(tmp_path: Path) ->
     assert peak == pytest.approx(2 * layer + 2 * X.nbytes, rel=0.1)
 
 
+def test_what_layers_share_with_others_stays_and_strides_are_kept() -> None:
+    module = nn.ModuleDict({"embed": nn.Embedding(8, 8), "layers": nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])})
+    module["layers"][1].weight = module["embed"].weight
+    module["layers"][0].weight.data = torch.randn(8, 8).t()
+    x = torch.randn(2, 8)
+    with torch.no_grad():
+        expected = [layer(x) for layer in module["layers"]]
+        with stream_layers(module, "layers"):
+            assert torch.equal(module["embed"](torch.arange(8)), module["embed"].weight)
+            assert all(torch.equal(layer(x), y) for layer, y in zip(module["layers"], expected))
+    assert module["layers"][0].weight.stride() == (1, 8)
+
+
+def test_statistics_of_streamed_layers_are_kept_and_a_saved_state_holds_everything() -> None:
+    module = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)) for _ in range(3)))
+    other = copy.deepcopy(module)
+    x = torch.randn(4, 8)
+    with torch.no_grad(), stream_layers(module):
+        assert torch.equal(module(x), other(x))
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        assert torch.equal(module(x), other(x))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    assert state["1.1.num_batches_tracked"] == 1
+    assert state["0.0.weight"].shape == (8, 8)
+
+
 def test_streaming_is_for_inference_and_says_so() -> None:
     module = layers(2)
     with stream_layers(module), pytest.raises(ValueError, match=r"run the module under torch\.no_grad"):
@@ -167,6 +196,10 @@ def test_streaming_is_for_inference_and_says_so() -> None:
         (lambda m: stream_layers(m, ahead=-1), "ahead: -1 is not a whole number of at least 0"),
         (lambda m: stream_layers(m, [m[0], m[0]]), "two of them share a parameter"),
         (lambda m: stream_layers(m[0][0]), "no ModuleList and no Sequential"),
+        (lambda m: stream_layers(m, []), r"layers: \[\] is not modules; accepted: a path"),
+        (lambda m: stream_layers("m"), r"module: expected a torch\.nn\.Module, not str"),
+        (lambda m: stream_layers(m) and stream_layers(m), "one of them is streamed already"),
+        (lambda m: stream_layers(m) and copy.deepcopy(m), "copy it before, or after remove"),
         (lambda m: offload_optimizer(torch.optim.SGD(m.parameters()), m, update="disk"), "update: 'disk' is unknown"),
         (lambda m: offload_optimizer(torch.optim.SGD(m.parameters()), m[0]), "is not the module's"),
     ],
