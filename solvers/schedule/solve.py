@@ -35,6 +35,7 @@ from peakline.solvers.schedule.states import Moves
 from peakline.solvers.schedule.timed import by_program, small_enough
 from peakline.solvers.segments import Segment, in_order, segments, signature, tensors_in_order
 from peakline.solvers.symmetry import in_listed_order
+from peakline.solvers.threads import one_thread
 
 __all__ = ["METHODS", "OBJECTIVES", "Infeasible", "NotFound", "Objective", "Progress", "schedule"]
 
@@ -120,7 +121,8 @@ def schedule(
     if len(problem.operators) > _MOST_OPERATORS:
         raise ValueError(f"operators: at most {_MOST_OPERATORS}, got {len(problem.operators)}; schedule a part of it")
     work = _Work(Dag.of(problem), capacity, time_limit, seed, jobs or cores(), method, progress or (lambda _: None))
-    return work.peak() if objective == "peak" else work.traffic()
+    with one_thread():
+        return work.peak() if objective == "peak" else work.traffic()
 
 
 class _Work:
