@@ -178,36 +178,44 @@ def _held(program: Program) -> dict[int, int]:
     """Until which step calls hold storages: those handed to a module to its last operator, what an embedding looked up
     to the last one of the module that asked.
 
-    Modules are the scopes of operators' names; a list of layers is none, its layers are.
+    Modules are the scopes of operators' names; of a list of layers, every layer is one.
     """
-    scopes = [_scopes(step) for step in program.steps]
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for position, names in enumerate(scopes):
+    births, scopes = program.births, dict[int, list[tuple[str, bool]]]()
+    first: dict[tuple[str, int], int] = {}
+    last: dict[tuple[str, int], int] = {}
+    given: set[tuple[int, tuple[str, int]]] = set()
+    for position, step in enumerate(program.steps):
+        operator, layer = step.operator, step.layer
+        known = scopes.get(id(operator))
+        if known is None:
+            known = scopes[id(operator)] = _scopes(operator.name, step.block.family)
+        names = [(name, layer if inside else -1) for name, inside in known]
         for name in names:
             first.setdefault(name, position)
             last[name] = position
-    births, held = program.births, dict[int, int]()
-    for step, names in zip(program.steps, scopes):
         for key in step.touches:
             born = births[key]
-            if born < 0:
+            if born < 0 or not names or first[names[-1]] <= born:
                 continue
-            for name in names:
-                if first[name] > born:  # the outermost of those that it was handed to
-                    held[key] = max(held.get(key, -1), last[name])
-                    break
-        if step.operator.type == "embedding" and len(names) > 1:
-            for key in step.makes:
-                held[key] = max(held.get(key, -1), last[names[-2]])
+            given.add((key, next(name for name in names if first[name] > born)))  # the outermost that was handed it
+        if operator.type == "embedding" and len(names) > 1:
+            given.update((key, names[-2]) for key in step.makes)
+    held: dict[int, int] = {}
+    for key, name in given:
+        held[key] = max(held.get(key, -1), last[name])
     return held
 
 
-def _scopes(step: Step) -> list[str]:
-    """The modules that a step runs in, from the outermost."""
-    parts = step.name.split(".")[:-1]
+def _scopes(operator: str, family: str | None) -> list[tuple[str, bool]]:
+    """The modules that an operator runs in, from the outermost, and whether they repeat with the layers.
+
+    A family's name stands for one of its layers, or for a group of several (`model.layers@0/2`), which is no module.
+    """
+    parts = operator.split(".")[:-1]
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return [name for name in names if name != step.block.family]
+    if family is None:
+        return [(name, False) for name in names]
+    return [(name, f"{name}.".startswith(f"{family}.")) for name in names if name != family or "/" not in family]
 
 
 def unroll(graph: Graph) -> Program:
