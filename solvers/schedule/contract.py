@@ -6,7 +6,9 @@ Let operator k make tensor b of tensor a alone, nobody else reading a; both are 
   k may run just before j: until then a lies where b lay, at no more room and no more traffic.
 * *Early.* If s_b ≤ s_a and b fits where what dies with a's maker lay, k may run just after it: b lies where a lay.
 
-What an operator that others joined needs beyond its tensors is a workspace, so that its working set is what it was.
+What one operator alone touches, a weight, a result that nobody reads, lies there while it runs, and what it moves is
+compulsory: it counts as that operator's workspace, so that a convolution makes b of a alone as well. What an operator
+that others joined needs beyond its tensors is a workspace too, so that its working set is what it was.
 """
 
 from __future__ import annotations
@@ -59,6 +61,12 @@ class _Joining:
         self.maker = list(dag.maker)
         self.runs: dict[int, tuple[int, ...]] = {i: (i,) for i in range(len(dag))}
         self.workspace = [0] * len(dag)
+        for a, users in enumerate(dag.users):
+            if users.bit_count() == 1:
+                alone = users.bit_length() - 1
+                self.inputs[alone].discard(a)
+                self.outputs[alone].discard(a)
+                self.workspace[alone] += dag.size[a]
 
     def weigh(self, tensors: set[int]) -> int:
         return sum(self.dag.size[a] for a in tensors)

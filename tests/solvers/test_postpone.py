@@ -142,3 +142,26 @@ def test_an_order_that_contradicts_what_waits_is_refused() -> None:
     dag = Dag.of(decoder(2))
     with pytest.raises(ValueError, match="listed before"):
         Ordered.by(dag, (2, *[0] * (len(dag) - 1)))
+
+
+def test_weights_that_one_operator_reads_do_not_keep_it_from_its_neighbour() -> None:
+    """They lie there while it runs, whoever runs before and after; what is shared does not."""
+
+    def chain(weights: tuple[str, str]) -> Problem:
+        names = dict.fromkeys(weights)
+        return Problem(
+            (
+                Tensor("x", 4, "input"), Tensor("a", 4), Tensor("b", 4), Tensor("c", 4), Tensor("y", 4),
+                *(Tensor(name, 2, "parameter") for name in names),
+            ),
+            (
+                Operator("first", ("x",), ("a",)),
+                Operator("conv1", ("a", weights[0]), ("b",)),
+                Operator("conv2", ("b", weights[1]), ("c",)),
+                Operator("last", ("x", "c"), ("y",)),
+            ),
+        )  # fmt: skip
+
+    own, shared = (contract(Dag.of(chain(weights))) for weights in (("v", "w"), ("v", "v")))
+    assert len(own.dag) < len(shared.dag) == 4
+    assert max(own.dag.working_sets) == 12
