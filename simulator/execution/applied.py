@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peakline.execution.in_place import held_by_a_buffer
 from peakline.execution.iteration import Handle, Iteration
-from peakline.execution.optimizers import check_members, offload_optimizer
+from peakline.execution.optimizers import OffloadedOptimizer, check_members, offload_optimizer
 from peakline.execution.packing import PackedMemory
 from peakline.execution.parameters import Parameters
 from peakline.execution.rehearsal import rehearsed
@@ -111,7 +111,7 @@ def carry_out(
                 turns.parameters = parameters
             else:
                 stack.callback(_around_steps(optimizer, parameters))
-        return Applied(script, module, stores, stack.pop_all(), parameters)
+        return Applied(script, module, stores, stack.pop_all(), parameters, turns)
 
 
 def _around_steps(optimizer: torch.optim.Optimizer, parameters: Parameters) -> Callable[[], None]:
@@ -134,9 +134,12 @@ class Applied:
 
     def __init__(
         self, script: Script, module: torch.nn.Module, stores: dict[str, Store], undo: ExitStack,
-        parameters: Parameters | None = None,
+        parameters: Parameters | None = None, turns: OffloadedOptimizer | None = None,
     ) -> None:  # fmt: skip
         """Begin; `undo` ends what has begun beside."""
+        self._turns = turns
+        if turns is not None:
+            turns.heard = True
         self.script, self.stores, self._undo, self._parameters = script, stores, undo, parameters
         self.module = weakref.ref(module)
         self.iteration: Iteration | None = None
@@ -168,17 +171,23 @@ class Applied:
         self.remove()
 
     def bring_what_is_read(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Have the parameters in that an operator outside of the plan is about to read (a copy, a norm, an average)."""
-        if self._parameters is None:
+        """Have in what an operator outside of the plan is about to read: parameters (a copy, an average), gradients
+        (their norm, a sum over several backward passes)."""
+        if self._parameters is None and self._turns is None:
             return
         schema = schema_of(func)
-        if not schema.is_view:
-            self._parameters.ensure(tensors_in([*args, *kwargs.values()]), to_change=bool(schema.writes))
+        if schema.is_view:
+            return
+        read = list(tensors_in([*args, *kwargs.values()]))
+        if self._parameters is not None:
+            self._parameters.ensure(read, to_change=bool(schema.writes))
+        if self._turns is not None:
+            self._turns.ensure(read)
 
     def __deepcopy__(self, memo: Any) -> Applied:
         """Of a copied module: a plan that has ended."""
         other = object.__new__(Applied)
-        other.__dict__.update(self.__dict__, iteration=None, _hooks=[], _rehearsing=True, _parameters=None)
+        other.__dict__.update(self.__dict__, iteration=None, _hooks=[], _rehearsing=True, _parameters=None, _turns=None)
         return other
 
     def _enter(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
-from peakline.execution.parameters import Parameters
+from peakline.execution.parameters import Emptied, Parameters
+from peakline.execution.replay import storage_of
 from peakline.execution.stores import Files, HostMemory, Store, Stored
+from peakline.models.capture.recorder import references
 
 __all__ = ["OffloadedOptimizer", "check_members", "layers_of", "offload_optimizer"]
 
@@ -97,6 +99,8 @@ class OffloadedOptimizer:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.parameters: Parameters | None = None
+        self.heard = False
+        """Whether `ensure` is called before anybody reads a tensor: gradients that leave need not become None."""
         self._original: Callable[..., Any] = optimizer.step
         optimizer.step = self._step  # type: ignore[method-assign]
         self._hook = optimizer.register_state_dict_pre_hook(lambda _: self.gather())
@@ -117,6 +121,9 @@ class OffloadedOptimizer:
     def gather(self) -> None:
         """Bring all states back."""
         raise NotImplementedError
+
+    def ensure(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Have the gradients among the tensors in: somebody is about to read or to change them."""
 
     def remove(self) -> None:
         """End: the optimizer is as it was."""
@@ -158,6 +165,7 @@ class _InTurns(OffloadedOptimizer):
         super().__init__(optimizer)
         self._release = release
         self._gradients: dict[torch.nn.Parameter, _Away] = {}
+        self._emptied: dict[torch.nn.Parameter, Emptied] = {}
         self._hooks: list[Any] = [
             p.register_post_accumulate_grad_hook(self._send_gradient)  # type: ignore[no-untyped-call]
             for p in leaving
@@ -200,15 +208,44 @@ class _InTurns(OffloadedOptimizer):
         self._store.close()
 
     def _send_gradient(self, parameter: torch.Tensor) -> None:
-        if parameter.grad is not None and isinstance(parameter, torch.nn.Parameter):
-            self._gradients[parameter] = away = _Away(parameter.grad, self._store)
-            parameter.grad = None
-            away.leave()
+        gradient = parameter.grad
+        if gradient is None or not isinstance(parameter, torch.nn.Parameter):
+            return
+        self._forget(parameter)
+        own = references(gradient)[1] == references(torch.empty(0))[1]  # its memory is nobody else's
+        if self.heard and own and gradient.untyped_storage().nbytes() == gradient.nbytes:
+            self._emptied[parameter] = emptied = Emptied(gradient, self._store)
+            emptied.write()
+            return
+        del gradient
+        self._gradients[parameter] = away = _Away(parameter.grad, self._store)  # type: ignore[arg-type]
+        parameter.grad = None
+        away.leave()
+
+    def _forget(self, parameter: torch.nn.Parameter) -> None:
+        """Have an emptied gradient in, if it still is the parameter's, and give its room back."""
+        emptied = self._emptied.pop(parameter, None)
+        if emptied is None:
+            return
+        if parameter.grad is not None and storage_of(parameter.grad) == storage_of(emptied.tensor):
+            emptied.ready()
+        if emptied.stored is not None:
+            emptied.stored.free()
+
+    def ensure(self, tensors: Iterable[torch.Tensor]) -> None:
+        if not self._emptied:
+            return
+        by_storage = {storage_of(emptied.tensor): emptied for emptied in self._emptied.values()}
+        for tensor in tensors:
+            emptied = by_storage.get(storage_of(tensor))
+            if emptied is not None:
+                emptied.ready()
 
     def _bring(self, turn: list[torch.nn.Parameter]) -> None:
         if self.parameters is not None:
             self.parameters.bring(turn)
         for parameter in turn:
+            self._forget(parameter)
             gradient = self._gradients.pop(parameter, None)
             if gradient is not None:
                 parameter.grad = gradient.back()

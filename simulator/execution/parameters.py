@@ -14,13 +14,13 @@ import torch
 from peakline.execution.replay import storage_of
 from peakline.execution.stores import Store, Stored, Ticket, storage_bytes
 
-__all__ = ["Parameters"]
+__all__ = ["Emptied", "Parameters"]
 
 
-class _Away:
-    """A parameter, its place in the store, and whether its memory is here."""
+class Emptied:
+    """A parameter or its gradient, its place in the store, and whether its memory is here."""
 
-    def __init__(self, parameter: torch.nn.Parameter, store: Store) -> None:
+    def __init__(self, parameter: torch.Tensor, store: Store) -> None:
         plain = parameter.detach()
         if plain.untyped_storage().nbytes() != plain.nbytes:
             raise ValueError(
@@ -85,7 +85,7 @@ class Parameters:
         unknown = [name for name in names.values() if name not in own]
         if unknown:
             raise ValueError(f"module: parameter {unknown[0]} of the plan is missing; plan the module again")
-        self._away = {number: _Away(own[name], stores[number]) for number, name in names.items()}
+        self._away = {number: Emptied(own[name], stores[number]) for number, name in names.items()}
         self._of_tensor = {id(own[name]): self._away[number] for number, name in names.items()}
         self._of_storage = {storage_of(away.tensor): number for number, away in self._away.items()}
         for away in self._away.values():

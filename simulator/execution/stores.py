@@ -106,7 +106,8 @@ class _InFile:
         return ticket
 
     def free(self) -> None:
-        self._files.run(_remove, self._path)
+        if not self._files.closed:  # then all of them are gone
+            self._files.run(_remove, self._path)
 
 
 class Files:
@@ -120,6 +121,7 @@ class Files:
         """
         self.folder = Path(tempfile.mkdtemp(prefix="peakline-", dir=checked_folder(folder)))
         self._thread = ThreadPoolExecutor(1, "peakline-files")
+        self.closed = False
         self._count = 0
 
     def put(self, source: torch.Tensor) -> Stored:
@@ -139,6 +141,7 @@ class Files:
         return _Later(self._thread.submit(work, *arguments))
 
     def close(self) -> None:
+        self.closed = True
         self._thread.shutdown()
         for path in self.folder.glob("*.bytes"):
             path.unlink(missing_ok=True)

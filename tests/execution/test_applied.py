@@ -299,6 +299,39 @@ def test_parameters_that_are_away_are_there_for_whoever_reads_or_changes_them(tm
         assert torch.equal(2 * a, c)
 
 
+class Wide(nn.Module):
+    """Parameters that take more than activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.Tanh()) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).square().mean()
+
+
+def test_gradients_that_have_left_are_clipped_and_added_up_as_ever(tmp_path: Path) -> None:
+    case = Case("wide", Wide, lambda: {"x": torch.randn(16, 256)}, CASES[0].optimizer)
+    plan = planned(case, 0.5, "offload-optimizer", "offload-params")
+    assert any(decision.role == "gradient" and decision.moved for decision in plan.decisions)
+    states = []
+    for apply in (False, True):
+        module, inputs, optimizer = case.build()
+        with plan.apply(module, optimizer, folder=tmp_path) if apply else nullcontext():
+            for _ in range(2):
+                for _ in range(2):
+                    loss_of(module(**inputs)).backward()
+                nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+            loss_of(module(**inputs)).backward()
+            optimizer.zero_grad()  # a step that is skipped leaves nothing to the next
+            loss_of(module(**inputs)).backward()
+            optimizer.step()
+        states.append(module.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 def test_a_built_in_graph_cannot_be_lined_up() -> None:
     graph = pk.training_step("gpt2", batch=1, seq=128, dtype="bf16")
