@@ -30,9 +30,11 @@ _MOST_PAIRS = (
     2_000_000  # pairs of neighbours kept in memory, about 100 bytes each; above, greedy placements and bounds only
 )
 _MOST_BUFFERS = 20_000  # likewise: a node looks at all sections
-_FIRST_NODES = 3  # nodes of a first run, per buffer: a run that never fails takes one per buffer
+_LOOK_NODES = 1.2  # nodes of a first look up the ladder, per buffer: a run that never fails takes one per buffer
+_LOOK: Mode = "low"  # succeeds at once or hardly ever
+_FIRST_NODES = 3  # nodes of a first run, per buffer
 _GROWTH = 1.5  # of the node limit from one round of restarts to the next
-_RESTARTED: tuple[Mode, ...] = ("few", "sore")  # modes worth restarting; "low" succeeds at once or hardly ever
+_RESTARTED: tuple[Mode, ...] = ("few", "sore")  # modes worth restarting
 _NOISE = 0.3  # standard deviation of the logarithm of a perturbed preference
 
 
@@ -176,20 +178,22 @@ class _Work:
             return
         sections = Sections.of(self.instance.buffers)
         rules = _rules(self.instance, sections)
+        looks = [rule for rule in rules if rule[0] == _LOOK]
         searches: dict[int, Search] = {}
-        nodes = float(_FIRST_NODES * len(self.instance.buffers))
-        for round_ in range(10**9):
+        nodes = float(_FIRST_NODES * count)
+        for round_ in range(-1 if self.capacity is None else 0, 10**9):  # −1: a look, so that an incumbent comes early
+            limit = int(nodes) if round_ >= 0 else int(_LOOK_NODES * count)
             for target in self._targets():
                 search = searches.setdefault(target, Search(self.instance, sections, target))
-                for mode, weights in self._shuffled(rules, perturb=round_ > 0):
-                    outcome = search.run(weights, mode, int(nodes), self.deadline)
+                for mode, weights in self._shuffled(rules if round_ >= 0 else looks, perturb=round_ > 0):
+                    outcome = search.run(weights, mode, limit, self.deadline)
                     self._learn(outcome, target)
                     if self._done() or time.monotonic() > self.deadline:
                         return
                     if outcome.offsets is not None or outcome.proven:
                         break
             searches = {c: s for c, s in searches.items() if self.bound <= c < self.peak}
-            nodes *= _GROWTH
+            nodes *= _GROWTH if round_ >= 0 else 1
 
     def model(self, method: Method) -> None:
         """One run of an exact model by a solver for such."""
