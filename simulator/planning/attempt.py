@@ -163,6 +163,8 @@ class Attempt:
             found = self._refined(problem, keys, room, lower)
         except Infeasible as error:
             least = error.least
+            if not (self.states or "swap" in self.words) and self.programs.least_budget() > room:
+                raise  # without copies the program counts what a replay holds, so that no policy fits either
         limit = found[1].makespan if found else float("inf")
         if limit > lower * (1 + GREEDY):
             found = self._simple(room, lower, limit) or found

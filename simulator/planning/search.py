@@ -211,7 +211,7 @@ class Search:
     @cached_property
     def _tight(self) -> list[Found]:
         """Each attempt's decisions for the smallest budget of the linear program."""
-        return [found for attempt in (*self.attempts, *self.coarse) if (found := self._tightest(attempt, None))]
+        return self._tightest(None)
 
     @cached_property
     def _smallest(self) -> tuple[Found | None, int]:
@@ -240,7 +240,7 @@ class Search:
         if limit is None:
             candidates = self._tight
         else:
-            candidates = [found for attempt in everyone if (found := self._tightest(attempt, limit))]
+            candidates = self._tightest(limit)
         for attempt, chain in self._chains.items():
             timeline = chain.smallest(limit)
             if timeline is not None and (limit is None or timeline.makespan <= limit):
@@ -266,20 +266,30 @@ class Search:
         except Infeasible:
             return NEVER
 
-    def _tightest(self, attempt: Attempt, limit: float | None) -> Found | None:
-        """The decisions for the smallest budget, in the least room in which their replay goes through."""
-        problem, keys = attempt.problem(max(attempt.profile.live))
-        try:
-            decisions, least = attempt.programs.tightest(limit=limit, time_limit=attempt.time_limit)
-        except Infeasible:
-            return None
-        best: Found | None = None
-        variants = [in_whole(problem, decisions, up=up) for up in (False, True)] if attempt.whole else [decisions]
-        for variant in variants:
-            for timeline in _narrowing(attempt, problem, keys, variant, least):
-                if limit is None or timeline.makespan <= limit:
-                    best = _better(best, Found(attempt, problem, keys, variant, timeline), self.fit)
-        return best
+    def _tightest(self, limit: float | None) -> list[Found]:
+        """Each attempt's decisions for the smallest budget, in the least room in which their replay goes through.
+
+        The least room is looked for where the linear program needs less than what is found already.
+        """
+        decided: list[tuple[int, int, Attempt, Decisions]] = []
+        for number, attempt in enumerate((*self.attempts, *self.coarse)):
+            try:
+                decisions, least = attempt.programs.tightest(limit=limit, time_limit=attempt.time_limit)
+            except Infeasible:
+                continue
+            decided.append((least, number, attempt, decisions))
+        found: list[Found] = []
+        for least, _, attempt, decisions in sorted(decided, key=lambda one: one[:2]):
+            problem, keys = attempt.problem(max(attempt.profile.live))
+            best: Found | None = None
+            variants = [in_whole(problem, decisions, up=up) for up in (False, True)] if attempt.whole else [decisions]
+            for variant in variants:
+                known = min((one.timeline.peak(DEVICE) for one in found), default=NEVER)
+                for timeline in _narrowing(attempt, problem, keys, variant, least, known):
+                    if limit is None or timeline.makespan <= limit:
+                        best = _better(best, Found(attempt, problem, keys, variant, timeline), self.fit)
+            found += [best] if best else []
+        return found
 
 
 def _better(one: Found | None, other: Found, fit: str) -> Found:
@@ -290,15 +300,20 @@ def _better(one: Found | None, other: Found, fit: str) -> Found:
 
 
 def _narrowing(
-    attempt: Attempt, problem: Problem, keys: Keys, decisions: Decisions, least: int
-) -> Iterator[Timeline]:  # fmt: skip
-    """Replays in less and less room: where copies wait for room they are in nobody's way."""
+    attempt: Attempt, problem: Problem, keys: Keys, decisions: Decisions, least: int, known: int
+) -> Iterator[Timeline]:
+    """Replays in less and less room: where copies wait for room they are in nobody's way.
+
+    Where nothing is copied, or no less than `known` bytes can come of it, the first one is all there is.
+    """
     try:
         timeline = attempt.carried_out(problem, keys, decisions, None)
     except ValueError:
         return  # something that is executed again reads what another piece let go
     yield timeline
     low, high = least, timeline.peak(DEVICE)
+    if least >= known or not any(timeline.moved.values()):
+        return
     while high - low > high // NEAR // 4:
         middle = (low + high) // 2
         try:
