@@ -64,7 +64,10 @@ def plot_addresses(problem: Problem, plan: Plan, ax: Axes | None = None) -> Axes
         if points:
             xs = [x - 0.5 + side for _, _, x in points]
             ys = [middle[name, first] for name, first, _ in points]
-            ax.plot(xs, ys, marker, color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.4, label=label)
+            ax.plot(
+                xs, ys, marker, color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.4, label=label,
+                clip_on=False,
+            )  # fmt: skip
     top = plan.capacity / scale
     if len(stays) <= _MOST_NAMED:
         frame = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())  # inches
@@ -80,6 +83,7 @@ def plot_addresses(problem: Problem, plan: Plan, ax: Axes | None = None) -> Axes
             )  # fmt: skip
     ax.axhline(top, color=ALARM, linewidth=1.3, label=f"capacity {top:.4g} {unit}")
     ax.set(xlim=(-0.5, len(plan.steps) - 0.5), ylim=(0, 1.04 * top), xlabel="step", ylabel=f"address in {unit}")
+    ax.locator_params(axis="x", integer=True)
     moved = plan.traffic.non_compulsory
     proof = plan.certificate
     ax.set_title(f"{moved:,} B move twice; no plan moves less than {proof.lower_bound:,} B", loc="left", fontsize=10)
