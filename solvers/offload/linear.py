@@ -113,7 +113,8 @@ class Programs:
         asked.executing(best[1])
         if asked.engine.run(time_limit) == "none":
             raise Infeasible(self.problem.budget, least)
-        return asked.decisions(NEVER, "linear program (HiGHS) for the smallest budget, rounded"), least + SLACK
+        method = "linear program (HiGHS) for the smallest budget, rounded"
+        return asked.decisions(self.problem.seconds, method), least + SLACK
 
     def solve(
         self, budget: int, *, time_limit: float = 20.0, gap: float = 0.01, lower_bound: float | None = None,
