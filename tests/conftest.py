@@ -11,3 +11,7 @@ import pytest
 def _kept_out_of_the_collectors_sight() -> None:
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # extension modules take objects that are left at the end for leaks
