@@ -113,11 +113,15 @@ def plan(
         if outcome is None:
             raise refusal(asked, asked - room, search.floor(), fit)
         chosen, lower = outcome
+    decisions = _read(chosen)
+    untouched = all(decision.action == "keep" for decision in decisions)
+    said = (*_notes(before.fits, untouched, chosen.attempt), *_wear(chosen.timeline, ssd_device))
+    notes = (*(around.notes if around else ()), *said)
     return OffloadPlan(
         workload, found, asked, room, words, "device" if chosen.attempt.profile.host is None else "host",
-        _read(chosen), _executed(chosen.timeline), chosen.timeline, lower, seconds, int(before.memory.live),
+        decisions, _executed(chosen.timeline), chosen.timeline, lower, seconds, int(before.memory.live),
         chosen.decisions.method, time.perf_counter() - started,
-        (*(around.notes if around else ()), *_notes(before.fits, chosen.attempt), *_wear(chosen.timeline, ssd_device)),
+        notes,
         Made(chosen.attempt.profile, chosen.problem, chosen.keys, chosen.decisions), objective, fit, least, slowdown,
         codec.name if codec else None,
     )  # fmt: skip
@@ -162,9 +166,11 @@ def _executed(timeline: Timeline) -> tuple[str, ...]:
     return tuple(run.task.name.removesuffix(" again") for run in timeline.runs if run.task.kind == "recompute")
 
 
-def _notes(fits: Any, attempt: Attempt) -> list[str]:
+def _notes(fits: Any, untouched: bool, attempt: Attempt) -> list[str]:
     notes = []
-    if bool(fits):
+    if untouched and attempt.profile.host is None:
+        notes.append("the step fits the budget as it is; nothing needs to change")
+    elif bool(fits):
         notes.append("the step fits the device as it is; the budget is what makes a plan needed")
     if attempt.profile.host is not None:
         notes.append("the optimizer runs on the host, at the speed of its memory")

@@ -47,6 +47,12 @@ def test_a_plan_with_room_for_everything_is_the_step_as_it_is(before):
     assert not any(decisions.executed)
 
 
+def test_a_budget_that_is_enough_is_called_so(step, before):
+    plan = pk.plan(step, "a100-80gb", budget="60 GiB")
+    assert plan.seconds == pytest.approx(before.time)
+    assert plan.notes[-1] == "the step fits the budget as it is; nothing needs to change"
+
+
 @pytest.mark.parametrize("share", [0.95, 0.75, 0.55])
 @pytest.mark.parametrize("allow", [("recompute",), ("swap",), ("recompute", "swap")])
 def test_the_simulated_step_stays_within_the_room_and_near_the_bound(step, before, share, allow):
