@@ -32,6 +32,7 @@ from typing import Any
 
 from peakline.planning.serving_passes import BUFFERS, Event, Pass, layer
 from peakline.planning.serving_problem import Block, Seen, Shares
+from peakline.solvers.linear import highs
 from peakline.streams import Link, Program, Task, simulate
 
 __all__ = ["WAYS", "bound", "least", "limits", "solve"]
@@ -197,7 +198,7 @@ class _Rows:
 
     def solve(self) -> bool:
         """Whether there is a solution."""
-        self.program.solve(self.pulp.HiGHS(msg=False, threads=1, gapRel=1e-4))
+        self.program.solve(highs(gapRel=1e-4))
         return bool(self.program.sol_status == self.pulp.LpSolutionOptimal)
 
     def cut(self, passes: Sequence[Pass], took: Sequence[Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from peakline.solvers.allocation.bounds import grain
 from peakline.solvers.allocation.instance import Instance
 from peakline.solvers.allocation.sections import Sections
+from peakline.solvers.linear import highs
 
 __all__ = ["CONSTRAINTS", "build", "require", "solve"]
 
@@ -104,7 +105,7 @@ def solve(instance: Instance, least: int, most: int, time_limit: float) -> tuple
     require()
     pulp = import_module("pulp")
     model = build(instance, least, most)
-    solver = pulp.HiGHS(msg=False, timeLimit=max(0.1, time_limit), threads=1)
+    solver = highs(timeLimit=max(0.1, time_limit))
     model.problem.solve(solver)
     bound = _proven(model)
     proven = max(least, model.unit * ceil(bound - _TOLERANCE * max(1.0, abs(bound))))

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from peakline.solvers.linear import highs
+
 __all__ = ["CONSTRAINTS", "Node", "Rerun", "checkmate", "replay"]
 
 
@@ -143,7 +145,7 @@ def checkmate(nodes: tuple[Node, ...], budget: int, *, time_limit: float = 60.0)
         forbid(model)
     slowest = max((node.seconds for node in nodes), default=1.0) or 1.0
     model.program.setObjective(model.pulp.lpSum(nodes[i].seconds / slowest * r for (_, i), r in model.R.items()))
-    model.program.solve(model.pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, threads=1))
+    model.program.solve(highs(timeLimit=time_limit, gapRel=0.0))
     if model.program.sol_status not in (model.pulp.LpSolutionOptimal, model.pulp.LpSolutionIntegerFeasible):
         return None
     value = model.pulp.value

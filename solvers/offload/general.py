@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from peakline.solvers.linear import highs
 from peakline.solvers.offload.problem import Tier
 
 __all__ = ["CONSTRAINTS", "Array", "General", "general_bound"]
@@ -175,7 +176,7 @@ def general_bound(problem: General, *, integer: bool = False, time_limit: float 
     for forbid in CONSTRAINTS:
         forbid(model)
     model.program.setObjective(model.pulp.lpSum(model.time))
-    model.program.solve(model.pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, threads=1))
+    model.program.solve(highs(timeLimit=time_limit, gapRel=0.0))
     if model.program.sol_status == model.pulp.LpSolutionOptimal:
         return MILLI * float(model.pulp.value(model.program.objective))
     return sum(problem.seconds) if model.program.sol_status != model.pulp.LpSolutionInfeasible else float("inf")

@@ -20,6 +20,7 @@ from importlib import import_module
 from itertools import product
 from typing import Any
 
+from peakline.solvers.linear import highs
 from peakline.solvers.offload.problem import Tier
 
 __all__ = ["CONSTRAINTS", "Located", "Placement", "Store", "place", "seconds_of"]
@@ -162,7 +163,7 @@ def place(store: Store, *, time_limit: float = 60.0) -> Placement | None:
     for forbid in CONSTRAINTS:
         forbid(model)
     model.program.setObjective(model.pulp.lpSum(model.time))
-    model.program.solve(model.pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=0.0, threads=1))
+    model.program.solve(highs(timeLimit=time_limit, gapRel=0.0))
     if model.program.sol_status not in (model.pulp.LpSolutionOptimal, model.pulp.LpSolutionIntegerFeasible):
         return None
     value = model.pulp.value
