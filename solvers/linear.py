@@ -30,6 +30,7 @@ _PACKAGES: dict[ProgramSolver, tuple[str, ...]] = {
     "cp-sat": ("pulp", "ortools"),
 }
 _GRACE = 2.0  # seconds that HiGHS has to end after an interrupt
+_THREAD = "peakline HiGHS"
 _NEAR = 1e-6  # relative distance from a whole number that counts as none
 
 
@@ -81,13 +82,20 @@ def highs(**options: Any) -> Any:
         def callSolver(self, lp: Any) -> None:
             model = lp.solverModel
             model.HandleUserInterrupt = True
-            runs = threading.Thread(target=model.run, daemon=True)
-            runs.start()
+            done = threading.Event()  # a thread whose `join` was interrupted counts as ended in Python before 3.13
+
+            def run() -> None:
+                try:
+                    model.run()
+                finally:
+                    done.set()
+
+            threading.Thread(target=run, name=_THREAD, daemon=True).start()
             try:
-                runs.join()
+                done.wait()
             except KeyboardInterrupt:
                 model.cancelSolve()
-                runs.join(_GRACE)
+                done.wait(_GRACE)
                 raise
 
     return Interruptible(msg=False, threads=1, **options)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import signal
+import threading
 from typing import NoReturn
 
+import pulp
 import pytest
 from schedule_cases import wired, working_set
 
 from peakline.solvers.levels import Level, schedule_levels
 from peakline.solvers.levels import solve as levels
+from peakline.solvers.linear import highs
 from peakline.solvers.replay import replay
 from peakline.solvers.replay_levels import replay_levels
 from peakline.solvers.schedule import schedule
@@ -49,3 +54,20 @@ def test_the_smallest_peak_names_the_operator_that_reaches_it() -> None:
     with pytest.raises(joint.Infeasible, match=f"over all orders is {least}, at operator") as refused:
         schedule(PROBLEM, least - 1, objective="peak", time_limit=10)
     assert refused.value.operator in {o.name for o in PROBLEM.operators}
+
+
+def test_a_program_that_is_interrupted_has_ended_when_the_interrupt_arrives() -> None:
+    draw, count = random.Random(1), 60
+    program = pulp.LpProblem("knapsacks", pulp.LpMaximize)
+    taken = [pulp.LpVariable(f"x_{i}", cat="Binary") for i in range(count)]
+    program.setObjective(pulp.lpSum(draw.randint(400, 600) * x for x in taken))
+    for _ in range(30):
+        program.addConstraint(pulp.lpSum(draw.randint(400, 600) * x for x in taken) <= 250 * count)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            program.solve(highs(timeLimit=60))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "peakline HiGHS" not in {thread.name for thread in threading.enumerate()}
