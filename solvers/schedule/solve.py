@@ -55,6 +55,7 @@ _WEIGHT = 3.0  # of improving it further, among the contest's entries
 _ANY = 1 << 62  # bytes: whatever a plan moves
 _CRUMBS = 1_000  # part of the traffic that addresses may add without another attempt
 _MOST_STATES = 1_000_000  # of A*, about 2 kB each
+_MOST_REST = 30.0  # seconds that orders and addresses get after the search, and a quarter of all at most
 _HURRY = 4.0  # seconds: the time limit whose shares addresses have after an interrupt
 _TRIES = 30_000  # moves of the local search, divided by the number of operators over 50
 
@@ -271,7 +272,7 @@ class _Work:
         single = len(pieces) == 1
         for key in sorted(kinds, key=lambda k: weights[k]):
             twins = kinds[key]
-            left = self._until(0.75) - time.perf_counter()
+            left = max(self._until(0.75), self._until(1.0) - _MOST_REST) - time.perf_counter()
             share = left * weights[key] / max(1, sum(weights.values()))
             del weights[key]
             found = self._solve_piece(dag, twins[0], share, self.bound if single else 0)
