@@ -30,7 +30,6 @@ _PACKAGES: dict[ProgramSolver, tuple[str, ...]] = {
     "cp-sat": ("pulp", "ortools"),
 }
 _GRACE = 2.0  # seconds that HiGHS has to end after an interrupt
-_THREAD = "peakline HiGHS"
 _NEAR = 1e-6  # relative distance from a whole number that counts as none
 
 
@@ -90,8 +89,8 @@ def highs(**options: Any) -> Any:
                 finally:
                     done.set()
 
-            threading.Thread(target=run, name=_THREAD, daemon=True).start()
             try:
+                threading.Thread(target=run, daemon=True).start()
                 done.wait()
             except KeyboardInterrupt:
                 model.cancelSolve()

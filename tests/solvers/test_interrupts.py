@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import signal
+import sys
 import threading
+import time
+from types import SimpleNamespace
 from typing import NoReturn
 
-import pulp
 import pytest
 from schedule_cases import wired, working_set
 
@@ -56,18 +57,33 @@ def test_the_smallest_peak_names_the_operator_that_reaches_it() -> None:
     assert refused.value.operator in {o.name for o in PROBLEM.operators}
 
 
-def test_a_program_that_is_interrupted_has_ended_when_the_interrupt_arrives() -> None:
-    draw, count = random.Random(1), 60
-    program = pulp.LpProblem("knapsacks", pulp.LpMaximize)
-    taken = [pulp.LpVariable(f"x_{i}", cat="Binary") for i in range(count)]
-    program.setObjective(pulp.lpSum(draw.randint(400, 600) * x for x in taken))
-    for _ in range(30):
-        program.addConstraint(pulp.lpSum(draw.randint(400, 600) * x for x in taken) <= 250 * count)
+class Running:
+    """A model that is interrupted as it runs, and takes a while to end."""
+
+    HandleUserInterrupt = False
+
+    def __init__(self) -> None:
+        self.main, self.cancelled, self.ended = threading.get_ident(), threading.Event(), False
+
+    def run(self) -> None:
+        time.sleep(0.1)
+        signal.pthread_kill(self.main, signal.SIGINT)
+        self.cancelled.wait(30)
+        time.sleep(0.2)
+        self.ended = True
+
+    def cancelSolve(self) -> None:
+        self.cancelled.set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_program_has_ended_when_its_interrupt_arrives() -> None:
+    model = Running()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        threading.Timer(0.5, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
-            program.solve(highs(timeLimit=60))
+            highs().callSolver(SimpleNamespace(solverModel=model))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "peakline HiGHS" not in {thread.name for thread in threading.enumerate()}
+    assert model.HandleUserInterrupt
+    assert model.ended
